@@ -1,0 +1,48 @@
+"""A tiny database with an obvious order of quality, made in a moment: for tests of everything that needs pairs."""
+
+from pathlib import Path
+
+import numpy as np
+
+from vtamiq.databases import Database
+from vtamiq.databases.base import pair_table
+from vtamiq.images import write_png
+from vtamiq.model import VTAMIQConfig
+
+SIDE = 48
+TINY = VTAMIQConfig(
+    backbone="vit_tiny_patch16_384", image_size=64, width=32, num_heads=2, num_blocks=1, num_registers=1,
+    num_groups=1, blocks_per_group=1, reduction=4, zero_anchor=True,
+)  # fmt: skip
+
+
+def small_database(folder: Path, references: int = 5, levels: int = 4, name: str = "small") -> Database:
+    """Random pictures, brightened and made noisy to `levels` degrees; the score is a DMOS that equals the level."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    rows = []
+    for r in range(references):
+        rng = np.random.default_rng(r)
+        coarse = rng.uniform(30, 180, (4, 4, 3))
+        reference = np.kron(coarse, np.ones((SIDE // 4, SIDE // 4, 1)))
+        noise = rng.standard_normal((SIDE, SIDE, 3))
+        ref_path = f"images/r{r}.png"
+        write_png(folder / ref_path, reference.astype(np.uint8))
+        for level in range(1, levels + 1):
+            path = f"images/r{r}_{level}.png"
+            write_png(folder / path, np.clip(reference + 12 * level + 4 * level * noise, 0, 255).astype(np.uint8))
+            rows.append((f"r{r}", ref_path, path, level))
+    ref_id, ref_path, dist_path, level = map(list, zip(*rows, strict=True))
+    pairs = pair_table(
+        database=name,
+        ref_id=ref_id,
+        ref_path=ref_path,
+        dist_path=dist_path,
+        dist_type=1,
+        dist_name="brighten",
+        level=level,
+        score=np.asarray(level, dtype=float),
+        score_name="DMOS",
+        higher_better=False,
+        label_source=[f"made:{i}" for i in range(len(rows))],
+    )
+    return Database(name=name, root=folder, pairs=pairs, score_name="DMOS", higher_better=False, synthetic=True)

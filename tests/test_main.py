@@ -1,0 +1,265 @@
+"""The command line, in process: what is printed, the exit status, and which errors are one line."""
+
+import json
+import logging
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from vtamiq import __version__, pipeline, scoring
+from vtamiq.__main__ import main
+from vtamiq.databases import load_database
+from vtamiq.databases.synthetic import MANIFEST
+from vtamiq.model import VTAMIQ, VTAMIQConfig
+from vtamiq.predictions import caps_for
+
+
+@pytest.fixture(autouse=True)
+def _restore_logging():
+    loggers = [logging.getLogger(name) for name in (None, "vtamiq", "papermill", "asyncio")]
+    before = [(logger, list(logger.handlers), logger.level) for logger in loggers]
+    yield
+    for logger, handlers, level in before:
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    config = VTAMIQConfig(
+        backbone="vit_tiny_patch16_384",
+        width=32,
+        num_heads=2,
+        num_blocks=1,
+        num_registers=0,
+        num_groups=1,
+        blocks_per_group=1,
+        reduction=4,
+        zero_anchor=True,
+    )
+    VTAMIQ(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    reference = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    noisy = np.clip(reference + rng.normal(0, 30, reference.shape), 0, 255).astype(np.uint8)
+    for name, image in (("reference", reference), ("noisy", noisy), ("cropped", reference[:32])):
+        Image.fromarray(image).save(folder / f"{name}.png")
+    return folder
+
+
+class TestParser:
+    def test_version(self, capsys):
+        with pytest.raises(SystemExit) as end:
+            main(["--version"])
+        assert end.value.code == 0
+        assert capsys.readouterr().out == f"vtamiq {__version__}\n"
+
+    @pytest.mark.parametrize(
+        ("argv", "message"),
+        [
+            ([], "required"),
+            (["skore"], "invalid choice"),
+            (["score", "one.png"], "DIST"),
+            (["score", "a.png", "b.png", "--repeats", "0"], "must be at least 1, got 0"),
+            (["score", "a.png", "b.png", "--patches", "many"], "invalid"),
+            (["reproduce", "--forc"], "unrecognized arguments: --forc"),
+        ],
+    )
+    def test_refuses(self, argv, message, capsys):
+        with pytest.raises(SystemExit) as end:
+            main(argv)
+        assert end.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+class TestScore:
+    def test_prints_the_score(self, images, model, capsys):
+        pair = [str(images / "reference.png"), str(images / "noisy.png")]
+        assert main(["score", *pair, "--model", str(model), "--patches", "8", "--seed", "3"]) == 0
+        network = VTAMIQ.from_pretrained(model)
+        expected = scoring.score(*pair, model=network, seed=3, caps=caps_for(network, num_patches=8))
+        assert capsys.readouterr().out == f"{expected:.4f}\n"
+
+    def test_perfect_copy_scores_zero(self, images, model, capsys):
+        reference = str(images / "reference.png")
+        assert main(["score", reference, reference, "--model", str(model), "--patches", "8"]) == 0
+        assert float(capsys.readouterr().out) == 0
+
+    def test_json_says_what_the_score_depends_on(self, images, model, capsys):
+        pair = [str(images / "reference.png"), str(images / "noisy.png")]
+        options = ["--model", str(model), "--patches", "8", "--repeats", "3", "--json"]
+        assert main(["score", *pair, *options]) == 0
+        result = json.loads(capsys.readouterr().out)
+        network = VTAMIQ.from_pretrained(model)
+        q, error = scoring.score(
+            *pair, model=network, repeats=3, caps=caps_for(network, num_patches=8), return_std=True
+        )
+        assert result == {
+            "reference": pair[0],
+            "distorted": pair[1],
+            "q": pytest.approx(q),
+            "standard_error": pytest.approx(error),
+            "lower_better": True,
+            "model": str(model),
+            "num_patches": 8,
+            "repeats": 3,
+            "seed": 0,
+        }
+
+    def test_json_of_one_draw_has_no_standard_error(self, images, model, capsys):
+        reference = str(images / "reference.png")
+        main(["score", reference, reference, "--model", str(model), "--json"])
+        result = json.loads(capsys.readouterr().out)
+        assert result["standard_error"] is None
+        assert result["num_patches"] == 256
+
+    def test_repeats_print_the_standard_error(self, images, model, capsys):
+        pair = [str(images / "reference.png"), str(images / "noisy.png")]
+        main(["score", *pair, "--model", str(model), "--patches", "8", "--repeats", "2"])
+        q, error = capsys.readouterr().out.split(" ± ")
+        assert float(error) > 0
+        assert np.isfinite(float(q))
+
+    @pytest.mark.parametrize(
+        ("distorted", "options", "message"),
+        [
+            ("missing.png", [], "missing.png"),
+            ("cropped.png", [], "32"),
+            ("noisy.png", ["--model", "no such folder"], "no such folder"),
+        ],
+    )
+    def test_bad_input_is_one_line(self, images, model, distorted, options, message, capsys):
+        pair = [str(images / "reference.png"), str(images / distorted)]
+        assert main(["score", *pair, *(options or ["--model", str(model)])]) == 2
+        output = capsys.readouterr()
+        assert output.out == ""
+        assert output.err.startswith("vtamiq: ")
+        assert output.err.count("\n") == 1
+        assert message in output.err
+
+    def test_without_a_model(self, images, capsys):
+        pair = [str(images / "reference.png"), str(images / "noisy.png")]
+        assert main(["score", *pair]) == 2
+        assert "no weights ship" in capsys.readouterr().err
+
+    def test_errors_of_libraries_keep_their_traceback(self, images, model, monkeypatch):
+        monkeypatch.setattr(scoring, "score", lambda *_, **__: pd.to_datetime("no date"))
+        reference = str(images / "reference.png")
+        with pytest.raises(ValueError, match="no date"):
+            main(["score", reference, reference, "--model", str(model)])
+
+
+class TestSynthesize:
+    def test_makes_a_database(self, images, tmp_path, capsys):
+        options = ["--types", "1", "10", "--size", "40x32", "--workers", "0", "--seed", "7"]
+        out = tmp_path / "made"
+        photographs = tmp_path / "photographs"
+        photographs.mkdir()
+        shutil.copy(images / "reference.png", photographs)
+        assert main(["synthesize", "--images", str(photographs), "--out", str(out), *options]) == 0
+        assert capsys.readouterr().out == f"{out}: 10 pairs of 1 photographs, with synthetic labels\n"
+        database = load_database("synthetic", out)
+        assert len(database.pairs) == 10
+        assert json.loads((out / MANIFEST).read_text())["seed"] == 7
+        with Image.open(next((out / "images").glob("*.png"))) as image:
+            assert image.size == (40, 32)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [(["--images", "nowhere"], "nowhere"), (["--images", ".", "--types", "nosuchtype"], "nosuchtype")],
+    )
+    def test_refusals_are_one_line(self, options, message, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        assert main(["synthesize", "--out", "made", *options]) == 2
+        errors = capsys.readouterr().err
+        assert errors.startswith("vtamiq: ")
+        assert message in errors
+        assert not (tmp_path / "made").exists()
+
+    @pytest.mark.parametrize("size", ["384", "384x", "ax9", "-3x8"])
+    def test_size_must_be_two_numbers(self, size, capsys):
+        with pytest.raises(SystemExit):
+            main(["synthesize", "--images", "a", "--out", "b", f"--size={size}"])
+        assert "expected WIDTHxHEIGHT" in capsys.readouterr().err
+
+
+class TestReproduce:
+    @pytest.fixture
+    def calls(self, monkeypatch):
+        """Stands in for `reproduce`: notes how it is called and gives the statuses that the test puts in."""
+        calls = []
+        statuses = ["done", "cached"]
+
+        def reproduce(*args, **kwargs):
+            calls.append((args, kwargs))
+            rows = [(f"0{i}_x", status, 1.0, "", "") for i, status in enumerate(statuses)]
+            return pd.DataFrame(rows, columns=pipeline.COLUMNS)
+
+        monkeypatch.setattr(pipeline, "reproduce", reproduce)
+        return calls, statuses
+
+    def test_defaults(self, calls, capsys):
+        assert main(["reproduce"]) == 0
+        assert calls[0] == [(("demo",), {"only": None, "parameters": {}, "out": "runs", "force": False})]
+        assert "00_x   done" in capsys.readouterr().out
+
+    def test_options(self, calls):
+        chosen = ["--preset", "smoke", "--only", "03", "06_cross", "-p", "epochs=2", "-p", "tag=x"]
+        main(["reproduce", *chosen, "--out", "elsewhere", "--force"])
+        expected = {"only": ["03", "06_cross"], "parameters": {"epochs": 2, "tag": "x"}, "out": "elsewhere"}
+        assert calls[0] == [(("smoke",), expected | {"force": True})]
+
+    @pytest.mark.parametrize("status", ["failed", "skipped"])
+    def test_exit_status_tells_of_failures(self, calls, status):
+        calls[1].append(status)
+        assert main(["reproduce"]) == 1
+
+    def test_interruption_says_what_to_type(self, monkeypatch, capsys):
+        def interrupt(*_, **__):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(pipeline, "reproduce", interrupt)
+        assert main(["reproduce", "--force", "-p", "tag=two words"]) == 130
+        assert "to go on: python -m vtamiq reproduce -p 'tag=two words'\n" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--preset", "dmeo"], "no preset 'dmeo'; did you mean `demo`?"),
+            (["-p", "steps"], "expected NAME=VALUE, got 'steps'"),
+            ([], "no numbered notebooks in"),
+            (["--list"], "no numbered notebooks in"),
+        ],
+    )
+    def test_refusals_are_one_line(self, options, message, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        assert main(["reproduce", *options]) == 2
+        errors = capsys.readouterr().err
+        assert message in errors
+        assert "Traceback" not in errors
+        assert list(tmp_path.iterdir()) == []
+
+    def test_list(self, monkeypatch, capsys, tmp_path):
+        preset = pipeline.Parameter("preset", "demo", "smoke, demo or full")
+        first = pipeline.Notebook(tmp_path / "00_a.ipynb", "A title", (), {"preset": preset}, ())
+        second = pipeline.Notebook(tmp_path / "01_b.ipynb", "Another", (), {}, ("00_a",))
+        monkeypatch.setattr(pipeline, "find_notebooks", lambda: [first, second])
+        assert main(["reproduce", "--list"]) == 0
+        lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+        assert lines == [
+            ["00_a:", "A", "title"],
+            ["preset", "=", "'demo'", "smoke,", "demo", "or", "full"],
+            ["01_b:", "Another"],
+            ["needs", "00_a"],
+        ]
+        main(["reproduce", "--list", "--only", "1"])
+        assert "A title" not in capsys.readouterr().out

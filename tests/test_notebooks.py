@@ -1,0 +1,147 @@
+"""Every numbered notebook: how it is committed, and that it runs headless from an empty run folder."""
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+from vtamiq import pipeline
+from vtamiq.pipeline import reproduce
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+MAX_PARAMETERS = 12
+MAX_STATEMENTS = 12  # more than that is a function that lives in the package
+
+pytestmark = pytest.mark.timeout(1800)  # the fixture below runs all notebooks within the first test's time
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def test_there_are_notebooks():
+    """An empty parametrisation is skipped without a word; this is not."""
+    assert [path.name[:3] for path in NOTEBOOKS[:1]] == ["00_"]
+    numbers = [path.name[:2] for path in NOTEBOOKS]
+    assert len(set(numbers)) == len(numbers)
+
+
+def code_cells(path: Path) -> list[nbformat.NotebookNode]:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def parameter_cells(path: Path) -> list[nbformat.NotebookNode]:
+    return [cell for cell in code_cells(path) if "parameters" in cell.metadata.get("tags", [])]
+
+
+def statements_of(source: str) -> int:
+    """Statements that do something, imports left out; one that spans several lines counts once."""
+    imports = (ast.Import, ast.ImportFrom)
+    return sum(isinstance(node, ast.stmt) and not isinstance(node, imports) for node in ast.walk(ast.parse(source)))
+
+
+class TestCommitted:
+    @each_notebook
+    def test_valid_and_of_the_native_kernel(self, path):
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+        assert notebook.metadata.kernelspec.name == "python3"
+        assert notebook.metadata.kernelspec.language == "python"
+
+    @each_notebook
+    def test_begins_with_a_title_and_a_purpose(self, path):
+        first = nbformat.read(path, as_version=4).cells[0]
+        assert first.cell_type == "markdown"
+        title, _, purpose = first.source.strip().partition("\n")
+        assert re.fullmatch(r"# \S.+", title)
+        if not purpose.strip():
+            second = nbformat.read(path, as_version=4).cells[1]
+            assert second.cell_type == "markdown"
+
+    @each_notebook
+    def test_one_cell_of_flat_parameters(self, path):
+        (cell,) = parameter_cells(path)
+        statements = ast.parse(cell.source).body
+        assert 1 <= len(statements) <= MAX_PARAMETERS
+        lines = cell.source.splitlines()
+        for statement in statements:
+            assert isinstance(statement, ast.Assign), ast.unparse(statement)
+            ast.literal_eval(statement.value)  # raises for anything but a literal
+            assert statement.lineno == statement.end_lineno
+            comment = lines[statement.lineno - 1].encode()[statement.end_col_offset :].decode()
+            assert re.fullmatch(r"  # [^=]+", comment), lines[statement.lineno - 1]
+
+    @each_notebook
+    def test_papermill_sees_the_same_parameters(self, path):
+        (cell,) = parameter_cells(path)
+        assigned = {target.id for statement in ast.parse(cell.source).body for target in statement.targets}
+        inspected = papermill.inspect_notebook(path)
+        assert set(inspected) == assigned
+        assert {"preset", "out"} <= assigned
+        assert ast.literal_eval(inspected["preset"]["default"]) in pipeline.PRESETS
+        assert all(parameter["help"] for parameter in inspected.values())
+
+    @each_notebook
+    def test_no_outputs(self, path):
+        for cell in code_cells(path):
+            assert cell.outputs == []
+            assert cell.execution_count is None
+        assert "papermill" not in nbformat.read(path, as_version=4).metadata
+        assert "widgets" not in nbformat.read(path, as_version=4).metadata
+
+    @each_notebook
+    def test_no_machine_paths(self, path):
+        text = path.read_text(encoding="utf-8")
+        assert str(ROOT) not in text
+        assert not re.search(r"(?<![\w.:/])/(home|Users|root|tmp|mnt|media|opt|srv|content)/|\b[A-Z]:\\\\", text)
+
+    @each_notebook
+    def test_cells_are_thin(self, path):
+        for cell in code_cells(path):
+            assert statements_of(cell.source) <= MAX_STATEMENTS, cell.source
+            tree = ast.parse(cell.source)
+            assert not [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+
+
+@pytest.mark.parametrize(
+    ("source", "count"),
+    [
+        ("# only a comment", 0),
+        ("import a\nfrom b import (\n    c,\n    d,\n)\nx = f(\n    1,\n    2,\n)", 1),
+        ("for i in x:\n    import c\n    y = i\n    # why\n    y += i\nz = 1; show(z)", 5),
+    ],
+)
+def test_statements_of(source, count):
+    assert statements_of(source) == count
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """All notebooks, run once; the run folder and its summary."""
+    out = tmp_path_factory.mktemp("runs")
+    digest = pipeline._package_digest()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "_package_digest", lambda: digest)  # the source may be edited while this runs
+        yield out, reproduce("smoke", out=out, notebooks=ROOT / "notebooks").set_index("notebook")
+
+
+class TestHeadless:
+    @each_notebook
+    def test_runs(self, smoke, path):
+        row = smoke[1].loc[path.stem]
+        assert row["status"] == "done", row["error"]
+
+    @each_notebook
+    def test_executed_copy_shows_something(self, smoke, path):
+        copy = nbformat.read(smoke[0] / "smoke" / "notebooks" / path.name, as_version=4)
+        code = [cell for cell in copy.cells if cell.cell_type == "code"]
+        assert all(cell.execution_count for cell in code if cell.source.strip())
+        assert any(cell.outputs for cell in code)
+        for key in ("input_path", "output_path"):
+            assert not Path(copy.metadata.papermill[key]).is_absolute()
+
+    def test_second_call_runs_nothing(self, smoke):
+        again = reproduce("smoke", out=smoke[0], notebooks=ROOT / "notebooks")
+        assert sorted(again["notebook"]) == [path.stem for path in NOTEBOOKS]
+        assert list(again["status"]) == ["cached"] * len(NOTEBOOKS)

@@ -1,0 +1,132 @@
+"""Patch datasets: what an item holds, and that it depends on (seed, epoch, row) only."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.small import small_database
+from vtamiq.caps import CAPS
+from vtamiq.databases import LabelScale
+from vtamiq.images import ImageError, read_image
+from vtamiq.patches import EpochSampler, Flips, PairPatches, patch_loader
+
+CAPS_8 = CAPS(num_patches=8)
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    return small_database(tmp_path_factory.mktemp("pairs"))
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_item_holds_what_the_model_reads(database):
+    item = PairPatches(database, CAPS_8, labels=LabelScale.fit(database))[5]
+    assert item["patches"].shape == (2, 8, 3, 16, 16)
+    assert item["patches"].dtype == torch.uint8
+    assert item["uv"].shape == (8, 2)
+    assert item["scale"].shape == (8,)
+    assert item["row"] == 5
+    assert item["target"].dtype == torch.float32
+    assert item["target"] == pytest.approx((2 - 1) / (4 - 1))  # row 5 is the second level of the second reference
+
+
+def test_patches_come_from_the_images_of_the_row(database):
+    dataset = PairPatches(database, CAPS(num_patches=4), seed=2)
+    item = dataset[7]
+    reference, distorted = (
+        read_image(database.path(database.pairs.loc[7, name])) for name in ("ref_path", "dist_path")
+    )
+    y, x = ((item["uv"][0] * (48 - 8)) - 8).round().long().tolist()
+    assert np.array_equal(item["patches"][0, 0].permute(1, 2, 0).numpy(), reference[y : y + 16, x : x + 16])
+    assert np.array_equal(item["patches"][1, 0].permute(1, 2, 0).numpy(), distorted[y : y + 16, x : x + 16])
+
+
+def test_item_depends_on_seed_epoch_and_row_only(database):
+    dataset = PairPatches(database, CAPS_8, seed=3, flips=Flips(0.5, 0.5))
+    n = len(dataset)
+    assert same(dataset[2 * n + 4], PairPatches(database, CAPS_8, seed=3, flips=Flips(0.5, 0.5))[2 * n + 4])
+    assert not same(dataset[4], dataset[n + 4])
+    assert not same(dataset[4], PairPatches(database, CAPS_8, seed=4)[4])
+
+
+@pytest.mark.parametrize(("flips", "axis"), [(Flips(horizontal=1.0), 1), (Flips(vertical=1.0), 0)])
+def test_flips_mirror_both_images(database, flips, axis):
+    item = PairPatches(database, CAPS_8, flips=flips)[0]
+    reference, distorted = (
+        np.flip(read_image(database.path(database.pairs.loc[0, name])), axis) for name in ("ref_path", "dist_path")
+    )
+    y, x = ((item["uv"][0] * (48 - 8)) - 8).round().long().tolist()
+    for k, image in enumerate((reference, distorted)):
+        assert np.array_equal(item["patches"][k, 0].permute(1, 2, 0).numpy(), image[y : y + 16, x : x + 16])
+
+
+def test_flip_probability_acts(database):
+    def share(p):
+        dataset = PairPatches(database, CAPS(num_patches=1, patch_size=48), flips=Flips(horizontal=p))
+        plain = PairPatches(database, CAPS(num_patches=1, patch_size=48))[0]["patches"]
+        return np.mean([not torch.equal(dataset[e * len(dataset)]["patches"], plain) for e in range(40)])
+
+    assert share(0.0) == 0
+    assert share(1.0) == 1
+    assert 0.2 < share(0.5) < 0.8
+
+
+def test_batches_are_the_same_for_any_number_of_workers(database):
+    dataset = PairPatches(database, CAPS_8, seed=1)
+
+    def batches(workers):
+        loader = patch_loader(dataset, batch_size=6, workers=workers, shuffle=True)
+        loader.sampler.set_epoch(3)
+        return list(loader)
+
+    for a, b in zip(batches(0), batches(2), strict=True):
+        assert same(a, b)
+
+
+def test_sampler_visits_every_row_once_per_epoch_in_a_new_order():
+    sampler = EpochSampler(10, shuffle=True, seed=5)
+    orders = []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        indices = list(sampler)
+        assert sorted(indices) == list(range(10 * epoch, 10 * epoch + 10))
+        orders.append([index % 10 for index in indices])
+    assert orders[0] != orders[1] != orders[2]
+    assert list(EpochSampler(4)) == [0, 1, 2, 3]
+
+
+def test_in_memory_reads_once_and_changes_nothing(database, monkeypatch):
+    import vtamiq.patches
+
+    kept, plain = (PairPatches(database, CAPS_8, flips=Flips(0.5, 0.5), in_memory=memory) for memory in (True, False))
+    n, reads = len(kept), []
+    read = vtamiq.patches.read_images
+    expected = [plain[epoch * n + 3] for epoch in range(4)]
+    monkeypatch.setattr(vtamiq.patches, "read_images", lambda sources: reads.append(sources) or read(sources))
+    assert all(same(kept[epoch * n + 3], expected[epoch]) for epoch in range(4))
+    assert len(reads) == 1
+
+
+def test_missing_image_stops_with_its_name(tmp_path):
+    database = small_database(tmp_path, references=1)
+    database.path(database.pairs.loc[2, "dist_path"]).unlink()
+    with pytest.raises(ImageError, match=r"r0_3\.png"):
+        PairPatches(database, CAPS_8)[2]
+
+
+def test_rows_without_score_cannot_be_trained_on(database):
+    pairs = database.pairs.copy()
+    pairs.loc[3, "score"] = np.nan
+    from dataclasses import replace
+
+    with pytest.raises(ValueError, match="1 rows have no score"):
+        PairPatches(replace(database, pairs=pairs), CAPS_8, labels=LabelScale.fit(database))
+
+
+@pytest.mark.parametrize("bad", [{"horizontal": -0.1}, {"vertical": 1.5}])
+def test_flip_probabilities_are_checked(bad):
+    with pytest.raises(ValueError, match="probability"):
+        Flips(**bad)

@@ -1,0 +1,608 @@
+"""Figures say what their data say, read well, leave nothing behind and are written the same every time."""
+
+import itertools
+import json
+from dataclasses import replace
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib import pyplot as plt
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
+from matplotlib.text import Text
+
+from vtamiq import plots
+from vtamiq.caps import CAPS
+from vtamiq.correlations import correlations
+from vtamiq.images import ImageError
+from vtamiq.model import VTAMIQ, VTAMIQConfig
+
+TINY = VTAMIQConfig(
+    backbone="vit_tiny_patch16_384", image_size=64, width=48, num_heads=2, num_blocks=2, num_registers=3,
+    num_groups=2, blocks_per_group=3, reduction=4, zero_anchor=True,
+)  # fmt: skip
+CONFIGS = {
+    "tiny": TINY,
+    "everything": replace(
+        TINY, num_scales=3, adapters=True, difference_gate=True, num_registers=12, image_size=160, mlp_dropout=0.1,
+        encoder_drop_path=0.2, embedding_dropout=0.3,
+    ),
+    "nothing": replace(
+        TINY, num_groups=0, num_registers=0, difference_scale=False, layer_scale=False, head_dropout=0.0,
+        zero_anchor=False, num_blocks=1,
+    ),
+    "2021": VTAMIQConfig.paper_2021(
+        backbone="vit_tiny_patch16_384", image_size=64, width=48, num_heads=3, num_blocks=1, difference_gate=True,
+        blocks_per_group=1,
+    ),
+    "no scale, gate": replace(TINY, difference_scale=False, difference_gate=True, decoder_drop_path=0.0),
+}  # fmt: skip
+
+
+DIAGRAMS = ("vtamiq_diagram", "vit_diagram")
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (2, 96, 128, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {name: VTAMIQ(config) for name, config in CONFIGS.items()}
+
+
+@pytest.fixture(scope="module")
+def diagrams(models):
+    """Both diagrams of every model, drawn once."""
+    figures = {(draw, name): getattr(plots, draw)(model) for name, model in models.items() for draw in DIAGRAMS}
+    for figure in figures.values():
+        figure.draw_without_rendering()
+    return figures
+
+
+@pytest.fixture(scope="module")
+def predictions():
+    rng = np.random.default_rng(1)
+    q = rng.uniform(0, 1, 120)
+    score = 5 - 4 / (1 + np.exp(-8 * (q - 0.5))) + rng.normal(0, 0.2, 120)
+    return q, score, correlations(q, score, higher_better=True)
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+
+
+def joined(figure: Figure) -> str:
+    return "\n".join(texts(figure))
+
+
+def shown(ax) -> np.ndarray:
+    (picture,) = ax.get_images()
+    return np.asarray(picture.get_array())
+
+
+# ---------------------------------------------------------------------------------------------------------------- saving
+
+
+class TestSaving:
+    def draw(self, images):
+        sample = CAPS(num_patches=40)(images, 0)
+        return plots.patch_sampling(images[0], {40: sample})
+
+    def test_same_bytes_for_the_same_figure(self, images, tmp_path):
+        table = pd.DataFrame({"name": ["a", "b"], "value": [0.1 + 0.2, 1e-17]})
+        first = plots.save_figure(self.draw(images), tmp_path / "new" / "one", "fig", table)
+        second = plots.save_figure(self.draw(images), tmp_path / "two", "fig", table)
+        assert [path.name for path in first] == ["fig.svg", "fig.png", "fig.csv"]
+        for a, b in zip(first, second, strict=True):
+            assert a.read_bytes() == b.read_bytes()
+
+    def test_saving_twice_changes_nothing(self, images, tmp_path):
+        figure = self.draw(images)
+        first = [path.read_bytes() for path in plots.save_figure(figure, tmp_path, "a")]
+        assert [path.read_bytes() for path in plots.save_figure(figure, tmp_path, "a")] == first
+
+    def test_no_date_and_no_version(self, images, tmp_path):
+        svg, png = plots.save_figure(self.draw(images), tmp_path, "fig")
+        assert "dc:date" not in svg.read_text()
+        assert "Matplotlib v" not in svg.read_text()
+        assert b"Software" not in png.read_bytes()
+
+    def test_data_round_trip(self, images, tmp_path):
+        figure = self.draw(images)
+        table = pd.DataFrame({"n": [1, 2], "name": ["ä, b", '"c"'], "value": [1 / 3, np.nan]})
+        csv = plots.save_figure(figure, tmp_path, "table", table)[-1]
+        pd.testing.assert_frame_equal(pd.read_csv(csv), table)
+        assert "0.3333333333333333" in csv.read_text(encoding="utf-8")
+        values = {"a": np.float32(0.5), "b": np.arange(3), "c": {"d": (True, None, "ü")}, "e": float("nan")}
+        path = plots.save_figure(figure, tmp_path, "values", values)[-1]
+        expected = {"a": 0.5, "b": [0, 1, 2], "c": {"d": [True, None, "ü"]}, "e": None}
+        assert json.loads(path.read_text(encoding="utf-8")) == expected
+
+    def test_png_resolution(self, tmp_path):
+        _, path = plots.save_figure(plots.draws_spread(SPREAD), tmp_path, "fig")
+        assert plt.imread(path).shape[:2] == (500, 700)  # 2.5 by 3.5 inches at 200 dpi
+
+    def test_files_stay_small(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(plots, "MAX_BYTES", {"svg": 450_000, "png": 300_000})
+        noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+        svg, png = plots.save_figure(plots.pair_scores([noise, noise], [0.5]), tmp_path, "noise")
+        assert svg.stat().st_size <= 450_000
+        assert png.stat().st_size <= 300_000
+
+    def test_ten_thousand_patches_stay_small(self, tmp_path):
+        rng = np.random.default_rng(0)
+        image = rng.integers(0, 256, (384, 512, 3), dtype=np.uint8)
+        sample = CAPS(num_patches=10_000)(image[None], 0)
+        svg, png = plots.save_figure(plots.patch_sampling(image, {10_000: sample}), tmp_path, "many")
+        assert svg.stat().st_size < 1_500_000
+        assert png.stat().st_size < 1_000_000
+
+    @pytest.mark.parametrize("name", ["", "a/b", "fig.svg", "../fig"])
+    def test_bad_name(self, name, tmp_path):
+        with pytest.raises(ValueError, match="name must be"):
+            plots.save_figure(Figure(), tmp_path, name)
+
+    def test_bad_data_leaves_no_file(self, tmp_path):
+        with pytest.raises(ValueError, match="data must be a DataFrame or a mapping, got list"):
+            plots.save_figure(Figure(), tmp_path, "a", [1, 2])
+        assert not list(tmp_path.iterdir())
+
+
+def test_figures_belong_to_nobody(images, predictions):
+    before = dict(matplotlib.rcParams)
+    figure = plots.pair_scores(images, [0.5])
+    plots.prediction_scatter(*predictions[:2])
+    assert plt.get_fignums() == []
+    assert dict(matplotlib.rcParams) == before
+    assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+# ---------------------------------------------------------------------------------------------------------------- patches
+
+
+class TestPatches:
+    @given(seed=st.integers(0, 1000), num_scales=st.integers(1, 3), aligned=st.booleans(), index=st.integers(0, 1))
+    @settings(max_examples=15, deadline=None)
+    def test_canvas_shows_exactly_the_patches(self, seed, num_scales, aligned, index):
+        images = np.random.default_rng(seed).integers(0, 256, (2, 97, 120, 3), dtype=np.uint8)
+        sample = CAPS(num_patches=30, num_scales=num_scales, aligned=aligned)(images, seed)
+        canvas = plots.patch_canvas(images[index], sample, index=index)
+        expected = np.zeros((97, 120, 4), np.uint8)
+        position, scale = (sample.position, sample.scale) if aligned else (sample.position[index], sample.scale[index])
+        for n in sorted(range(30), key=lambda n: (-int(scale[n]), n)):  # one by one, the finest last
+            side = 2 ** int(scale[n])
+            row, column = (position[n] * side).tolist()
+            patch = np.kron(sample.patches[index, n].permute(1, 2, 0).numpy(), np.ones((side, side, 1), np.uint8))
+            expected[row : row + 16 * side, column : column + 16 * side] = np.dstack(
+                [patch, np.full(patch.shape[:2], 255)]
+            )
+        np.testing.assert_array_equal(canvas, expected)
+
+    def test_full_size_patches_are_the_image(self, images):
+        canvas = plots.patch_canvas(images[1], CAPS(num_patches=50)(images, 3), index=1)
+        seen = canvas[..., 3] == 255
+        assert 0.2 < seen.mean() < 1
+        np.testing.assert_array_equal(canvas[seen][:, :3], images[1][seen])
+
+    def test_panels(self, images):
+        few, many = (CAPS(num_patches=n)(images, 0) for n in (20, 1000))
+        figure = plots.patch_sampling(images[0], {20: few, 1000: many, "stratified": few}, columns=2)
+        assert [ax.get_title() for ax in figure.axes] == ["20 patches", "1,000 patches", "stratified", ""]
+        canvas = plots.patch_canvas(images[0], few)
+        seen = canvas[..., 3] > 0
+        picture = shown(figure.axes[0])
+        np.testing.assert_array_equal(picture[seen], canvas[seen][:, :3])
+        assert picture[~seen].min() >= 232  # nothing of the image but a ghost
+        (outlines,) = figure.axes[0].findobj(PolyCollection)
+        top_left = np.array([path.vertices.min(axis=0) for path in outlines.get_paths()])[:, ::-1]
+        np.testing.assert_array_equal(top_left + 0.5, few.position.numpy())
+        assert not figure.axes[1].findobj(PolyCollection)
+
+    def test_scales(self, images):
+        sample = CAPS(num_patches=60, num_scales=3)(images, 0)
+        counts = torch.bincount(sample.scale).tolist()
+        assert len(counts) > 1
+        figure = plots.patch_sampling_multiscale(images[0], sample)
+        titles = [f"scale {s}: {n} patches of {16 * 2**s} px" for s, n in enumerate(counts)]
+        assert [ax.get_title() for ax in figure.axes] == [*titles, "all scales: 60 patches"]
+        for s, ax in enumerate(figure.axes[:-1]):
+            seen = plots.patch_canvas(images[0], sample, scale=s)[..., 3] > 0
+            assert ((shown(ax) < 232).any(axis=-1) <= seen).all()
+            (outlines,) = ax.findobj(PolyCollection)
+            sides = [np.ptp(path.vertices, axis=0) for path in outlines.get_paths()]
+            np.testing.assert_array_equal(sides, np.full((counts[s], 2), 16 * 2**s))
+        assert len({str(ax.title.get_color()) for ax in figure.axes}) == len(figure.axes)
+
+    def test_bad_input(self, images):
+        sample = CAPS(num_patches=5)(images, 0)
+        with pytest.raises(ValueError, match="beyond the image"):
+            plots.patch_canvas(images[0, :20, :20], sample)
+        with pytest.raises(ValueError, match="index 2"):
+            plots.patch_canvas(images[0], sample, index=2)
+        with pytest.raises(ImageError, match="image"):
+            plots.patch_canvas(images[0] / 255, sample)
+        with pytest.raises(ValueError, match="no sample"):
+            plots.patch_sampling(images[0], {})
+
+    def test_components(self, images):
+        caps = CAPS()
+        probability = caps.probability(images)
+        weights = {"difference": 1, "centre": 0.5, "uniform": 0.25}
+        figure = plots.sampling_components(images, caps.components(images), probability, weights=weights)
+        pictures = [ax for ax in figure.axes if ax.get_images()]
+        np.testing.assert_array_equal(shown(pictures[0]), images[0])
+        np.testing.assert_array_equal(shown(pictures[1]), images[1])
+        np.testing.assert_allclose(shown(pictures[2]).mean(), 1)
+        for ax, (name, values) in zip(pictures[3:], caps.components(images).items(), strict=True):
+            np.testing.assert_array_equal(shown(ax), values)
+            assert ax.get_title() == f"{name}, weight {weights[name]:g}"
+
+    def test_components_of_another_size(self, images):
+        components = CAPS().components(images)
+        with pytest.raises(ValueError, match="'probability' must be"):
+            plots.sampling_components(images, components, np.ones((4, 4)))
+        with pytest.raises(ValueError, match="2 images"):
+            plots.sampling_components(images[:1], components, np.ones((96, 128)))
+
+    @pytest.mark.parametrize("name", ["tiny", "2021", "everything"])
+    def test_uv_indexing_agrees_with_the_model(self, images, models, name):
+        encoder = models[name].encoder
+        sample = CAPS(num_patches=9)(images, 0)
+        options = {"class_token_position": encoder.class_token_position}
+        figure = plots.uv_indexing(images[0], sample, encoder.grid, **options)
+        rows = encoder.position_rows(sample.uv).tolist()
+        assert {f"{n}: row {row}" for n, row in enumerate(rows, 1)} <= set(texts(figure))
+        left, right = figure.axes
+        shaded = shown(right)[..., 0] == 210
+        first = int(encoder.class_token_position)
+        assert set(np.flatnonzero(shaded) + first) == set(rows)
+        np.testing.assert_allclose(right.collections[-1].get_offsets()[:, ::-1], sample.uv, atol=1e-6)
+        assert len(left.findobj(PolyCollection)) == 9
+
+    def test_uv_indexing_of_too_many(self, images):
+        with pytest.raises(ValueError, match="at most 25"):
+            plots.uv_indexing(images[0], CAPS(num_patches=26)(images, 0), 8)
+
+
+# ----------------------------------------------------------------------------------------------------- images and numbers
+
+
+class TestImages:
+    def test_pair_scores(self, images):
+        four = [*images, *images]
+        figure = plots.pair_scores(four, [0.1, 0.25, 1.5], titles=["ref", "a", "b", "c"], errors=[0.01, 0.02, 0.03])
+        assert [ax.get_title() for ax in figure.axes] == ["ref", "a", "b", "c"]
+        labels = ["", "q = 0.100 ± 0.010", "q = 0.250 ± 0.020", "q = 1.500 ± 0.030"]
+        assert [ax.get_xlabel() for ax in figure.axes] == labels
+        for ax, image in zip(figure.axes, four, strict=True):
+            np.testing.assert_array_equal(shown(ax), image)
+
+    def test_score_of_the_reference(self, images):
+        figure = plots.pair_scores(images, [0.0, 0.5])
+        assert [ax.get_xlabel() for ax in figure.axes] == ["q = 0.000", "q = 0.500"]
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"scores": [1, 2, 3]}, "need 1 or 2 scores, got 3"),
+            ({"scores": [1], "titles": ["a"]}, "titles: 2 are needed, got 1"),
+            ({"scores": [1], "errors": [1, 2]}, "errors: 1 are needed, got 2"),
+        ],
+    )
+    def test_bad_pair_scores(self, images, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            plots.pair_scores(images, **arguments)
+
+    @pytest.mark.parametrize("blocks", [1, 2])
+    def test_contact_sheet(self, images, blocks):
+        cells = [[images[0] // (r + c + 1) for c in range(2)] for r in range(3)]
+        figure = plots.contact_sheet(cells, ["one", "two", "three"], ["l1", "l2"], blocks=blocks, title="sheet")
+        assert len(figure.axes) == blocks
+        assert {"one", "two", "three", "l1", "l2", "sheet"} <= set(texts(figure))
+        per_block = 3 if blocks == 1 else 2
+        for r, c in itertools.product(range(3), range(2)):
+            ax = figure.axes[r // per_block]
+            centre = [int(ticks[k] + 0.5) for ticks, k in ((ax.get_yticks(), r % per_block), (ax.get_xticks(), c))]
+            top, left = centre[0] - 48, centre[1] - 64
+            np.testing.assert_array_equal(shown(ax)[top : top + 96, left : left + 128], cells[r][c])
+
+    def test_bad_contact_sheet(self, images):
+        with pytest.raises(ValueError, match="rows of cells: 2 are needed, got 1"):
+            plots.contact_sheet([[images[0]]], ["a", "b"], ["l"])
+        with pytest.raises(ValueError, match="images of row 'a': 2 are needed, got 1"):
+            plots.contact_sheet([[images[0]]], ["a"], ["l", "m"])
+        with pytest.raises(ValueError, match="one size"):
+            plots.contact_sheet([[images[0], images[0, 1:]]], ["a"], ["l", "m"])
+
+
+# ----------------------------------------------------------------------------------------------------------------- charts
+
+SPREAD = pd.DataFrame({"num_patches": [256, 64], "mean": [0.1, 0.2], "low": [0.05, 0.1], "high": [0.2, 0.3]})
+
+
+class TestScatter:
+    def test_points_curve_and_numbers(self, predictions):
+        q, score, statistics = predictions
+        figure = plots.prediction_scatter(
+            q, score, statistics["fit"], title="demo (synthetic labels)", labels=("q", "MOS"), statistics=statistics
+        )
+        (ax,) = figure.axes
+        np.testing.assert_allclose(ax.collections[0].get_offsets(), np.stack([q, score], axis=1))
+        (line,) = ax.lines
+        assert (line.get_xdata().min(), line.get_xdata().max()) == (q.min(), q.max())
+        np.testing.assert_allclose(line.get_ydata(), statistics["fit"](line.get_xdata()))
+        assert (ax.get_title(), ax.get_xlabel(), ax.get_ylabel()) == ("demo (synthetic labels)", "q", "MOS")
+        box = dict(row.rsplit(maxsplit=1) for row in ax.texts[0].get_text().split("\n"))
+        names = ("srocc", "krocc", "plcc", "plcc_fitted", "rmse_fitted")
+        assert box == {plots.STATISTICS[name]: f"{statistics[name]:.3f}" for name in names} | {"n": "120"}
+
+    def test_failed_fit_is_left_out(self):
+        statistics = correlations([0.1, 0.2, 0.3], [1.0, 2.0, 3.0], higher_better=True)
+        assert not statistics["fit"].success
+        figure = plots.prediction_scatter([0.1, 0.2, 0.3], [1.0, 2.0, 3.0], statistics["fit"])
+        assert not figure.axes[0].lines
+
+    def test_25_groups_are_told_apart(self, predictions):
+        q, score, _ = predictions
+        groups = pd.Series([f"type {k % 25}" for k in range(120)], index=range(1000, 1120))  # as cut from a table
+        figure = plots.prediction_scatter(q, score, groups=groups)
+        clouds = figure.axes[0].collections
+        looks = {(tuple(c.get_facecolor()[0]), c.get_paths()[0].vertices.tobytes()) for c in clouds}
+        assert len(clouds) == len(looks) == 25
+        np.testing.assert_allclose(clouds[3].get_offsets()[:, 0], q[3::25])
+        assert [text.get_text() for text in figure.legends[0].texts] == [f"type {k}" for k in range(25)]
+
+    @pytest.mark.parametrize(
+        ("corner", "x", "y"),
+        [
+            ("right top", [0, 0, 1], [0, 1, 0]),
+            ("left bottom", [0, 1, 1], [1, 0, 1]),
+            ("left top", [0, 1, 1], [0, 0, 1]),
+        ],
+    )
+    def test_box_stands_where_no_points_are(self, corner, x, y):
+        text = plots.prediction_scatter(x, y, statistics={"n": 3}).axes[0].texts[0]
+        assert f"{text.get_ha()} {text.get_va()}" == corner
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (([1, 2], [1]), "alike"),
+            (([], []), "not empty"),
+            (([1, np.nan], [1, 2]), "1 of 2 pairs are not finite, the first at 1"),
+        ],
+    )
+    def test_bad_pairs(self, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            plots.prediction_scatter(*arguments)
+
+    def test_bad_groups_and_statistics(self):
+        with pytest.raises(ValueError, match="groups: 2 are needed, got 1"):
+            plots.prediction_scatter([1, 2], [1, 2], groups=["a"])
+        with pytest.raises(ValueError, match="none of srocc"):
+            plots.prediction_scatter([1, 2], [1, 2], statistics={"accuracy": 1})
+
+
+class TestLearningCurves:
+    history = pd.DataFrame(
+        {
+            "epoch": [0, 1, 2, 3],
+            "train_loss": [4.0, 3, 2, 1],
+            "val_mae": [np.nan, 0.2, np.nan, 0.1],
+            "val_srocc": [0.1, 0.9, 0.5, 0.4],
+            "lr": [1e-3] * 4,
+        }
+    )
+
+    def test_curves_and_best_epoch(self):
+        figure = plots.learning_curves(self.history, title="run")
+        curves = {line.get_label(): line for ax in figure.axes for line in ax.lines if line.get_label()[0] != "_"}
+        assert list(curves) == ["training loss", "validation MAE", "validation SROCC"]
+        np.testing.assert_array_equal(curves["validation MAE"].get_xydata(), [[1, 0.2], [3, 0.1]])
+        np.testing.assert_array_equal(curves["training loss"].get_ydata(), [4, 3, 2, 1])
+        assert figure.axes[1].get_title() == "best epoch 1: validation SROCC 0.900"
+        star = next(line for line in figure.axes[1].lines if line.get_marker() == "*")
+        assert (star.get_xdata()[0], star.get_ydata()[0]) == (1, 0.9)
+
+    def test_without_any_correlation(self):
+        figure = plots.learning_curves(self.history.assign(val_srocc=np.nan))
+        assert len(figure.axes) == 1
+        assert "best" not in joined(figure)
+
+    def test_missing_column(self):
+        with pytest.raises(ValueError, match="no column `val_scorr`; did you mean `val_srocc`"):
+            plots.learning_curves(self.history, best="val_scorr")
+        with pytest.raises(ValueError, match="empty"):
+            plots.learning_curves(self.history.head(0))
+
+
+class TestBarsAndSpread:
+    table = pd.DataFrame(
+        {
+            "dist_name": ["blur", "noise", "jpeg", "few"],
+            "srocc": [0.5, 0.9, -0.2, np.nan],
+            "low": [0.4, 0.8, -0.3, np.nan],
+            "high": [0.6, 0.95, 0.1, np.nan],
+            "group": ["b", "n", "c", "c"],
+        }
+    )
+
+    def test_bars_are_sorted_and_numbered(self):
+        figure = plots.bars(self.table, interval=("low", "high"), group="group", title="SROCC, synthetic labels")
+        (ax,) = figure.axes
+        assert [tick.get_text() for tick in ax.get_yticklabels()] == ["jpeg", "blur", "noise"]  # upwards
+        bars = sorted(ax.patches, key=lambda bar: bar.get_y())
+        assert [bar.get_width() for bar in bars] == [-0.2, 0.5, 0.9]
+        (intervals,) = ax.collections
+        np.testing.assert_array_equal(
+            [s[:, 0] for s in intervals.get_segments()], [[-0.3, 0.1], [0.4, 0.6], [0.8, 0.95]]
+        )
+        assert {"-0.200", "0.500", "0.900", "SROCC, synthetic labels"} <= set(texts(figure))
+        assert [text.get_text() for text in figure.legends[0].texts] == ["c", "b", "n"]
+        assert len({bar.get_facecolor() for bar in bars}) == 3
+
+    def test_bad_tables(self):
+        with pytest.raises(ValueError, match="no column `sroc`; did you mean `srocc`"):
+            plots.bars(self.table, value="sroc")
+        with pytest.raises(ValueError, match="no column `upper`"):
+            plots.bars(self.table, interval=("low", "upper"))
+        with pytest.raises(ValueError, match="no column `num_patches`"):
+            plots.draws_spread(self.table)
+
+    def test_spread_is_a_line_with_a_band(self):
+        (ax,) = plots.draws_spread(SPREAD).axes
+        np.testing.assert_array_equal(ax.lines[0].get_xydata(), [[64, 0.2], [256, 0.1]])
+        band = ax.collections[0].get_paths()[0].vertices
+        assert {tuple(v) for v in band} == {(64, 0.1), (64, 0.3), (256, 0.05), (256, 0.2)}
+        assert [tick.get_text() for tick in ax.get_xticklabels()] == ["64", "256"]
+
+    def test_spread_by_group(self):
+        table = pd.concat([SPREAD.assign(kind="a"), SPREAD.assign(kind="b", mean=0.15)])
+        (ax,) = plots.draws_spread(table, group="kind").axes
+        assert {line.get_label(): line.get_ydata().tolist() for line in ax.lines} == {
+            "a": [0.2, 0.1],
+            "b": [0.15, 0.15],
+        }
+
+
+# --------------------------------------------------------------------------------------------------------------- diagrams
+
+
+def boxes_of(figure: Figure) -> list[tuple[float, float, float, float]]:
+    """Of all texts, in inches: left, bottom, right, top of the ink."""
+    return [t.get_window_extent().extents / figure.dpi for t in figure.findobj(Text) if t.get_text()]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("draw", DIAGRAMS)
+class TestDiagramLayout:
+    def test_no_text_touches_another_or_the_border(self, draw, name, diagrams):
+        figure = diagrams[draw, name]
+        boxes = np.array(boxes_of(figure))
+        width, height = figure.get_size_inches()
+        assert (boxes[:, :2] >= 0.01).all()
+        assert (boxes[:, 2:] <= (width - 0.01, height - 0.01)).all()
+        overlap = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:]) - np.maximum(
+            boxes[:, None, :2], boxes[None, :, :2]
+        )
+        touching = np.argwhere(np.triu((overlap > (0.0, 0.025)).all(axis=-1), k=1))  # line boxes may share a hair
+        assert touching.tolist() == []
+        assert min(text.get_size() for text in figure.findobj(Text)) >= 7
+
+    def test_text_keeps_within_its_box(self, draw, name, diagrams):
+        figure = diagrams[draw, name]
+        frames = [patch.get_bbox().extents for patch in figure.findobj(FancyBboxPatch) if patch.get_zorder() > 0]
+        for left, bottom, right, top in boxes_of(figure):
+            x, y = (left + right) / 2, (bottom + top) / 2
+            around = [
+                f for f in frames if f[0] < x < f[2] and f[1] < y < f[3]
+            ]  # a box, or the copies behind it as well
+            fits = [left > f[0] and right < f[2] and bottom > f[1] and top < f[3] for f in around]
+            assert not around or any(fits)
+
+    def test_boxes_do_not_overlap(self, draw, name, diagrams):
+        figure = diagrams[draw, name]
+        kinds = [patch for patch in figure.findobj(FancyBboxPatch) if patch.get_zorder() > 0]  # panels lie below
+        frames = np.unique([patch.get_bbox().extents for patch in kinds], axis=0)
+        for a, b in itertools.combinations(frames, 2):
+            overlap = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
+            copies = np.allclose(a[2:] - a[:2], b[2:] - b[:2]) and np.abs(a - b).max() < 0.07
+            assert copies or not (overlap > 0).all()
+
+    def test_arrows_end_at_the_edge_of_something(self, draw, name, diagrams):
+        figure = diagrams[draw, name]
+        (ax,) = figure.axes
+        edges = [patch.get_bbox().extents for patch in ax.patches if isinstance(patch, FancyBboxPatch | Rectangle)]
+        edges = np.array(edges)
+        circles = np.array([(*patch.center, patch.radius) for patch in ax.patches if isinstance(patch, Circle)])
+        labels = np.array([text.get_position() for text in ax.texts if text.get_text() == "q"])
+        heads = [
+            a for a in ax.patches if isinstance(a, FancyArrowPatch) and "FilledB" in type(a.get_arrowstyle()).__name__
+        ]
+        assert len(heads) >= 9
+        for arrow in heads:
+            tip = arrow._path_original.vertices[-1]
+            inside = [((edges[:, :2] - e < tip) & (tip < edges[:, 2:] + e)).all(axis=1) for e in (0.005, -0.005)]
+            on_edge = (inside[0] & ~inside[1]).any()
+            on_circle = (np.abs(np.hypot(*(circles[:, :2] - tip).T) - circles[:, 2]) < 0.005).any()
+            at_label = (np.abs(labels - tip) < (0.15, 0.05)).all(axis=1).any() if len(labels) else False
+            assert on_edge or on_circle or at_label
+
+
+class TestDiagramContent:
+    @pytest.mark.parametrize(
+        ("name", "change"), [("tiny", {}), ("other", {"width": 96, "num_heads": 3, "num_blocks": 1})]
+    )
+    def test_numbers_are_those_of_the_model(self, name, change):
+        config = replace(TINY, **change)
+        D, heads, L = config.width, config.num_heads, config.num_blocks
+        model = VTAMIQ(config)
+        whole = joined(plots.vtamiq_diagram(model))
+        expected = [f"width {D}", f"{heads} heads", "3 registers", "2 groups ×", "3 blocks", f"{D} → {D // 4} → 1"]
+        expected += [f"{D} → {D // 4} → {D}\nReLU, sigmoid", "× 2", "× 3", "N × 16 × 16", "1 scale", "lower is"]
+        expected += [f"{L} block" + ("s" if L > 1 else "")]
+        assert [text for text in expected if text not in whole] == []
+        encoder = joined(plots.vit_diagram(model))
+        expected = [f"transformer block × {L}", f"{heads} heads × {D // heads}", f"{D} → {4 * D} → {D}", "GELU"]
+        expected += [
+            f"768 → {D}",
+            f"17 × {D}",
+            "4 × 4 cells",
+            f"T = 1 + 3 + N tokens of width {D}",
+            "row 0: class token",
+        ]
+        assert [text for text in expected if text not in encoder] == []
+
+    @pytest.mark.parametrize(
+        ("text", "present", "absent"),
+        [
+            ("× γ", "tiny", "nothing"),
+            ("DiffNet", "tiny", "nothing"),
+            ("channel attention", "tiny", "nothing"),
+            ("zero\nanchor", "tiny", "nothing"),
+            ("dropout 0.1", "tiny", "nothing"),
+            ("drop path\n0.1", "tiny", "no scale, gate"),
+            ("difference gate", "everything", "tiny"),
+            ("at (u, v, s)", "everything", "tiny"),
+            ("PReLU, sigmoid", "2021", "tiny"),
+        ],
+    )
+    def test_optional_parts_of_the_whole(self, text, present, absent, diagrams):
+        assert text in joined(diagrams["vtamiq_diagram", present])
+        assert text not in joined(diagrams["vtamiq_diagram", absent]).replace("PReLU\nlinear", "")
+
+    @pytest.mark.parametrize(
+        ("text", "present", "absent"),
+        [
+            ("scale γ₁", "tiny", "nothing"),
+            ("3 registers", "tiny", "nothing"),
+            ("+ row 0", "tiny", "2021"),
+            ("row 0: first cell", "2021", "tiny"),
+            ("scale table\n3 × 48", "everything", "tiny"),
+            ("adapter\n48 → 12\n→ 48", "everything", "tiny"),
+            ("in training: MLP dropout 0.1, drop path up to 0.2", "everything", "tiny"),
+            ("in training: dropout 0.3", "everything", "tiny"),
+        ],
+    )
+    def test_optional_parts_of_the_encoder(self, text, present, absent, diagrams):
+        assert text in joined(diagrams["vit_diagram", present])
+        assert text not in joined(diagrams["vit_diagram", absent])
+
+    def test_given_images_are_shown(self, images, models):
+        figure = plots.vtamiq_diagram(models["tiny"], images)
+        pictures = [np.asarray(picture.get_array()) for picture in figure.axes[0].get_images()]
+        assert any(np.array_equal(picture, images[0]) for picture in pictures)
+        assert any(np.array_equal(picture, images[1]) for picture in pictures)
+
+    def test_one_image_is_too_few(self, images, models):
+        with pytest.raises(ValueError, match="2 images"):
+            plots.vtamiq_diagram(models["tiny"], images[:1])

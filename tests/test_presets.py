@@ -1,0 +1,51 @@
+"""Presets build, and a workspace finds its folders from either place that notebooks run in."""
+
+import pytest
+
+from vtamiq.model import VTAMIQ
+from vtamiq.presets import PRESETS, workspace
+
+
+@pytest.mark.parametrize("name", ["smoke", "demo"])
+def test_presets_build(name):
+    model = VTAMIQ(PRESETS[name].model)
+    assert model.config.zero_anchor
+    assert PRESETS[name].weak.caps.num_patches > 0
+
+
+def test_workspace_is_the_same_from_root_and_from_notebooks(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    from_root = workspace("demo")
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert workspace("demo") == from_root
+    assert from_root.out == tmp_path / "runs/demo"
+    assert from_root.figures == tmp_path / "figures"
+    assert workspace("smoke").figures == tmp_path / "runs/smoke/figures"
+    assert workspace("smoke", "elsewhere/x").folder("03") == tmp_path / "elsewhere/x/03"
+    assert (tmp_path / "elsewhere/x/03").is_dir()
+
+
+def test_no_machine_path_is_shown(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    space = workspace("demo")
+    assert space.path("data/mine") == tmp_path / "data/mine"
+    assert space.show(space.out / "a.csv") == "runs/demo/a.csv"
+    assert str(tmp_path) not in space.show(tmp_path.parent / "b.csv")
+
+
+def test_any_other_folder_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="run from the repository"):
+        workspace("demo")
+
+
+def test_versions_name_what_results_depend_on():
+    versions = workspace("smoke").versions()
+    assert {"python", "torch", "timm", "vtamiq"} <= set(versions)
+
+
+def test_unknown_preset_is_refused_with_a_hint():
+    with pytest.raises(ValueError, match="did you mean `demo`"):
+        workspace("dmo")

@@ -1,0 +1,411 @@
+"""Databases made from photographs: layout, labels, determinism, resuming, refusals; and the demo databases."""
+
+import json
+import multiprocessing
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from vtamiq import synthesis
+from vtamiq.databases import DatabaseError, load_database
+from vtamiq.distortions import distort
+from vtamiq.images import read_image, write_png
+from vtamiq.metrics import QuantileTables, iqm_scores, weak_labels
+from vtamiq.synthesis import PHOTOGRAPHS, Recipe, cache_folder, demo_database, demo_photographs, synthesize
+
+QUICK = {"types": [11, "jpeg"], "levels": [1, 5], "metrics": ["gmsd", "ssim"], "workers": 0, "progress": False}
+
+
+def picture(seed, height=32, width=40):
+    """Smooth random colours with some grain."""
+    rng = np.random.default_rng(seed)
+    coarse = np.kron(rng.uniform(60, 200, (4, 5, 3)), np.ones((height // 4, width // 5, 1)))
+    return np.clip(coarse + rng.normal(0, 8, coarse.shape), 0, 255).astype(np.uint8)
+
+
+PICTURES = {"b": picture(1), "a": picture(2)}
+
+
+def contents(folder):
+    """Every file below a folder, with its bytes."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+def interrupted_after(count, monkeypatch):
+    """From now on, the unit after `count` units is interrupted."""
+    render, calls = synthesis._render, []
+
+    def stop(unit):
+        if len(calls) == count:
+            raise KeyboardInterrupt
+        calls.append(unit)
+        return render(unit)
+
+    monkeypatch.setattr(synthesis, "_render", stop)
+
+
+def counting(name, monkeypatch):
+    """Arguments of the calls of a function of the module, which still works."""
+    function, calls = getattr(synthesis, name), []
+
+    def counted(*arguments):
+        calls.append(arguments)
+        return function(*arguments)
+
+    monkeypatch.setattr(synthesis, name, counted)
+    return calls
+
+
+# ---- what is made -----------------------------------------------------------------------------------------------
+
+
+def test_layout_and_labels(tmp_path):
+    out = tmp_path / "made"
+    data = synthesize(PICTURES, out, **QUICK, seed=7, subsets={"a": "train", "b": "test"})
+    images = [f"I0{r}_{type}_0{level}.png" for r in (1, 2) for type in (10, 11) for level in (1, 5)]
+    expected = {"dmos.csv", "iqm_scores.csv", "manifest.json", "quantiles.json", "images/I01.png", "images/I02.png"}
+    assert set(contents(out)) == expected | {f"images/{image}" for image in images}
+    np.testing.assert_array_equal(read_image(out / "images" / "I01.png"), PICTURES["b"])  # in the order given
+
+    assert (data.name, data.synthetic, data.higher_better, len(data)) == ("made", True, True, 8)
+    assert "synthetic" in data.score_name
+    assert data.pairs["subset"].tolist() == ["test"] * 4 + ["train"] * 4
+    assert data.pairs["dist_name"].tolist() == ["JPEG", "JPEG", "white noise", "white noise"] * 2
+    assert data.pairs["level"].tolist() == [1, 5] * 4
+
+    # Labels, computed once more from the files by the functions that define them.
+    seeds = {"I01": synthesis._photograph_seed(7, "b"), "I02": synthesis._photograph_seed(7, "a")}
+    for row, image in zip(data.pairs.itertuples(), images, strict=True):
+        reference, distorted = read_image(out / row.ref_path), read_image(out / row.dist_path)
+        assert row.dist_path == f"images/{image}"
+        np.testing.assert_array_equal(distorted, distort(reference, row.dist_type, row.level, seeds[row.ref_id]))
+    scores = pd.read_csv(out / "iqm_scores.csv")
+    assert list(scores) == ["dist_img", "ref_img", "gmsd", "ssim"]
+    last = iqm_scores(PICTURES["a"], read_image(out / "images" / "I02_11_05.png"), ["gmsd", "ssim"])
+    assert scores.iloc[-1][["gmsd", "ssim"]].tolist() == pytest.approx(list(last.values()), rel=1e-5)
+    tables = QuantileTables.fit(scores.iloc[4:])  # the train photograph only
+    assert QuantileTables.from_json((out / "quantiles.json").read_text()) == tables
+    labels = weak_labels(scores, tables)
+    np.testing.assert_allclose(data.pairs["score"], 5 - 4 * labels["consensus"], atol=1e-6)
+    np.testing.assert_allclose(data.pairs["score_std"], 4 * labels["spread"], atol=1e-6)
+
+
+def test_five_is_a_perfect_copy_and_worse_is_lower(tmp_path):
+    data = synthesize(PICTURES, tmp_path / "out", **QUICK | {"types": ["gblur"], "levels": [1, 4, 5]})
+    score = data.pairs.pivot_table(index="ref_id", columns="level", values="score").to_numpy()
+    assert score[:, 0].tolist() == [5, 5]  # Gaussian blur of level 1 changes nothing
+    assert (np.diff(score) < 0).all()
+    assert score.min() >= 1
+
+
+def test_manifest_says_how_it_was_made(tmp_path):
+    synthesize(PICTURES, tmp_path / "out", **QUICK, size=(32, 24))
+    text = (tmp_path / "out" / "manifest.json").read_text()
+    manifest = json.loads(text)
+    assert str(tmp_path) not in text
+    assert manifest["types"] == {"10": "JPEG", "11": "white noise"}
+    assert (manifest["levels"], manifest["metrics"], manifest["size"]) == ([1, 5], ["gmsd", "ssim"], [32, 24])
+    assert (manifest["seed"], manifest["pairs"], manifest["complete"]) == (0, 8, True)
+    assert [(r["ref_id"], r["source"], r["subset"]) for r in manifest["references"]] == [
+        ("I01", "b", "none"),
+        ("I02", "a", "none"),
+    ]
+    assert {"vtamiq", "piq", "torch"} < set(manifest["versions"])
+    np.testing.assert_array_equal(read_image(tmp_path / "out/images/I01.png"), PICTURES["b"][4:28, 4:36])
+
+
+def test_given_tables_are_used_as_they_are(tmp_path):
+    tables = QuantileTables(
+        {"gmsd": (0.0, 0.5), "ssim": (0.0, 1.0), "vsi": (0.0, 1.0)}, dict.fromkeys(("gmsd", "ssim", "vsi"), (0.0, 1.0))
+    )
+    data = synthesize(PICTURES, tmp_path / "out", **QUICK, tables=tables)
+    scores = pd.read_csv(tmp_path / "out" / "iqm_scores.csv")
+    consensus = (2 * scores["gmsd"] + (1 - scores["ssim"])) / 2
+    np.testing.assert_allclose(data.pairs["score"], 5 - 4 * consensus, atol=1e-6)
+    with pytest.raises(DatabaseError, match=r"tables: there .*, now .*fitted"):
+        synthesize(PICTURES, tmp_path / "out", **QUICK)
+    with pytest.raises(DatabaseError, match="none for mdsi"):
+        synthesize(PICTURES, tmp_path / "other", **QUICK | {"metrics": ["mdsi"]}, tables=tables)
+
+
+def test_other_seeds_and_names_give_other_noise_but_the_same_jpeg(tmp_path):
+    one = synthesize({"a": PICTURES["a"], "c": PICTURES["a"]}, tmp_path / "1", **QUICK)
+    two = synthesize({"a": PICTURES["a"]}, tmp_path / "2", **QUICK, seed=1)
+
+    def bytes_of(data, image):
+        return (data.root / "images" / image).read_bytes()
+
+    assert bytes_of(one, "I01_11_05.png") != bytes_of(two, "I01_11_05.png")
+    assert bytes_of(one, "I01_11_05.png") != bytes_of(one, "I02_11_05.png")
+    assert bytes_of(one, "I01_10_05.png") == bytes_of(two, "I01_10_05.png") == bytes_of(one, "I02_10_05.png")
+
+
+# ---- sources ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, image in PICTURES.items():
+        write_png(folder / f"{name}.png", image)
+    (folder / "notes.txt").write_text("no image")
+    (folder / ".hidden.png").write_bytes(b"clutter")
+    return folder
+
+
+def test_a_folder_and_a_list_of_its_files_are_the_same(photos, tmp_path):
+    folder = synthesize(photos, tmp_path / "1" / "out", **QUICK)
+    files = synthesize([photos / "a.png", str(photos / "b.png")], tmp_path / "2" / "out", **QUICK)
+    assert contents(folder.root) == contents(files.root)
+    manifest = json.loads((folder.root / "manifest.json").read_text())
+    assert [entry["source"] for entry in manifest["references"]] == ["a.png", "b.png"]
+
+
+def test_unusable_photographs_are_skipped_by_name(photos, tmp_path, caplog):
+    (photos / "a0.jpg").write_bytes((photos / "a.png").read_bytes()[:200])
+    write_png(photos / "small.png", picture(3, 12, 10))
+    data = synthesize(photos, tmp_path / "out", **QUICK, size=(16, 16))
+    assert data.references == ["I01", "I03"]  # a and b
+    assert len(data) == 8
+    assert any("a0.jpg" in message for message in caplog.messages)
+    assert "a0.jpg was skipped" in data.omissions[0]
+    assert data.omissions[1] == "small.png was skipped: 10 x 12 pixels are too few for a crop of 16 x 16"
+    assert str(tmp_path) not in (tmp_path / "out" / "manifest.json").read_text()
+
+
+def test_nothing_usable_is_an_error(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(b"not a picture")
+    with pytest.raises(DatabaseError, match=r"none of the 1 photographs can be used.*a\.png"):
+        synthesize(tmp_path / "photos", tmp_path / "out", **QUICK)
+    with pytest.raises(DatabaseError, match="none of the 1 photographs"):
+        synthesize([tmp_path / "missing.png"], tmp_path / "out2", **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ({}, "no photograph"),
+        ([], "no photograph"),
+        ("nowhere", "no folder nowhere"),
+        (["x/a.png", "y/a.png"], r"two photographs are called a\.png"),
+        (["x/a.png", "x/a.png"], r"two photographs are called a\.png"),
+    ],
+)
+def test_bad_sources(images, message, tmp_path):
+    with pytest.raises(DatabaseError, match=message):
+        synthesize(images, tmp_path / "out", **QUICK)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_images_is_an_error(tmp_path):
+    with pytest.raises(DatabaseError, match="has no image files"):
+        synthesize(tmp_path, tmp_path / "out", **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"types": ["gblurr"]}, "gblur"),
+        ({"types": [26]}, "26"),
+        ({"types": [1, "gblur"]}, "types.*twice"),
+        ({"types": []}, "types must name something"),
+        ({"levels": (0,)}, "unknown level 0"),
+        ({"metrics": ["psnr"]}, "unknown metric 'psnr'"),
+        ({"size": (4, 100)}, "size"),
+        ({"seed": -1}, "seed"),
+        ({"workers": -1}, "workers"),
+        ({"subsets": {"z": "train"}}, "subsets names z"),
+        ({"subsets": {"a": "training"}}, "subset of a"),
+    ],
+)
+def test_bad_arguments(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        synthesize(PICTURES, tmp_path / "out", **QUICK | changes)
+    assert not (tmp_path / "out").exists()
+
+
+def test_recipe_takes_everything_by_default():
+    recipe = Recipe()
+    assert recipe.types == tuple(range(1, 26))
+    assert len(recipe.metrics) == 11
+    assert recipe.levels == (1, 2, 3, 4, 5)
+
+
+def test_photographs_at_two_metric_scales_are_refused(tmp_path):
+    images = {"low": picture(1, 380, 400), "high": picture(2, 400, 400)}
+    with pytest.raises(DatabaseError, match=r"(?s)(low|high).*give a size"):
+        synthesize(images, tmp_path / "out", **QUICK)
+    data = synthesize(images, tmp_path / "out2", **QUICK | {"types": [10], "levels": [3], "metrics": ["gmsd"]})
+    assert len(data) == 2  # GMSD does not depend on the scale
+
+
+def test_a_distortion_that_fails_is_named(tmp_path, monkeypatch):
+    def fail(*_):
+        raise ValueError("too small")
+
+    monkeypatch.setattr(synthesis, "distort", fail)
+    with pytest.raises(DatabaseError, match="b with JPEG at level 1: too small"):
+        synthesize(PICTURES, tmp_path / "out", **QUICK)
+
+
+# ---- determinism and resuming -----------------------------------------------------------------------------------
+
+
+def test_files_do_not_depend_on_the_number_of_workers(tmp_path):
+    one = synthesize(PICTURES, tmp_path / "1" / "out", **QUICK)
+    two = synthesize(PICTURES, tmp_path / "2" / "out", **QUICK | {"workers": 2})
+    assert contents(one.root) == contents(two.root)
+
+
+def test_a_finished_folder_is_loaded_not_remade(tmp_path, monkeypatch):
+    synthesize(PICTURES, tmp_path / "out", **QUICK)
+    before = contents(tmp_path / "out")
+    for name in ("_render", "_prepare_reference", "_write_labels"):
+        monkeypatch.delattr(synthesis, name)
+    data = synthesize(PICTURES, tmp_path / "out", **QUICK | {"workers": 2})
+    assert contents(tmp_path / "out") == before
+    pd.testing.assert_frame_equal(data.pairs, load_database("synthetic", tmp_path / "out").pairs)
+
+
+def test_an_interrupted_folder_is_finished_without_doing_anything_twice(tmp_path, monkeypatch):
+    whole = synthesize(PICTURES, tmp_path / "1" / "out", **QUICK)
+    out = tmp_path / "2" / "out"
+    with monkeypatch.context() as patch:
+        interrupted_after(2, patch)
+        with pytest.raises(KeyboardInterrupt):
+            synthesize(PICTURES, out, **QUICK)
+    with pytest.raises(DatabaseError, match="unfinished"):
+        load_database("synthetic", out)
+    (out / "parts" / "I01_11.json").unlink()  # as if killed after its images, before its scores
+    (out / "images" / "I01_11_05.png").unlink()
+    distorted, measured = counting("distort", monkeypatch), counting("iqm_scores", monkeypatch)
+    data = synthesize(PICTURES, out, **QUICK)
+    assert [(type, level) for _, type, level, _ in distorted] == [(11, 5), (10, 1), (10, 5), (11, 1), (11, 5)]
+    assert len(measured) == 6  # all but the two of I01_10
+    assert contents(data.root) == contents(whole.root)
+
+
+def test_interrupted_before_the_labels(tmp_path, monkeypatch):
+    whole = synthesize(PICTURES, tmp_path / "1" / "out", **QUICK)
+    out = tmp_path / "2" / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(synthesis, "weak_labels", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            synthesize(PICTURES, out, **QUICK)
+    rendered = counting("_render", monkeypatch)
+    data = synthesize(PICTURES, out, **QUICK)
+    assert rendered == []
+    assert contents(data.root) == contents(whole.root)
+
+
+def _make_slowly(out):
+    render = synthesis._render
+    synthesis._render = lambda unit: time.sleep(0.2) or render(unit)
+    synthesize(PICTURES, out, **QUICK)
+
+
+def test_killed_at_any_moment_it_can_be_finished(tmp_path):
+    whole = synthesize(PICTURES, tmp_path / "1" / "out", **QUICK)
+    out = tmp_path / "2" / "out"
+    process = multiprocessing.get_context("spawn").Process(target=_make_slowly, args=(out,))
+    process.start()
+    limit = time.monotonic() + 120
+    while not list(out.glob("parts/I01_10.json")) and time.monotonic() < limit:
+        time.sleep(0.02)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert (out / "parts" / "I01_10.json").exists()
+    data = synthesize(PICTURES, out, **QUICK)
+    found = {name: content for name, content in contents(data.root).items() if not name.endswith(".tmp")}
+    assert found == contents(whole.root)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, "seed: there 0, now 1"),
+        ({"types": [10]}, "types: there"),
+        ({"metrics": ["ssim"]}, "metrics"),
+        ({"size": (16, 16)}, r"size: there null, now \[16, 16\]"),
+        ({"subsets": {"a": "train"}}, "references"),
+    ],
+)
+def test_a_folder_made_with_other_arguments_is_refused(changes, message, tmp_path):
+    synthesize(PICTURES, tmp_path / "out", **QUICK)
+    before = contents(tmp_path / "out")
+    with pytest.raises(DatabaseError, match=message):
+        synthesize(PICTURES, tmp_path / "out", **QUICK | changes)
+    assert contents(tmp_path / "out") == before
+
+
+def test_changed_photographs_are_noticed(photos, tmp_path):
+    synthesize(photos, tmp_path / "out", **QUICK)
+    write_png(photos / "a.png", PICTURES["b"])
+    with pytest.raises(DatabaseError, match="references: there"):
+        synthesize(photos, tmp_path / "out", **QUICK)
+
+
+def test_a_folder_of_something_else_is_refused(photos):
+    before = contents(photos)
+    with pytest.raises(DatabaseError, match="not empty and was not made by vtamiq"):
+        synthesize(PICTURES, photos, **QUICK)
+    with pytest.raises(DatabaseError, match="is a file"):
+        synthesize(PICTURES, photos / "a.png", **QUICK)
+    assert contents(photos) == before
+
+
+# ---- demo databases ---------------------------------------------------------------------------------------------
+
+
+def test_demo_photographs_are_disjoint_colour_photographs_with_credits():
+    images = demo_photographs()
+    assert list(images) == [photo.name for photo in PHOTOGRAPHS]
+    assert all(image.dtype == np.uint8 and image.shape[2] == 3 for image in images.values())
+    assert all(image.shape[0] >= 288 and image.shape[1] >= 384 for image in images.values())
+    assert all(photo.credit and photo.licence for photo in PHOTOGRAPHS)
+    assert images["retina"].shape == (706, 706, 3)  # half of 1411, rounded up
+    grey = {name for name, image in images.items() if (image == image[..., :1]).all()}
+    assert grey == set(demo_photographs("textures"))
+    assert {photo.name for photo in PHOTOGRAPHS if photo.licence == "CC BY 2.0"} == {"china", "flower"}
+    with pytest.raises(DatabaseError, match="known: photos, textures"):
+        demo_photographs("photo")
+
+
+@pytest.mark.parametrize(("name", "pairs"), [("photos", 48), ("textures", 36)])
+def test_smoke_demo_database(name, pairs, tmp_path, monkeypatch):
+    data = demo_database(name, cache=tmp_path, preset="smoke", progress=False)
+    assert (data.name, len(data), data.synthetic) == (name, pairs, True)
+    assert [len(part.references) for part in data.distributed_split()] == [2, 1, 1]
+    assert read_image(data.path(data.pairs["ref_path"][0])).shape == (160, 192, 3)
+    assert data.pairs["score"].between(1, 5).all()
+    monkeypatch.delattr(synthesis, "_render")
+    assert demo_database(name, cache=tmp_path, preset="smoke").root == data.root
+
+
+def test_demo_database_refuses_what_it_does_not_know(tmp_path):
+    with pytest.raises(DatabaseError, match="known: photos, textures"):
+        demo_database("photo", cache=tmp_path)
+    with pytest.raises(DatabaseError, match="unknown preset 'full'"):
+        demo_database(preset="full", cache=tmp_path)
+
+
+def test_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("VTAMIQ_CACHE", str(tmp_path / "set"))
+    assert cache_folder(tmp_path / "given") == tmp_path / "given"
+    assert cache_folder() == tmp_path / "set"
+    monkeypatch.delenv("VTAMIQ_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "vtamiq"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path.home() / ".cache" / "vtamiq"

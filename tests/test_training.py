@@ -1,0 +1,216 @@
+"""A stage of training: that it learns, what it leaves, and that an interrupted run ends like an uninterrupted one."""
+
+import json
+import signal
+from dataclasses import asdict, replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from tests.small import TINY, small_database
+from vtamiq.caps import CAPS
+from vtamiq.configs import build
+from vtamiq.databases import Database, LabelScale
+from vtamiq.model import VTAMIQ
+from vtamiq.patches import Flips
+from vtamiq.training import History, Run, Stage, train
+
+STAGE = Stage(
+    name="test", caps=CAPS(num_patches=12), test_patches=12, test_repeats=2, epochs=3, batch_size=8, learning_rate=2e-3,
+    schedule="cosine", warmup=0.1, mae=1.0, seed=1,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return small_database(tmp_path_factory.mktemp("pairs"), references=10).split(seed=1)
+
+
+def fresh():
+    torch.manual_seed(11)
+    return VTAMIQ(TINY)
+
+
+@pytest.fixture(scope="module")
+def run(parts, tmp_path_factory):
+    return train(fresh(), STAGE, *parts, out=tmp_path_factory.mktemp("run") / "r", progress=False)
+
+
+def test_run_folder_is_complete(run, parts):
+    for name in ("run.json", "stage.yaml", "history.csv", "predictions.parquet", "result.json", "model/config.json",
+                 "model/model.safetensors", "checkpoints/best.ckpt", "checkpoints/last.ckpt"):  # fmt: skip
+        assert (run.folder / name).is_file(), name
+    assert len(run.history) == STAGE.epochs
+    assert run.history[list(History.COLUMNS)].notna().all(axis=None)
+    assert Stage.load(run.folder / "stage.yaml") == STAGE
+    assert run.predictions.groupby("split").size().to_dict() == {"val": len(parts[1]), "test": len(parts[2])}
+    record = json.loads((run.folder / "run.json").read_text())
+    assert record["data"]["train"]["references"] == parts[0].references
+
+
+def test_model_is_the_best_epoch(run):
+    best = run.history.loc[run.history["val_srocc"].idxmax()]
+    assert json.loads((run.folder / "result.json").read_text()) == {
+        "best_epoch": best["epoch"], "val_srocc": pytest.approx(best["val_srocc"])
+    }  # fmt: skip
+    weights = torch.load(run.folder / "checkpoints/best.ckpt", weights_only=True)
+    assert weights["epoch"] == best["epoch"]
+    for name, value in run.model.state_dict().items():
+        assert torch.equal(value, weights["state_dict"][f"model.{name}"])
+
+
+def test_labels_come_from_training_rows_only(run, parts):
+    assert run.labels == LabelScale.fit(parts[0])
+
+
+def test_training_learns_the_obvious_order(parts, tmp_path):
+    stage = replace(STAGE, epochs=8, learning_rate=1e-3)
+    run = train(fresh(), stage, *parts, out=tmp_path, progress=False)
+    test = run.predictions.query("split == 'test'")
+    assert test["q"].corr(test["score"], method="spearman") > 0.8  # both grow with distortion
+    assert run.history["train_loss"].iloc[-1] < 0.7 * run.history["train_loss"].iloc[0]
+
+
+class Stop(RuntimeError):
+    pass
+
+
+@pytest.mark.parametrize(("epoch", "interruption"), [(0, Stop), (2, Stop), (2, KeyboardInterrupt)])
+def test_interrupted_run_ends_like_an_uninterrupted_one(run, parts, tmp_path, monkeypatch, epoch, interruption):
+    from vtamiq.training import Fitting
+
+    step = Fitting.training_step
+
+    def stop_in_the_middle(self, batch, index):
+        if self.current_epoch == epoch and index == 1:
+            raise interruption
+        return step(self, batch, index)
+
+    monkeypatch.setattr(Fitting, "training_step", stop_in_the_middle)
+    handler, model = signal.getsignal(signal.SIGINT), fresh()
+    with pytest.raises(interruption):
+        train(model, STAGE, *parts, out=tmp_path / "r", progress=False)
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGINT) is handler
+    (tmp_path / "r").rename(tmp_path / "moved")  # a folder may move in between
+    resumed = train(model, STAGE, *parts, out=tmp_path / "moved", progress=False)
+    pd.testing.assert_frame_equal(resumed.history, run.history)
+    pd.testing.assert_frame_equal(resumed.predictions, run.predictions)
+    for name, value in run.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_finished_run_is_loaded_not_trained_again(run, parts, monkeypatch):
+    monkeypatch.setattr("vtamiq.training._fit", lambda *args: pytest.fail("trained again"))
+    model = fresh()
+    again = train(model, STAGE, *parts, out=run.folder, progress=False)
+    pd.testing.assert_frame_equal(again.predictions, run.predictions)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, run.model.state_dict()[name])
+
+
+@pytest.mark.parametrize("what", ["stage", "data", "start", "model"])
+def test_folder_of_another_run_is_refused(run, parts, what):
+    model, stage, data = fresh(), STAGE, parts
+    if what == "stage":
+        stage = replace(STAGE, learning_rate=1e-5)
+    if what == "data":
+        data = (parts[0], parts[2], parts[1])
+    if what == "start":
+        torch.manual_seed(5)
+        model = VTAMIQ(TINY)
+    if what == "model":
+        model = VTAMIQ(replace(TINY, head_dropout=0.2))
+    before = (run.folder / "run.json").read_bytes()
+    with pytest.raises(ValueError, match=f"another run.*{what}"):
+        train(model, stage, *data, out=run.folder, progress=False)
+    assert (run.folder / "run.json").read_bytes() == before
+
+
+def test_another_run_can_be_set_aside(run, parts, tmp_path):
+    import shutil
+
+    shutil.copytree(run.folder, tmp_path / "r")
+    stage = replace(STAGE, epochs=1)
+    fresh_run = train(fresh(), stage, *parts, out=tmp_path / "r", set_aside=True, progress=False)
+    assert len(fresh_run.history) == 1
+    (aside,) = (path for path in tmp_path.iterdir() if path.name != "r")
+    pd.testing.assert_frame_equal(Run.load(aside).history, run.history)
+
+
+def test_workers_make_no_other_run(run, parts):
+    again = train(fresh(), replace(STAGE, workers=1, in_memory=True), *parts, out=run.folder, progress=False)
+    pd.testing.assert_frame_equal(again.history, run.history)
+
+
+def test_code_is_part_of_a_run(run, parts, monkeypatch):
+    monkeypatch.setattr("vtamiq.training._code_digest", lambda: "other")
+    with pytest.raises(ValueError, match=r"another run.*code"):
+        train(fresh(), STAGE, *parts, out=run.folder, progress=False)
+
+
+def test_run_knows_its_training_rows(run, parts):
+    assert run.trained_on == "small"
+    assert run.was_trained_on(parts[0])
+    assert not run.was_trained_on(parts[1])
+
+
+def test_parts_must_not_share_references(parts, tmp_path):
+    with pytest.raises(ValueError, match="in both train and val"):
+        train(fresh(), STAGE, parts[0], parts[0], out=tmp_path)
+
+
+def test_unfinished_folder_is_no_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no finished run"):
+        Run.load(tmp_path)
+
+
+def test_stage_survives_yaml(tmp_path):
+    stage = replace(STAGE, flips=Flips(0.1, 0.2), caps=CAPS(num_patches=7, smoothing=1.5))
+    stage.save(tmp_path / "stage.yaml")
+    assert Stage.load(tmp_path / "stage.yaml") == stage
+    assert build(Stage, asdict(stage)) == stage
+
+
+def test_unknown_stage_field_is_refused_with_a_hint(tmp_path):
+    (tmp_path / "stage.yaml").write_text("learning_rat: 1.0e-4\n")
+    with pytest.raises(ValueError, match="did you mean `learning_rate`"):
+        Stage.load(tmp_path / "stage.yaml")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"epochs": 0}, {"batch_size": 1}, {"learning_rate": 0.0}, {"mae": -1.0}, {"rank": 0.0, "pearson": 0.0},
+        {"warmup": 1.0}, {"schedule": "linear"}, {"gradient_clip": -1.0}, {"precision": "bf16-true"},
+    ],
+)  # fmt: skip
+def test_bad_stages_are_refused(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        Stage(**bad)
+
+
+def test_schedules():
+    constant, exponential, cosine = (
+        Stage(schedule=name, final_rate=0.01, warmup=0.2) for name in ("constant", "exponential", "cosine")
+    )
+    for stage in (constant, exponential, cosine):
+        assert stage.rate_at(0.1) == pytest.approx(0.5)
+        assert stage.rate_at(0.2) == pytest.approx(1.0)
+    assert constant.rate_at(1.0) == 1
+    assert exponential.rate_at(0.6) == pytest.approx(0.1)
+    assert cosine.rate_at(0.6) == pytest.approx((1 + 0.01) / 2)
+    assert cosine.rate_at(1.0) == pytest.approx(exponential.rate_at(1.0)) == pytest.approx(0.01)
+
+
+def test_higher_better_labels_train_in_the_same_direction(tmp_path):
+    """The same pictures with a MOS instead of a DMOS must give the same targets."""
+    dmos = small_database(tmp_path, references=3)
+    pairs = dmos.pairs.assign(score=5 - dmos.pairs["score"], higher_better=True, score_name="MOS")
+    mos = Database(name=dmos.name, root=dmos.root, pairs=pairs, score_name="MOS", higher_better=True, synthetic=True)
+    targets = [LabelScale.fit(d).to_distortion(d.pairs["score"].to_numpy()) for d in (dmos, mos)]
+    np.testing.assert_allclose(targets[0], targets[1])
+    assert targets[0][0] == 0
+    assert targets[0].max() == 1

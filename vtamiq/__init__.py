@@ -1,0 +1,35 @@
+"""VTAMIQ: Vision Transformer for Attention Modulated Image Quality (Chubarau & Clark 2021, arXiv:2110.01655).
+
+A full-reference image quality metric: `score(reference, distorted, model=...)` says how distorted an image looks. Lower is
+better, 0 is a perfect copy.
+"""
+
+__version__ = "0.1.0"
+
+from vtamiq.caps import CAPS, PatchSample
+from vtamiq.databases import Database, DatabaseError, load_database
+from vtamiq.distortions import DISTORTIONS, distort
+from vtamiq.images import ImageError, read_image, read_images
+from vtamiq.model import VTAMIQ, CheckpointError, VTAMIQConfig, preference
+from vtamiq.scoring import score
+from vtamiq.synthesis import demo_database, synthesize
+
+__all__ = [
+    "CAPS",
+    "DISTORTIONS",
+    "VTAMIQ",
+    "CheckpointError",
+    "Database",
+    "DatabaseError",
+    "ImageError",
+    "PatchSample",
+    "VTAMIQConfig",
+    "demo_database",
+    "distort",
+    "load_database",
+    "preference",
+    "read_image",
+    "read_images",
+    "score",
+    "synthesize",
+]

@@ -1,0 +1,171 @@
+"""The command line: `python -m vtamiq score`, `synthesize` and `reproduce`. Parses, calls, prints."""
+
+import argparse
+import json
+import logging
+import shlex
+import sys
+import traceback
+from collections.abc import Sequence
+
+from vtamiq import __version__
+
+
+def run_score(arguments: argparse.Namespace) -> int:
+    from vtamiq.caps import CAPS
+    from vtamiq.model import VTAMIQ
+    from vtamiq.predictions import caps_for
+    from vtamiq.scoring import score
+
+    model = VTAMIQ.from_pretrained(arguments.model) if arguments.model else None
+    changes = {"num_patches": arguments.patches} if arguments.patches else {}
+    caps = caps_for(model, **changes) if model else CAPS(**changes)
+    q, error = score(
+        arguments.reference,
+        arguments.distorted,
+        model=model,
+        repeats=arguments.repeats,
+        seed=arguments.seed,
+        caps=caps,
+        return_std=True,
+    )
+    if arguments.json:
+        result = {
+            "reference": arguments.reference,
+            "distorted": arguments.distorted,
+            "q": float(q),
+            "standard_error": float(error) if arguments.repeats > 1 else None,
+            "lower_better": True,
+            "model": arguments.model,
+            "num_patches": caps.num_patches,
+            "repeats": arguments.repeats,
+            "seed": arguments.seed,
+        }
+        print(json.dumps(result, indent=2))
+    else:
+        print(f"{q:.4f}" + (f" ± {error:.4f}" if arguments.repeats > 1 else ""))
+    return 0
+
+
+def run_synthesize(arguments: argparse.Namespace) -> int:
+    from vtamiq.synthesis import synthesize
+
+    types = arguments.types and [int(name) if name.isdigit() else name for name in arguments.types]
+    database = synthesize(
+        arguments.images,
+        arguments.out,
+        types=types,
+        size=arguments.size,
+        seed=arguments.seed,
+        workers=arguments.workers,
+    )
+    references = database.pairs["ref_id"].nunique()
+    print(f"{arguments.out}: {len(database.pairs)} pairs of {references} photographs, with synthetic labels")
+    return 0
+
+
+def run_reproduce(arguments: argparse.Namespace) -> int:
+    from vtamiq.pipeline import FINISHED, find_notebooks, parse_parameter, reproduce, select
+
+    if arguments.list:
+        for notebook in select(find_notebooks(), arguments.only):
+            print(f"{notebook.name}: {notebook.title}")
+            if notebook.needs:
+                print(f"    needs {', '.join(notebook.needs)}")
+            for parameter in notebook.parameters.values():
+                print(f"    {f'{parameter.name} = {parameter.default!r}':<32}  {parameter.help}")
+        return 0
+
+    parameters = dict(map(parse_parameter, arguments.parameter))
+    summary = reproduce(
+        arguments.preset, only=arguments.only, parameters=parameters, out=arguments.out, force=arguments.force
+    )
+    print(summary.to_string(index=False))
+    return 0 if summary["status"].isin(FINISHED).all() else 1
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="python -m vtamiq", description="VTAMIQ, a full-reference image quality metric: lower is better."
+    )
+    top.add_argument("--version", action="version", version=f"vtamiq {__version__}")
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+
+    command = commands.add_parser("score", allow_abbrev=False, help="score a distorted image against its reference")
+    command.set_defaults(run=run_score)
+    command.add_argument("reference", metavar="REF", help="the perfect image")
+    command.add_argument("distorted", metavar="DIST", help="the image to judge, of the same size")
+    command.add_argument("--model", metavar="FOLDER", help="what `save_pretrained` wrote")
+    command.add_argument("--patches", type=_positive, metavar="N", help="patches per image")
+    command.add_argument("--repeats", type=_positive, default=1, metavar="K", help="draws of patches to average")
+    command.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the first draw")
+    command.add_argument("--json", action="store_true", help="print the score with all that it depends on")
+
+    command = commands.add_parser("synthesize", allow_abbrev=False, help="make a database from photographs, resuming")
+    command.set_defaults(run=run_synthesize)
+    command.add_argument("--images", required=True, metavar="DIR", help="folder of photographs")
+    command.add_argument("--out", required=True, metavar="DIR", help="folder to make, in the layout of KADID-10k")
+    command.add_argument("--types", nargs="+", metavar="TYPE", help="distortions by number or tag (default: all 25)")
+    command.add_argument("--size", type=_size, metavar="WxH", help="crop the photographs' centre to this many pixels")
+    command.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
+    command.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the random distortions")
+
+    command = commands.add_parser(
+        "reproduce", allow_abbrev=False, help="run the numbered notebooks, in order, resuming"
+    )
+    command.set_defaults(run=run_reproduce)
+    command.add_argument("--preset", default="demo", help="smoke (seconds), demo (minutes) or full (real databases)")
+    command.add_argument("--only", nargs="+", metavar="NN", help="numbers or names of notebooks")
+    command.add_argument(
+        "-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="a notebook parameter; repeatable"
+    )
+    command.add_argument("--out", default="runs", metavar="DIR", help="folder of all runs (default: runs)")
+    command.add_argument("--force", action="store_true", help="run finished notebooks again")
+    command.add_argument("--list", action="store_true", help="show the notebooks and their parameters, run nothing")
+    return top
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, times, height = text.lower().partition("x")
+    if not (times and width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT such as 384x288, got {text!r}")
+    return int(width), int(height)
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether the package itself refused something, as opposed to a library that stumbled over it."""
+    frame, _ = list(traceback.walk_tb(error.__traceback__))[-1]
+    packages = (frame.f_globals.get("__package__") or "", type(error).__module__)
+    return any(package.partition(".")[0] == "vtamiq" for package in packages)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the result is the exit status: 0 done, 1 a notebook failed, 2 refused, 130 interrupted."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("vtamiq").setLevel(logging.INFO)
+    for name in ("papermill", "asyncio"):  # what they say of a kernel that died or was interrupted, we say ourselves
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    arguments = parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except (ValueError, FileNotFoundError) as error:
+        if not _is_ours(error):
+            raise
+        print(f"vtamiq: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        again = [part for part in argv if part != "--force"]  # what is finished is kept and need not be made again
+        print(f"\nstopped; to go on: {shlex.join(['python', '-m', 'vtamiq', *again])}", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,493 @@
+"""Context-aware patch sampling (CAPS): look more often where an observer would look and where the images differ.
+
+A weight map over the reference – the mean of three maps in [0, 1]: perceptual difference, centre bias, uniform – says
+how likely a patch is *centred* at each pixel. A stratified draw places the patches so that their expected density is
+exactly that map, but without the clumps and holes of independent draws. Every scale of a 2x2 mean pyramid is sampled on
+its own, and all images of an item are cut at the same places. Images stay uint8 until the patches are cut.
+
+Shapes: K images, N patches, P patch side, H W image, h w image at a scale, R C = h-P+1, w-P+1 places that fit a patch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf, isfinite
+from numbers import Integral, Real
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter
+from skimage.metrics import structural_similarity
+
+from vtamiq.images import ImageError, check_uint8_rgb
+
+DIFFERENCE_METRICS = ("mse", "absolute", "ssim")
+UV_ANCHORS = ("centre", "corner")
+MAX_SCALES = 5
+
+Seed: TypeAlias = int | Sequence[int] | np.random.SeedSequence | np.random.Generator
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Scales and places
+
+
+def pool(image: np.ndarray) -> np.ndarray:
+    """Mean of 2x2 blocks over the first two axes, (h, w, ...) -> (h // 2, w // 2, ...); an odd last row or column is
+    dropped. Floats keep their dtype, uint8 becomes float32 (which holds the means of 8-bit pixels exactly)."""
+    height, width = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
+    dtype = np.result_type(image.dtype, np.float32)
+    pairs = np.add(image[0:height:2, :width], image[1:height:2, :width], dtype=dtype)
+    return (pairs[:, 0::2] + pairs[:, 1::2]) / 4
+
+
+def effective_scales(height: int, width: int, patch_size: int, num_scales: int) -> int:
+    """How many of `num_scales` scales an image has room for, at least 1: a scale counts while the next coarser one
+    would still leave places to choose from."""
+    room, halvings = min(height, width), 0
+    while room > 1:
+        room, halvings = (room - patch_size) / 2, halvings + 1
+    return max(1, min(num_scales, halvings - 1))
+
+
+def patches_per_scale(num_patches: int, num_scales: int, ratio: float) -> np.ndarray:
+    """Split `num_patches` over the scales, (num_scales,) int64, COARSEST first: each finer scale gets 2^ratio times as
+    many (2 = equal coverage of pixels). Rounded up from the coarsest on; the finest gets what is left."""
+    growth = 2.0 ** (ratio * np.arange(num_scales))
+    wanted = np.ceil(num_patches * growth / growth.sum()).astype(np.int64)
+    return np.diff(np.minimum(np.cumsum(wanted), num_patches), prepend=0)
+
+
+def patch_uv(top_left: np.ndarray, height: int, width: int, patch_size: int, anchor: str = "centre") -> np.ndarray:
+    """Position of patches in the image, (..., 2) float64 in [0, 1 - 1e-6].
+
+    `anchor="centre"`: patch centre over the largest patch centre, (y + P/2) / (h - P/2).
+    `anchor="corner"`: the convention of 2021, the top-left corner in [-1, 1], mapped to (p + 1) / (2 + 1e-6).
+
+    Args:
+        top_left: (..., 2) real rows and columns, 0 <= y <= h - P.
+    """
+    size, half = np.array([height, width]), patch_size / 2
+    if anchor == "centre":
+        uv = (top_left + half) / (size - half)
+    elif anchor == "corner":
+        uv = 2 * top_left / np.maximum(size - patch_size, 1) / (2 + 1e-6)  # a side of exactly P has y = 0 only
+    else:
+        raise ValueError(f"anchor must be one of {UV_ANCHORS}, got {anchor!r}")
+    return np.clip(uv, 0.0, 1.0 - 1e-6)
+
+
+def extract_patches(image: np.ndarray, top_left: np.ndarray, patch_size: int) -> np.ndarray:
+    """Cut patches, (h, w, 3) -> (N, 3, P, P), same dtype.
+
+    Args:
+        top_left: (N, 2) rows and columns, truncated to whole pixels.
+
+    Raises:
+        ValueError: a patch would reach over the border.
+    """
+    limit = np.array(image.shape[:2]) - patch_size
+    outside = ~((top_left >= 0) & (top_left <= limit)).all(axis=-1)
+    if outside.any():
+        raise ValueError(
+            f"a patch of {patch_size}x{patch_size} at {tuple(top_left[outside][0])} does not fit into an image of "
+            f"{image.shape[0]}x{image.shape[1]}"
+        )
+    row, column = np.asarray(top_left).astype(np.int64).T
+    windows = np.lib.stride_tricks.sliding_window_view(image, (patch_size, patch_size), axis=(0, 1))  # (R, C, 3, P, P)
+    return windows[row, column]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Maps
+
+
+def difference_map(reference: np.ndarray, distorted: np.ndarray, metric: str = "mse") -> np.ndarray:
+    """Per-pixel difference of two (H, W, 3) uint8 images, (H, W) float32 >= 0, exactly 0 where they are equal.
+
+    `"mse"`: mean squared difference of the channels, `"absolute"`: Euclidean length of the colour difference (both for
+    colours in [0, 1]); `"ssim"`: 1 - SSIM, mean of the channels (Wang et al. 2004).
+    """
+    if metric == "ssim":
+        side = min(7, *reference.shape[:2])
+        images = reference.astype(np.float32), distorted.astype(np.float32)
+        options = {"channel_axis": -1, "data_range": 255, "use_sample_covariance": False, "full": True}
+        similarity = structural_similarity(*images, win_size=side - 1 + side % 2, **options)[1]
+        return np.maximum(1 - similarity.mean(axis=-1), 0)
+    squared = np.subtract(distorted, reference, dtype=np.float32)  # never in uint8, where differences wrap around
+    np.square(squared, out=squared)
+    energy = squared @ np.full(3, 1 / 255**2, np.float32)  # sum over the channels
+    if metric == "mse":
+        return energy / 3
+    if metric == "absolute":
+        return np.sqrt(energy)
+    raise ValueError(f"metric must be one of {DIFFERENCE_METRICS}, got {metric!r}")
+
+
+def gaussian_centre(height: int, width: int, sigma: float) -> np.ndarray:
+    """Gaussian around the image centre, (H, W) float32, peak 1; `sigma` is its standard deviation in half sides."""
+
+    def profile(length: int) -> np.ndarray:
+        x = (np.arange(length) + 0.5) * 2 / length - 1  # pixel centres in (-1, 1)
+        exponent = np.square(x / sigma) / 2
+        return np.exp(exponent.min() - exponent).astype(np.float32)  # peak 1
+
+    return np.outer(profile(height), profile(width))
+
+
+def load_centre(path: str, height: int, width: int) -> np.ndarray:
+    """Centre bias from a `.npy` file with a 2-D log-density, (H, W) float32, peak 1: nearest-neighbour resize, then the
+    exponential, which is the softmax divided by its largest value.
+
+    Raises:
+        ValueError: the file is missing, is no 2-D float array, or has NaN or an infinite maximum.
+    """
+    try:
+        template = np.load(path, mmap_mode="r", allow_pickle=False)  # only the rows in use are read
+    except (OSError, ValueError) as error:
+        raise ValueError(f"centre_map {path!r} cannot be read as a .npy array: {error}") from error
+    if template.ndim != 2 or template.size == 0 or not np.issubdtype(template.dtype, np.floating):
+        raise ValueError(f"centre_map {path!r} must hold 2-D floats, got {template.dtype} {template.shape}")
+    row = ((np.arange(height) + 0.5) * template.shape[0] / height).astype(int)
+    column = ((np.arange(width) + 0.5) * template.shape[1] / width).astype(int)
+    log_density = np.asarray(template[np.ix_(row, column)], dtype=np.float32)
+    peak = log_density.max()
+    if not np.isfinite(peak):  # NaN and +inf anywhere, or -inf everywhere; a single -inf is an honest "never here"
+        raise ValueError(f"centre_map {path!r} is not a log-density: its maximum is {peak}")
+    return np.exp(log_density - peak)
+
+
+def rescale(values: np.ndarray) -> np.ndarray:
+    """Divide by the largest value: [0, max] -> [0, 1]. Zero keeps its meaning, and all zeros stay all zeros."""
+    peak = values.max()
+    return values / peak if peak > 0 else np.zeros_like(values)
+
+
+def fitting_weights(weights: np.ndarray, patch_size: int) -> np.ndarray:
+    """Weights of the centres around which a patch fits, (h, w) -> (R, C). Entry (y, x) belongs to the patch with its
+    top-left pixel at (y, x), its centre at (y + P // 2, x + P // 2). Uniform if no such centre has weight."""
+    (height, width), half = weights.shape, patch_size // 2
+    inside = weights[half : half + height - patch_size + 1, half : half + width - patch_size + 1]
+    return inside if inside.any() else np.ones_like(inside)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Draws
+
+
+def draw_multinomial(weights: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """`count` independent draws of (row, column), each with probability `weights` (R, C) over its sum; (count, 2)."""
+    cumulative = _cumulative(weights, 1.0)
+    index = np.searchsorted(cumulative, rng.random(count), side="right")  # right: entries of weight 0 are never met
+    return np.stack(np.unravel_index(index, weights.shape), axis=-1)
+
+
+def cell_side(rows: int, columns: int, count: int) -> int:
+    """Side in pixels of the square cells of a stratified draw: about as many cells as draws."""
+    return int(np.clip(round(np.sqrt(rows * columns / count)), 1, max(rows, columns)))
+
+
+def draw_stratified(weights: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """`count` draws of (row, column) as in `draw_multinomial`, of the same expected density, but evenly spread.
+
+    Square cells share out the draws by systematic sampling: every cell gets the floor or the ceiling of its expected
+    count. Within a cell, the n-th of its draws comes from the n-th part of equal weight along a boustrophedon through
+    its pixels. Returns (count, 2) int64, cell by cell.
+    """
+    side = cell_side(*weights.shape, count)
+    cells = _to_cells(weights, side)  # (cell rows, cell columns, side, side)
+    cumulative = _cumulative(cells, count)  # expected number of draws up to and with each pixel
+
+    upper = cumulative[side * side - 1 :: side * side]  # ... with each cell
+    lower = np.concatenate([[0.0], upper[:-1]])
+    reached = np.minimum(np.floor(upper + rng.random()), count)  # the sum could round up to count + 1
+    quota = np.diff(reached, prepend=0).astype(np.int64)  # draws per cell, sums to count
+
+    cell = np.repeat(np.arange(len(quota)), quota)  # (count,)
+    rank = np.arange(count) - (np.cumsum(quota) - quota)[cell]  # 0 .. quota - 1 within each cell
+    share = (rank + rng.random(count)) / quota[cell]
+    target = lower[cell] + share * (upper - lower)[cell]
+    target = np.minimum(target, np.nextafter(upper[cell], 0))  # rounding must not push a draw into the next cell
+    return _from_cells(np.searchsorted(cumulative, target, side="right"), cells.shape)
+
+
+def _cumulative(weights: np.ndarray, total: float) -> np.ndarray:
+    """Running sum of all weights, (size,) float64, ending at exactly `total`."""
+    cumulative = np.cumsum(weights, dtype=np.float64)
+    cumulative /= cumulative[-1]
+    cumulative *= total
+    return cumulative
+
+
+def _to_cells(weights: np.ndarray, side: int) -> np.ndarray:
+    """(R, C) -> (cell rows, cell columns, side, side), padded with zeros; cells and the pixels in a cell run
+    boustrophedon, so that neighbours in memory are neighbours in the image."""
+    rows, columns = (-(-n // side) for n in weights.shape)
+    padded = np.zeros((rows * side, columns * side), weights.dtype)
+    padded[: weights.shape[0], : weights.shape[1]] = weights
+    cells = padded.reshape(rows, side, columns, side).swapaxes(1, 2)
+    cells[1::2] = cells[1::2, ::-1]
+    cells[:, :, 1::2] = cells[:, :, 1::2, ::-1]
+    return cells
+
+
+def _from_cells(index: np.ndarray, shape: tuple[int, int, int, int]) -> np.ndarray:
+    """Flat index into the array of `_to_cells` -> (row, column) of the map, (N,) -> (N, 2)."""
+    cell_row, cell_column, row, column = np.unravel_index(index, shape)
+    _, columns, side, _ = shape
+    cell_column = np.where(cell_row % 2, columns - 1 - cell_column, cell_column)
+    column = np.where(row % 2, side - 1 - column, column)
+    return np.stack([cell_row * side + row, cell_column * side + column], axis=-1)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The sampler
+
+
+@dataclass(frozen=True)
+class PatchSample:
+    """N patches of K images, image 0 the reference. With `aligned=False` every image has places of its own, and `uv`,
+    `scale` and `position` have a leading K."""
+
+    patches: torch.Tensor  # (K, N, 3, P, P) uint8
+    uv: torch.Tensor  # (N, 2) float32 in [0, 1), the position for the model
+    scale: torch.Tensor  # (N,) int64, 0 = full size, s = pooled s times
+    position: torch.Tensor  # (N, 2) int64, top-left (row, column) in the image at that scale
+
+
+@dataclass(frozen=True)
+class CAPS:
+    """Context-aware patch sampler, `CAPS(...)(images, seed) -> PatchSample`.
+
+    >>> images = np.stack([reference, distorted])            # (K, H, W, 3) uint8
+    >>> sample = CAPS(num_patches=512, num_scales=3)(images, seed=0)
+    >>> sample.patches.shape                                  # K, N, 3, P, P
+    torch.Size([2, 512, 3, 16, 16])
+
+    Args:
+        num_patches: N, over all scales.
+        patch_size: P in pixels.
+        num_scales: scales of the pyramid, 1 to 5; small images use fewer (`effective_scales`).
+        difference: weight of the perceptual difference between the reference and the mean of the others.
+        centre: weight of the centre bias.
+        uniform: weight of the constant map. Only the ratios of the three weights count; the paper's code has 5 : 2 :
+            0.25, here the constant map is stronger, so that the corners are seen too.
+        difference_metric: "mse", "absolute" or "ssim" (`difference_map`).
+        smoothing: standard deviation in pixels of a Gaussian over the difference; None: (2 P^2)^(1/4), 0: none.
+        centre_sigma: standard deviation of the centre bias, as a fraction of half the image's height and width.
+        centre_map: `.npy` file with a log-density to use as the centre bias instead of the Gaussian.
+        stratified: evenly spread draws; False: independent draws. The expected density is the same.
+        aligned: all images are cut at the same places; False: each image gets a draw of its own.
+        patch_ratio: every scale has 2^patch_ratio times the patches of the next coarser one.
+        shuffle: patches in random order; False: scale 0 first.
+        uv_anchor: "centre" or "corner", the convention of `uv` (`patch_uv`).
+
+    Raises:
+        ValueError: an option is out of its range; the message names the value.
+    """
+
+    num_patches: int = 256
+    patch_size: int = 16
+    num_scales: int = 1
+    difference: float = 1.0
+    centre: float = 0.5
+    uniform: float = 0.25
+    difference_metric: str = "mse"
+    smoothing: float | None = None
+    centre_sigma: float = 0.5
+    centre_map: str | None = None
+    stratified: bool = True
+    aligned: bool = True
+    patch_ratio: float = 1.75
+    shuffle: bool = False
+    uv_anchor: str = "centre"
+
+    def __post_init__(self):
+        rules = {
+            "num_patches": (_is_integer(self.num_patches, 1), "an integer >= 1"),
+            "patch_size": (_is_integer(self.patch_size, 1), "an integer >= 1"),
+            "num_scales": (_is_integer(self.num_scales, 1, MAX_SCALES), f"an integer from 1 to {MAX_SCALES}"),
+            "difference": (_is_number(self.difference, 0), "a finite number >= 0"),
+            "centre": (_is_number(self.centre, 0), "a finite number >= 0"),
+            "uniform": (_is_number(self.uniform, 0), "a finite number >= 0"),
+            "difference_metric": (self.difference_metric in DIFFERENCE_METRICS, f"one of {DIFFERENCE_METRICS}"),
+            "smoothing": (self.smoothing is None or _is_number(self.smoothing, 0), "None or a finite number >= 0"),
+            "centre_sigma": (_is_number(self.centre_sigma, 0.01), "a finite number >= 0.01"),
+            "centre_map": (self.centre_map is None or _is_npy(self.centre_map), "None or the path of a .npy file"),
+            "stratified": (isinstance(self.stratified, bool), "True or False"),
+            "aligned": (isinstance(self.aligned, bool), "True or False"),
+            "patch_ratio": (_is_number(self.patch_ratio, 0, 10), "a number from 0 to 10"),
+            "shuffle": (isinstance(self.shuffle, bool), "True or False"),
+            "uv_anchor": (self.uv_anchor in UV_ANCHORS, f"one of {UV_ANCHORS}"),
+        }
+        for name, (valid, expected) in rules.items():
+            if not valid:
+                raise ValueError(f"CAPS: {name} must be {expected}, got {getattr(self, name)!r}")
+        if self.difference + self.centre + self.uniform == 0:
+            raise ValueError("CAPS: difference, centre and uniform are all 0, at least one must be positive")
+
+    def __call__(self, images: np.ndarray | Sequence[np.ndarray], seed: Seed) -> PatchSample:
+        """Draw N places from the weight map and cut the patches of all images.
+
+        Coarser scales are cut from the exact means of the pixels, rounded to uint8 at the end.
+
+        Args:
+            images: (K, H, W, 3) uint8 or K arrays (H, W, 3), K >= 1; image 0 is the reference.
+            seed: integer (or integers), or a numpy or torch Generator, which is then advanced. Same seed, same sample.
+
+        Raises:
+            ImageError: images are not uint8 RGB, differ in size, or are smaller than a patch.
+        """
+        images = _check_images(images, self.patch_size)
+        rng = _generator(seed)
+        weights = self._weights(images)
+        counts = self._counts(*weights.shape)
+
+        parts, levels = [], images
+        for scale, count in enumerate(counts):
+            if scale > 0:
+                levels, weights = [pool(image) for image in levels], pool(weights)
+            if count > 0:
+                parts.append(self._sample_scale(levels, weights, count, rng))
+        patches, uv, position = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
+        scale = np.repeat(np.arange(len(counts)), counts)[None]  # one row, like uv and position of aligned images
+
+        if self.shuffle:
+            order = rng.permutation(self.num_patches)
+            patches, uv, scale, position = (array[:, order] for array in (patches, uv, scale, position))
+        if self.aligned:
+            uv, scale, position = uv[0], scale[0], position[0]
+        else:
+            scale = np.repeat(scale, len(images), axis=0)
+        arrays = (patches, uv.astype(np.float32), scale, position)
+        return PatchSample(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+
+    def probability(self, images: np.ndarray | Sequence[np.ndarray], scale: int = 0) -> np.ndarray:
+        """Probability that a patch of this scale is centred at a pixel, (h, w) float64, sums to 1.
+
+        The patch with top-left pixel (y, x) counts as centred at (y + P // 2, x + P // 2); pixels around which no patch
+        fits have probability 0. If the weighted mean of the maps is 0 wherever a patch fits (identical images and only
+        `difference` > 0, say), all places that fit are equally likely.
+
+        Args:
+            images: as for drawing a sample.
+            scale: 0 for the images as they are, s for the images pooled s times.
+
+        Raises:
+            ImageError: as for drawing a sample.
+            ValueError: `scale` is none of those that a sample of these images has.
+        """
+        weights = self._weights(_check_images(images, self.patch_size))
+        num_scales = len(self._counts(*weights.shape))
+        if not _is_integer(scale, 0, num_scales - 1):
+            raise ValueError(f"scale must be an integer from 0 to {num_scales - 1} for these images, got {scale!r}")
+        for _ in range(scale):
+            weights = pool(weights)
+        places = fitting_weights(weights, self.patch_size)
+        (rows, columns), half = places.shape, self.patch_size // 2
+        probability = np.zeros(weights.shape)
+        probability[half : half + rows, half : half + columns] = places
+        return probability / probability.sum()
+
+    def components(self, images: np.ndarray | Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """The three maps before weighting, each (H, W) float32 in [0, 1]: "difference", "centre" and "uniform".
+
+        The difference is the mean over the distorted images, smoothed, over its largest value; it is 0 everywhere if
+        the images are identical or the reference is alone.
+
+        Raises:
+            ImageError: as for drawing a sample.
+        """
+        images = _check_images(images, self.patch_size)
+        size = images[0].shape[:2]
+        return {"difference": self._difference(images), "centre": self._centre(*size), "uniform": np.ones(size, "f4")}
+
+    def _sample_scale(
+        self, levels: list[np.ndarray], weights: np.ndarray, count: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Patches (K, n, 3, P, P), uv and position (1, n, 2) of one scale, or (K, n, 2) if images are not aligned."""
+        draw = draw_stratified if self.stratified else draw_multinomial
+        places = fitting_weights(weights, self.patch_size)
+        position = np.stack([draw(places, count, rng) for _ in range(1 if self.aligned else len(levels))])
+        uv = patch_uv(position, *weights.shape, self.patch_size, self.uv_anchor)
+        per_image = np.broadcast_to(position, (len(levels), *position.shape[1:]))
+        patches = np.stack([extract_patches(*pair, self.patch_size) for pair in zip(levels, per_image, strict=True)])
+        if patches.dtype != np.uint8:  # means of pixels
+            patches = np.rint(patches).astype(np.uint8)
+        return patches, uv, position
+
+    def _counts(self, height: int, width: int) -> np.ndarray:
+        """Patches per scale, finest first."""
+        num_scales = effective_scales(height, width, self.patch_size, self.num_scales)
+        return patches_per_scale(self.num_patches, num_scales, self.patch_ratio)[::-1]
+
+    def _weights(self, images: list[np.ndarray]) -> np.ndarray:
+        """Weighted mean of the three maps, (H, W) float32; maps without weight are not computed."""
+        size, total = images[0].shape[:2], self.difference + self.centre + self.uniform
+        weights = np.full(size, self.uniform / total, np.float32)
+        if self.centre > 0:
+            weights += float(self.centre / total) * self._centre(*size)
+        if self.difference > 0:
+            weights += float(self.difference / total) * self._difference(images)
+        return weights
+
+    def _difference(self, images: list[np.ndarray]) -> np.ndarray:
+        reference, *distorted = images
+        difference = np.zeros(reference.shape[:2], np.float32)
+        for image in distorted:
+            difference += difference_map(reference, image, self.difference_metric)  # sum or mean: rescaled below
+        sigma = (2 * self.patch_size**2) ** 0.25 if self.smoothing is None else self.smoothing
+        return rescale(gaussian_filter(difference, sigma, mode="nearest") if sigma > 0 else difference)
+
+    def _centre(self, height: int, width: int) -> np.ndarray:
+        if self.centre_map is not None:
+            return load_centre(self.centre_map, height, width)
+        return gaussian_centre(height, width, self.centre_sigma)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Checks
+
+
+def _check_images(images: np.ndarray | Sequence[np.ndarray], patch_size: int) -> list[np.ndarray]:
+    """K images as a list, all uint8 RGB, of one size, with room for a patch."""
+    if isinstance(images, np.ndarray) and images.ndim != 4:
+        raise ImageError(f"images must be a uint8 array (K, H, W, 3), got {images.dtype} of shape {images.shape}")
+    if not isinstance(images, np.ndarray | Sequence):
+        raise ImageError(f"images must be a uint8 array (K, H, W, 3) or a list of arrays, got {type(images).__name__}")
+    images = [check_uint8_rgb(image, f"image {k}") for k, image in enumerate(images)]
+    if not images:
+        raise ImageError("there is no image to sample patches from, the reference at least is needed")
+    height, width = images[0].shape[:2]
+    for k, image in enumerate(images):
+        if image.shape != images[0].shape:
+            raise ImageError(
+                f"images of one item must have one size: image 0 is {width} x {height}, image {k} is "
+                f"{image.shape[1]} x {image.shape[0]} (width x height)"
+            )
+    if min(height, width) < patch_size:
+        raise ImageError(f"an image of {width} x {height} (width x height) is smaller than a patch of {patch_size} px")
+    return images
+
+
+def _generator(seed: Seed) -> np.random.Generator:
+    if seed is None:  # numpy would take it for "a different sample each time"
+        raise ValueError("seed must be an integer or a Generator, got None")
+    if isinstance(seed, torch.Generator):
+        seed = int(torch.randint(2**63 - 1, (), generator=seed, device=seed.device))
+    try:
+        return np.random.default_rng(seed)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"seed must be an integer >= 0 or a Generator, got {seed!r}") from error
+
+
+def _is_integer(value: object, low: int, high: float = inf) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_number(value: object, low: float, high: float = inf) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value) and low <= value <= high
+
+
+def _is_npy(value: object) -> bool:
+    return isinstance(value, str) and value.endswith(".npy")  # a str, so that the configuration can be saved as text

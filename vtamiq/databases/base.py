@@ -1,0 +1,546 @@
+"""What every database becomes: a table of image pairs, split by reference content, with scores of known direction.
+
+A loader turns the layout of a database on disk into such a table. This file has all that loaders share: the schema,
+look-up of files whatever their letter case, reading of label files, and errors that name the file and the line.
+"""
+
+import csv
+import io
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+__all__ = [
+    "PAIR_COLUMNS",
+    "PREFERENCE_COLUMNS",
+    "SUBSETS",
+    "Database",
+    "DatabaseError",
+    "FolderIndex",
+    "LabelScale",
+    "locate_images",
+    "numbers",
+    "pair_table",
+    "read_table",
+    "validate_pairs",
+    "validate_preferences",
+]
+
+SUBSETS = ("train", "val", "test")
+
+# One row per (reference, distorted) pair. Paths are relative to the root, with "/" and in the letter case on disk.
+PAIR_COLUMNS = {
+    "database": "str",
+    "subset": "str",  # train, val or test as distributed, or none
+    "ref_id": "str",  # the content; what splits go by
+    "ref_path": "str",
+    "dist_path": "str",
+    "dist_type": "Int16",  # code of the database, <NA> if it has none
+    "dist_name": "str",
+    "level": "Int16",  # <NA> if the database has no levels
+    "score": "float64",  # as published, NaN if there is none
+    "score_name": "str",
+    "higher_better": "bool",
+    "score_std": "float64",  # NaN if not published
+    "score_lo": "float64",  # nominal range of the scale, NaN on an open side
+    "score_hi": "float64",
+    "label_source": "str",  # file:line
+}
+
+# One row per question "which of A and B is closer to the reference?".
+PREFERENCE_COLUMNS = {
+    "database": "str",
+    "subset": "str",
+    "ref_id": "str",
+    "ref_path": "str",
+    "a_path": "str",
+    "b_path": "str",
+    "a_is_ref": "bool",
+    "p_a": "float64",  # share that prefers A, processed
+    "p_a_raw": "float64",  # NaN where nobody was asked
+    "kind": "str",
+    "label_source": "str",
+}
+
+_OPTIONAL = {  # what `pair_table` fills in
+    "subset": "none",
+    "dist_type": pd.NA,
+    "dist_name": "",
+    "level": pd.NA,
+    "score": math.nan,
+    "score_std": math.nan,
+    "score_lo": math.nan,
+    "score_hi": math.nan,
+}
+_UNSAFE_PATH = r"^/|^[A-Za-z]:|\\|\x00|(?:^|/)\.\.(?:/|$)"
+_CLUTTER = re.compile(r"\._.*|\.ds_store|thumbs\.db|desktop\.ini", re.IGNORECASE)
+
+
+class DatabaseError(ValueError):
+    """A database that cannot be found, read or used; the message says what is wrong, where, and what to do."""
+
+
+# ---- the table --------------------------------------------------------------------------------------------------
+
+
+def pair_table(**columns: Any) -> pd.DataFrame:
+    """A valid pair table from columns (arrays, or one value for all rows), sorted by `ref_id`, then in the given order.
+
+    Columns that a database does not have may be left out: `subset` ("none"), `dist_type`, `dist_name`, `level`,
+    `score`, `score_std`, `score_lo`, `score_hi`. Columns beyond the schema are kept, after it.
+
+    Raises DatabaseError as `validate_pairs` does.
+    """
+    values = {name: column.array if isinstance(column, pd.Series) else column for name, column in columns.items()}
+    table = pd.DataFrame(_OPTIONAL | values)
+    missing = [name for name in PAIR_COLUMNS if name not in table]
+    if missing:
+        raise DatabaseError(f"a pair table needs the columns {', '.join(missing)}")
+    extra = [name for name in table if name not in PAIR_COLUMNS]
+    table = table[[*PAIR_COLUMNS, *extra]].astype(PAIR_COLUMNS)
+    return validate_pairs(table.sort_values("ref_id", kind="stable", ignore_index=True))
+
+
+def validate_pairs(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Return `pairs` itself if it follows the schema `PAIR_COLUMNS`; columns after those of the schema are free.
+
+    Raises DatabaseError naming the first bad row and its label: a column is missing or of another type, a name is empty,
+    a subset unknown, a path absolute or leading upwards, a score infinite, a pair listed twice, a content shown with two
+    reference images, rows not sorted by `ref_id`, or `database`, `score_name`, `higher_better` not the same throughout.
+    """
+    _check_columns(pairs, PAIR_COLUMNS)
+    _check_rows(pairs, ("ref_path", "dist_path"))
+    for name in ("score", "score_std", "score_lo", "score_hi"):
+        _refuse(pairs, np.isinf(pairs[name]), f"infinite {name}")
+    for name in ("database", "score_name", "higher_better"):
+        _refuse(pairs, pairs[name] != pairs[name].iloc[0], f"a table must have one {name}, a second one is")
+    _refuse(pairs, pairs.duplicated(["ref_path", "dist_path"]), "pair listed twice")
+    _refuse(
+        pairs, pairs["ref_id"] < pairs["ref_id"].shift(fill_value=""), "rows must be sorted by ref_id, out of order is"
+    )
+    first = pairs.groupby("ref_id", sort=False)["ref_path"].transform("first")
+    _refuse(pairs, pairs["ref_path"] != first, "second reference image of one ref_id")
+    return pairs
+
+
+def validate_preferences(preferences: pd.DataFrame) -> pd.DataFrame:
+    """Return `preferences` itself if it follows the schema `PREFERENCE_COLUMNS`; DatabaseError if not."""
+    _check_columns(preferences, PREFERENCE_COLUMNS)
+    _check_rows(preferences, ("ref_path", "a_path", "b_path"))
+    _refuse(preferences, ~preferences["p_a"].between(0, 1), "preference p_a outside 0..1")
+    raw = preferences["p_a_raw"]
+    _refuse(preferences, raw.notna() & ~raw.between(0, 1), "preference p_a_raw outside 0..1")
+    return preferences
+
+
+def _check_columns(table: pd.DataFrame, schema: Mapping[str, str]) -> None:
+    missing = [name for name in schema if name not in table]
+    if missing:
+        raise DatabaseError(f"the table lacks the columns {', '.join(missing)}")
+    expected = pd.DataFrame({name: [] for name in schema}).astype(dict(schema)).dtypes
+    for name in schema:
+        if table[name].dtype != expected[name]:
+            raise DatabaseError(f"column {name} must have the type {expected[name]}, not {table[name].dtype}")
+    if not len(table):
+        raise DatabaseError("the table has no rows")
+
+
+def _check_rows(table: pd.DataFrame, paths: Sequence[str]) -> None:
+    for name in ("database", "ref_id", "label_source", *paths):
+        _refuse(table, table[name].isna() | (table[name] == ""), f"empty {name}")
+    _refuse(table, ~table["subset"].isin([*SUBSETS, "none"]), "subset must be train, val, test or none, not so")
+    for name in paths:
+        _refuse(table, table[name].str.contains(_UNSAFE_PATH), f"{name} must be relative to the root, with '/'")
+
+
+def _refuse(table: pd.DataFrame, bad: pd.Series, what: str) -> None:
+    if bad.any():
+        at = int(np.argmax(bad.to_numpy()))
+        row = table.iloc[at]
+        image = row.get("dist_path", row.get("a_path"))
+        raise DatabaseError(f"{what}: row {at} ({row['label_source']}, reference {row['ref_id']!r}, image {image!r})")
+
+
+# ---- the database -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Database:
+    """Image pairs with scores.
+
+    Attributes:
+        name: what the database is called in tables and titles.
+        root: folder that all paths are relative to.
+        pairs: one row per pair, schema `PAIR_COLUMNS`, numbered from 0.
+        score_name: what the scores are, for example "MOS".
+        higher_better: whether a higher score is a better image.
+        synthetic: whether the scores come from other metrics rather than from people.
+        preferences: pairwise preferences, schema `PREFERENCE_COLUMNS`, or None.
+        omissions: what was left out on loading, one sentence each.
+
+    Raises:
+        DatabaseError: a table breaks its schema or contradicts the attributes.
+    """
+
+    name: str
+    root: Path
+    pairs: pd.DataFrame
+    score_name: str
+    higher_better: bool
+    synthetic: bool
+    preferences: pd.DataFrame | None = None
+    omissions: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "root", Path(self.root))
+        validate_pairs(self.pairs)
+        if self.preferences is not None:
+            validate_preferences(self.preferences)
+        for column, value in (
+            ("database", self.name),
+            ("score_name", self.score_name),
+            ("higher_better", self.higher_better),
+        ):
+            if self.pairs[column].iloc[0] != value:
+                raise DatabaseError(
+                    f"{column} is {self.pairs[column].iloc[0]!r} in the table, but {value!r} was stated"
+                )
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return len(self.pairs)
+
+    def __repr__(self) -> str:
+        better = "higher" if self.higher_better else "lower"
+        parts = [f"{len(self)} pairs of {len(self.references)} references", f"{self.score_name} ({better} is better)"]
+        if self.preferences is not None:
+            parts.append(f"{len(self.preferences)} preferences")
+        if self.omissions:
+            parts.append(f"{len(self.omissions)} omissions")
+        return f"<Database {self.name}: {', '.join(parts)}>"
+
+    @property
+    def references(self) -> list[str]:
+        """All `ref_id`, in plain character order."""
+        tables = [self.pairs] if self.preferences is None else [self.pairs, self.preferences]
+        return sorted({reference for table in tables for reference in table["ref_id"].unique()})
+
+    def path(self, relative: str) -> Path:
+        """Absolute path of one of the table's paths; DatabaseError if it leads out of the root."""
+        return self.root.joinpath(*_parts(relative)).absolute()
+
+    def subset(self, selection: Iterable[str] | np.ndarray | pd.Series) -> "Database":
+        """The rows of a boolean mask (length `len(self)`), or all rows of the given `ref_id`; rows are renumbered.
+
+        Preferences stay for the contents that stay.
+
+        Raises DatabaseError for an unknown `ref_id`, a mask of another length, or a selection of nothing.
+        """
+        chosen = np.asarray(selection if isinstance(selection, np.ndarray | pd.Series) else list(selection))
+        if chosen.dtype == bool:
+            if chosen.shape != (len(self),):
+                raise DatabaseError(f"{self.name}: a mask needs {len(self)} values, got shape {chosen.shape}")
+            kept = set(self.pairs["ref_id"].to_numpy()[chosen])
+        else:
+            kept = set(chosen.tolist())
+            unknown = sorted(map(str, kept - set(self.references)))
+            if unknown:
+                raise DatabaseError(f"{self.name} has no reference {', '.join(unknown[:5])}")
+            chosen = self.pairs["ref_id"].isin(kept).to_numpy()
+        if not chosen.any():
+            raise DatabaseError(f"{self.name}: the selection has no pairs")
+        preferences = self.preferences
+        if preferences is not None:
+            preferences = preferences[preferences["ref_id"].isin(kept)].reset_index(drop=True)
+        return replace(
+            self,
+            pairs=self.pairs[chosen].reset_index(drop=True),
+            preferences=preferences if preferences is not None and len(preferences) else None,
+        )
+
+    def split(self, ratios: Sequence[float] = (0.6, 0.2, 0.2), seed: int = 0) -> tuple["Database", ...]:
+        """Random parts without a content in common: (train, val, test), or (train, test) for two ratios.
+
+        The later parts get the floor of their share of the contents, the first part gets the rest. The contents, in
+        plain character order, are shuffled by `numpy.random.default_rng(seed)`.
+
+        Raises DatabaseError if the ratios are not two or three positive numbers with sum 1, or a part would be empty.
+        """
+        ratios = tuple(float(ratio) for ratio in ratios)
+        if len(ratios) not in (2, 3) or not all(ratio > 0 for ratio in ratios) or abs(sum(ratios) - 1) > 1e-9:
+            raise DatabaseError(f"a split needs two or three positive ratios with sum 1, got {ratios}")
+        references = np.array(self.references, dtype=object)
+        counts = [math.floor(ratio * len(references) + 1e-9) for ratio in ratios[1:]]  # 0.29 * 100 is below 29
+        counts.insert(0, len(references) - sum(counts))
+        if min(counts) < 1:
+            raise DatabaseError(f"{self.name} has {len(references)} references, too few for a split by {ratios}")
+        shuffled = references[np.random.default_rng(seed).permutation(len(references))]
+        return tuple(self.subset(part.tolist()) for part in np.split(shuffled, np.cumsum(counts)[:-1]))
+
+    def distributed_split(self) -> tuple["Database", ...]:
+        """The split that the database comes with: (train, val, test), or (train, test) if it has no val.
+
+        Raises DatabaseError if there is no such split, it does not cover all rows, or a content is in two parts.
+        """
+        subset = self.pairs["subset"]
+        present = [name for name in SUBSETS if (subset == name).any()]
+        if present not in (["train", "test"], list(SUBSETS)) or (subset == "none").any():
+            raise DatabaseError(
+                f"{self.name} is not distributed with a train and a test part (found: {', '.join(subset.unique())}); "
+                "use split() for a random one"
+            )
+        parts = self.pairs.groupby("ref_id")["subset"].nunique()
+        if (parts > 1).any():
+            raise DatabaseError(f"{self.name}: reference {parts.idxmax()!r} is in more than one part")
+        return tuple(self.subset((subset == name).to_numpy()) for name in present)
+
+
+@dataclass(frozen=True)
+class LabelScale:
+    """Published scores as distortions: 0 is the best score that was seen in training, 1 the worst.
+
+    This is the one place where the direction of scores is handled: it is that of best and worst.
+    Scores beyond those seen in training leave [0, 1]; nothing is clipped.
+    """
+
+    best: float
+    worst: float
+
+    def __post_init__(self):
+        if not (math.isfinite(self.best) and math.isfinite(self.worst) and self.best != self.worst):
+            raise DatabaseError(f"a label scale needs two different finite scores, got {self.best} and {self.worst}")
+
+    @classmethod
+    def fit(cls, train: Database) -> "LabelScale":
+        """Minimum and maximum over the training part only: test labels are not looked at.
+
+        Raises DatabaseError if a row has no score or all scores are the same.
+        """
+        scores = train.pairs["score"].to_numpy(dtype=np.float64)
+        missing = np.isnan(scores)
+        if missing.any():
+            source = train.pairs["label_source"].iloc[int(np.argmax(missing))]
+            raise DatabaseError(f"{train.name}: {missing.sum()} of {len(scores)} rows have no score, first {source}")
+        low, high = float(scores.min()), float(scores.max())
+        if low == high:
+            raise DatabaseError(f"{train.name}: all {len(scores)} scores are {low}; nothing can be learnt from them")
+        return cls(best=high, worst=low) if train.higher_better else cls(best=low, worst=high)
+
+    def to_distortion(self, score: Any) -> np.ndarray:
+        """Scores of any shape to distortions, float64; NaN stays NaN."""
+        return (np.asarray(score, dtype=np.float64) - self.best) / (self.worst - self.best)
+
+    def to_score(self, q: Any) -> np.ndarray:
+        """The inverse of `to_distortion`, for display."""
+        return self.best + np.asarray(q, dtype=np.float64) * (self.worst - self.best)
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, float]) -> "LabelScale":
+        if not isinstance(values, Mapping) or set(values) != {"best", "worst"}:
+            raise DatabaseError(f"a label scale has the entries 'best' and 'worst', got {values!r}")
+        return cls(best=float(values["best"]), worst=float(values["worst"]))
+
+
+# ---- files on disk ----------------------------------------------------------------------------------------------
+
+
+class FolderIndex:
+    """Look-up of files below a root without regard to letter case; each folder is listed once.
+
+    Names use "/" or "\\". Absolute names and ".." are refused before the disk is touched. Clutter that operating systems
+    leave (.DS_Store, Thumbs.db, ._*) does not exist. Two entries that differ only by case are an error when asked for.
+    """
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise DatabaseError(f"no such folder: {self.root}")
+        self._listings: dict[str, dict[str, list[str]]] = {}
+
+    def get(self, name: str) -> str | None:
+        """Path relative to the root as it is on disk, or None if there is no such file or folder."""
+        found = ""
+        for part in _parts(name):
+            matches = self._listing(found).get(part.lower(), [])
+            if len(matches) > 1:
+                folder = self.root / found
+                raise DatabaseError(f"{' and '.join(matches)} in {folder} differ only by letter case; remove one")
+            if not matches:
+                return None
+            found = f"{found}/{matches[0]}" if found else matches[0]
+        return found
+
+    def find(self, name: str) -> str:
+        """Like `get`, but DatabaseError if there is no such file or folder."""
+        found = self.get(name)
+        if found is None:
+            raise DatabaseError(f"{self.root} has no {name} (letter case does not matter); is the copy complete?")
+        return found
+
+    def first(self, *names: str) -> str:
+        """The first of several names in circulation that exists; DatabaseError listing them if none does."""
+        for name in names:
+            if (found := self.get(name)) is not None:
+                return found
+        raise DatabaseError(f"{self.root} has none of {', '.join(names)} (letter case does not matter)")
+
+    def files(self, folder: str = "", suffixes: Iterable[str] = ()) -> list[str]:
+        """Paths of the files in a folder, in plain character order; only those with one of the suffixes, if given."""
+        found = self.find(folder) if folder else ""
+        prefix = f"{found}/" if found else ""
+        endings = tuple(suffix.lower() for suffix in suffixes)
+        names = sorted(name for matches in self._listing(found).values() for name in matches)
+        names = [name for name in names if not endings or name.lower().endswith(endings)]
+        return [prefix + name for name in names if (self.root / prefix / name).is_file()]
+
+    def _listing(self, folder: str) -> dict[str, list[str]]:
+        """Lower-cased name → names on disk."""
+        if folder not in self._listings:
+            path = self.root / folder
+            listing: dict[str, list[str]] = {}
+            for entry in sorted(path.iterdir()) if path.is_dir() else ():
+                if not _CLUTTER.fullmatch(entry.name):
+                    listing.setdefault(entry.name.lower(), []).append(entry.name)
+            self._listings[folder] = listing
+        return self._listings[folder]
+
+
+def _parts(name: str) -> list[str]:
+    """Components of a relative path; DatabaseError if it is absolute, leads upwards or is empty."""
+    parts = [part for part in name.replace("\\", "/").split("/") if part != "."]
+    if re.search(_UNSAFE_PATH, name.replace("\\", "/")) or not all(parts) or not parts:
+        raise DatabaseError(f"{name!r} is no path within the database: absolute names and '..' are refused")
+    return parts
+
+
+def read_table(
+    index: FolderIndex, name: str, columns: Sequence[str], *, header: bool = True, separator: str | None = ","
+) -> pd.DataFrame:
+    """Read a text file of labels.
+
+    The file is UTF-8 with or without byte-order mark, with LF or CRLF; blank lines are skipped.
+
+    Args:
+        index: of the database.
+        name: the file, relative to the root.
+        columns: the columns to return. With a header they are looked up in it, without regard to case and surrounding
+            blanks; without one, they are the names of all columns.
+        header: whether the first line names the columns.
+        separator: None splits at any white space.
+
+    Returns:
+        Table of stripped strings with these columns, and `label_source` ("file:line").
+
+    Raises:
+        DatabaseError: file missing, empty or in another encoding, column missing, or a line with too few or many fields.
+    """
+    name = index.find(name)
+    lines = _read_lines(index.root / name, name)
+    rows = _split_fields([line for _, line in lines], separator)
+    if len(rows) != len(lines):
+        raise DatabaseError(f"{name}: a quotation mark is not closed")
+    names = [word.lower() for word in rows[0]] if header else [column.lower() for column in columns]
+    missing = [column for column in columns if column.lower() not in names]
+    if missing:
+        raise DatabaseError(f"{name}:{lines[0][0]}: no column {', '.join(missing)}; the header is {', '.join(rows[0])}")
+    sources = [f"{name}:{number}" for number, _ in lines]
+    if header:
+        rows, sources = rows[1:], sources[1:]
+    if not rows:
+        raise DatabaseError(f"{name} has no rows below its header; is the copy complete?")
+    for source, row in zip(sources, rows, strict=True):
+        if len(row) != len(names):
+            raise DatabaseError(f"{source}: {len(names)} fields expected, found {len(row)}")
+    table = pd.DataFrame(rows, columns=names, dtype="str")[[column.lower() for column in columns]]
+    return table.set_axis(list(columns), axis=1).assign(label_source=pd.Series(sources, dtype="str"))
+
+
+def numbers(table: pd.DataFrame, column: str) -> np.ndarray:
+    """A column of `read_table` as float64; DatabaseError with file and line for one that is no finite number."""
+    values = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=np.float64)
+    bad = ~np.isfinite(values)
+    if bad.any():
+        row = table.iloc[int(np.argmax(bad))]
+        raise DatabaseError(f"{row['label_source']}: {column} must be a finite number, found {row[column]!r}")
+    return values
+
+
+def locate_images(
+    index: FolderIndex, table: pd.DataFrame, folders: Mapping[str, str], *, strict: bool = True
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Replace image names by paths as they are on disk.
+
+    Args:
+        index: of the database.
+        table: from `read_table`.
+        folders: column of names → folder that they are relative to ("" for the root).
+        strict: whether a missing image is an error; otherwise its rows are left out, and the omission is stated.
+
+    Returns:
+        The table without the rows left out, and the omissions, one sentence per column.
+
+    Raises:
+        DatabaseError: images are missing (all of them, if not strict), a name leads out of the root, or two files differ
+            only by letter case.
+    """
+    omissions = []
+    for column, folder in folders.items():
+        labels = zip(table[column], table["label_source"], strict=True)
+        paths = [_locate(index, folder, name, source) for name, source in labels]
+        missing = np.array([path is None for path in paths])
+        if missing.any():
+            row = table.iloc[int(np.argmax(missing))]
+            what = (
+                f"{missing.sum()} of {len(table)} rows have no {column} in {index.root / folder}, "
+                f"first {row[column]} ({row['label_source']})"
+            )
+            if strict or missing.all():
+                raise DatabaseError(f"{what}; complete the copy" + (" or load with strict=False" if strict else ""))
+            omissions.append(what.replace(str(index.root / folder), folder or "the root"))
+        table = table.assign(**{column: pd.Series(paths, index=table.index, dtype="str")})[~missing]
+    return table.reset_index(drop=True), tuple(omissions)
+
+
+def _locate(index: FolderIndex, folder: str, name: str, source: str) -> str | None:
+    try:
+        _parts(name)  # before it is joined: "/name" would otherwise pass
+        return index.get(f"{folder}/{name}" if folder else name)
+    except DatabaseError as error:
+        raise DatabaseError(f"{source}: {error}") from error
+
+
+def _read_lines(path: Path, name: str) -> list[tuple[int, str]]:
+    """Lines that are not blank, with their numbers from 1."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DatabaseError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise DatabaseError(f"{name}:{line}: not UTF-8; save the file as UTF-8 text") from error
+    stray = re.search("\r(?!\n)|\0", text)
+    if stray:
+        line = text[: stray.start()].count("\n") + 1
+        raise DatabaseError(f"{name}:{line}: not UTF-8 text with LF or CRLF line ends; save it so")
+    lines = [(number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    if not lines:
+        raise DatabaseError(f"{name} is empty; is the copy complete?")
+    return lines
+
+
+def _split_fields(lines: list[str], separator: str | None) -> list[list[str]]:
+    if separator is None:
+        return [line.split() for line in lines]
+    rows = csv.reader(io.StringIO("\n".join(lines), newline=""), delimiter=separator)
+    return [[field.strip() for field in row] for row in rows]

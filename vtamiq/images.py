@@ -1,0 +1,263 @@
+"""Images enter here, and only here: whatever the source, the result is an 8-bit RGB array `(H, W, 3)`.
+
+Decisions, made once for the whole package:
+
+- Transparent pixels are composited over a stated background (white unless told otherwise).
+- 16-bit samples become `round(value / 257)`. Pillow itself reduces 16-bit *colour* files to 8 bits while it decodes.
+- Float samples must lie in [0, 1] and become `round(255 * value)`. Nothing is rescaled by its own minimum or maximum.
+- EXIF orientation is applied. ICC profiles are ignored: samples are taken as sRGB.
+- Of a file with several frames (GIF, TIFF, MPO) the first is read; of a PIL image, its current frame.
+- A bad image is refused with an `ImageError`, never repaired, cropped or resized.
+"""
+
+import io
+import os
+import sys
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["ImageError", "ImageSource", "check_uint8_rgb", "read_image", "read_images", "write_png"]
+
+ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor"
+WHITE = (255, 255, 255)
+
+
+class ImageError(ValueError):
+    """An image that cannot be read or used; the message names the image and the reason."""
+
+
+def read_image(source: ImageSource, *, background: tuple[int, int, int] = WHITE) -> np.ndarray:
+    """Read any image as 8-bit RGB.
+
+    Args:
+        source: a path (any format that Pillow reads), a PIL image, an array `(H, W)` or `(H, W, C)`, or a torch
+            tensor `(C, H, W)` on any device, with C = 1 (grey), 3 (RGB) or 4 (RGB and alpha). Arrays and tensors are
+            bool, uint8, uint16 or float in [0, 1].
+        background: 8-bit RGB colour that shows through transparent pixels.
+
+    Returns:
+        uint8 array `(H, W, 3)`, C-contiguous, that shares no memory with the source.
+
+    Raises:
+        ImageError: the source is missing, damaged, too large for Pillow's decompression-bomb limit, of an unsupported
+            type, shape or dtype, or has samples outside its range.
+    """
+    colour = _check_background(background)
+    name = _describe(source)
+    if isinstance(source, str | os.PathLike):
+        return _from_file(Path(source), name, colour)
+    if isinstance(source, Image.Image):
+        return _from_pil(source, name, colour)
+    if isinstance(source, np.ndarray):
+        return _from_array(source, name, colour)
+    if _is_tensor(source):
+        return _from_tensor(source, name, colour)
+    raise ImageError(f"{name} is no image: give a path, a PIL image, an array or a torch tensor")
+
+
+def read_images(sources: Iterable[ImageSource], *, background: tuple[int, int, int] = WHITE) -> np.ndarray:
+    """Read K images of one size into a uint8 array `(K, H, W, 3)`.
+
+    Raises:
+        ImageError: there is no image, one of them cannot be read (see `read_image`), or two differ in size.
+    """
+    if isinstance(sources, str | os.PathLike | Image.Image):
+        raise ImageError(f"read_images needs a sequence of images, not one image ({_describe(sources)})")
+    sources = list(sources)
+    if not sources:
+        raise ImageError("read_images needs at least one image")
+    images = [read_image(source, background=background) for source in sources]
+    for source, image in zip(sources, images, strict=True):
+        if image.shape != images[0].shape:
+            raise ImageError(
+                f"images differ in size: {_describe(sources[0])} is {_size(images[0])} and {_describe(source)} is "
+                f"{_size(image)} (width x height); crop or resize them to one size first"
+            )
+    return np.stack(images)
+
+
+def write_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
+    """Write a uint8 RGB image `(H, W, 3)` as PNG: the file appears complete or not at all, without metadata.
+
+    The same image gives the same bytes (for one version of Pillow and its zlib).
+
+    Raises:
+        ImageError: the image is not uint8 RGB, or the path does not end in `.png`.
+        OSError: the folder does not exist or cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise ImageError(f"write_png writes PNG files, so the path must end in .png: {path}")
+    check_uint8_rgb(image, f"the image for {path}")
+    encoded = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(encoded, format="PNG")
+    # Not tempfile: its files are readable by their owner only, and the replaced file would keep that mode.
+    temporary = path.with_name(f".{path.stem[:64]}-{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.write_bytes(encoded.getbuffer())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_uint8_rgb(image: Any, name: str = "image") -> np.ndarray:
+    """Return `image` itself if it is a non-empty uint8 array `(H, W, 3)`; raise an `ImageError` naming it if not."""
+    if not isinstance(image, np.ndarray):
+        raise ImageError(f"{name} must be a uint8 RGB array (H, W, 3), got {type(image).__name__}")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ImageError(f"{name} must be a uint8 RGB array (H, W, 3), got {image.dtype} of shape {image.shape}")
+    return image
+
+
+# ---- from each kind of source -----------------------------------------------------------------------------------
+
+
+def _from_file(path: Path, name: str, background: np.ndarray) -> np.ndarray:
+    if not path.exists():
+        raise ImageError(f"cannot read {name}: no such file")
+    try:
+        with Image.open(path) as image:
+            limit = Image.MAX_IMAGE_PIXELS  # Pillow only warns up to twice this limit
+            if limit is not None and image.width * image.height > limit:
+                raise ImageError(f"{image.width} x {image.height} pixels exceed Pillow's limit of {limit} pixels")
+            return _decode(image, background)
+    except Exception as error:  # Pillow's readers raise almost anything on a damaged file
+        raise ImageError(f"cannot read {name}: {error or type(error).__name__}") from error
+
+
+def _from_pil(image: Image.Image, name: str, background: np.ndarray) -> np.ndarray:
+    try:
+        return _decode(image, background)
+    except Exception as error:  # an image opened by the caller is decoded only now, see _from_file
+        raise ImageError(f"cannot read {name}: {error or type(error).__name__}") from error
+
+
+def _from_array(array: np.ndarray, name: str, background: np.ndarray) -> np.ndarray:
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise ImageError(f"{name} must have shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
+    if array.size == 0:
+        raise ImageError(f"{name} is empty")
+    try:
+        samples = _to_uint8(array)
+    except ValueError as error:
+        raise ImageError(f"{name}: {error}") from error
+    return _to_rgb(samples, background)
+
+
+def _from_tensor(tensor: "torch.Tensor", name: str, background: np.ndarray) -> np.ndarray:
+    if tensor.ndim != 3 or tensor.shape[0] not in (1, 3, 4):
+        raise ImageError(f"{name} must have shape (1, H, W), (3, H, W) or (4, H, W)")
+    try:
+        tensor = tensor.detach().cpu()
+        if tensor.is_floating_point():
+            tensor = tensor.double()  # numpy has no bfloat16
+        array = tensor.numpy()
+    except (RuntimeError, TypeError) as error:  # sparse, meta and quantised tensors
+        raise ImageError(f"cannot read {name}: {error}") from error
+    return _from_array(array.transpose(1, 2, 0), name, background)
+
+
+def _decode(image: Image.Image, background: np.ndarray) -> np.ndarray:
+    """RGB array of a PIL image of any mode."""
+    image.load()
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if min(image.size) == 0:
+        raise ImageError(f"the image is empty ({image.width} x {image.height})")
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return np.array(image)
+    if image.mode.startswith(("I", "F")):
+        return _to_rgb(_decode_wide(image), background)
+    return _to_rgb(np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB")), background)
+
+
+def _decode_wide(image: Image.Image) -> np.ndarray:
+    """uint8 samples `(H, W)`, or `(H, W, 4)` if one value is transparent, of a grey image of more than 8 bits."""
+    values = np.asarray(image)
+    if image.mode == "I":  # 32-bit integers: how Pillow holds some 16-bit files
+        if values.min() < 0 or values.max() > 65535:
+            raise ImageError(f"32-bit samples must lie in 0..65535, found {values.min()}..{values.max()}")
+        values = values.astype(np.uint16)
+    grey = _to_uint8(values)
+    transparent = image.info.get("transparency")
+    if transparent is None:
+        return grey
+    alpha = np.where(values == transparent, 0, 255).astype(np.uint8)
+    return np.stack([grey, grey, grey, alpha], axis=-1)
+
+
+# ---- samples and channels ---------------------------------------------------------------------------------------
+
+
+def _to_uint8(values: np.ndarray) -> np.ndarray:
+    """The same samples as uint8; ValueError if their dtype or range is not one that `read_image` takes."""
+    kind, width = values.dtype.kind, values.dtype.itemsize
+    if kind == "b":
+        return values.astype(np.uint8) * np.uint8(255)
+    if kind == "u" and width == 1:
+        return values
+    if kind == "u" and width == 2:
+        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if kind == "f":
+        low, high = values.min(), values.max()
+        if not (low >= 0 and high <= 1):  # NaN fails both
+            raise ValueError(f"float samples must lie in [0, 1], found {low:g} to {high:g}")
+        return np.rint(values.astype(np.result_type(values.dtype, np.float32)) * 255).astype(np.uint8)
+    raise ValueError(f"samples must be bool, uint8, uint16 or float in [0, 1], not {values.dtype}")
+
+
+def _to_rgb(samples: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """New contiguous RGB array of uint8 samples `(H, W)` or `(H, W, C)`."""
+    if samples.ndim == 2:
+        samples = samples[:, :, None]
+    if samples.shape[2] == 4:
+        return _composite(samples, background)
+    height, width = samples.shape[:2]
+    return np.array(np.broadcast_to(samples, (height, width, 3)), order="C")
+
+
+def _composite(rgba: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """`round(alpha * colour + (1 - alpha) * background)` in exact integer arithmetic."""
+    colour, alpha = rgba[:, :, :3].astype(np.uint16), rgba[:, :, 3:].astype(np.uint16)
+    return ((colour * alpha + background * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+# ---- names and checks -------------------------------------------------------------------------------------------
+
+
+def _is_tensor(source: Any) -> bool:
+    # A tensor can only exist once torch is imported; reading files must not cost that import.
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(source, torch.Tensor)
+
+
+def _describe(source: Any) -> str:
+    """How error messages call a source."""
+    if isinstance(source, str | os.PathLike):
+        return str(source)
+    if isinstance(source, Image.Image):
+        return getattr(source, "filename", "") or f"PIL image (mode {source.mode}, {source.width} x {source.height})"
+    if isinstance(source, np.ndarray):
+        return f"array of shape {source.shape} ({source.dtype})"
+    if _is_tensor(source):
+        return f"tensor of shape {tuple(source.shape)} ({source.dtype})"
+    return f"object of type {type(source).__name__}"
+
+
+def _size(image: np.ndarray) -> str:
+    return f"{image.shape[1]} x {image.shape[0]}"
+
+
+def _check_background(background: tuple[int, int, int]) -> np.ndarray:
+    colour = np.asarray(background)
+    if colour.shape != (3,) or colour.dtype.kind not in "iu" or colour.min() < 0 or colour.max() > 255:
+        raise ImageError(f"background must be three integers in 0..255, got {background!r}")
+    return colour.astype(np.uint16)

@@ -1,0 +1,356 @@
+"""The eleven conventional image quality metrics (IQMs), and weak labels made from their consensus.
+
+Every metric is piq's, called with its defaults on one pair at a time (SR-SIM and DSS depend on what else is in a
+batch). DeepFL-IQA (Lin, Hosu and Saupe, arXiv:2001.08113) labels KADIS-700k with eleven metrics brought to one scale by
+histogram equalisation. Three of those (SFF, SCQI and ADD-GSIM) are not in piq; three others stand in for them.
+
+    scores = pd.DataFrame([iqm_scores(reference, distorted) for reference, distorted in pairs])   # native values
+    tables = QuantileTables.fit(scores)                                                           # once, then kept
+    labels = weak_labels(scores, tables)                                                          # consensus in [0, 1]
+
+Directions: `iqm_scores` returns every metric as published, two of them lower-is-better; from `align` on everything is
+a distortion: 0 is a perfect copy, larger is worse.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import piq
+import torch
+from scipy.stats import rankdata
+from torch import Tensor
+
+__all__ = [
+    "CHEAP_IQMS",
+    "IQM",
+    "IQMS",
+    "QuantileTables",
+    "align",
+    "human_weights",
+    "iqm_scores",
+    "psnr",
+    "scale_regime",
+    "weak_labels",
+]
+
+
+@dataclass(frozen=True)
+class IQM:
+    """One full-reference metric and what a caller has to know about it.
+
+    `function(distorted, reference)` takes two (1, 3, H, W) float32 tensors in [0, 1] and returns a scalar tensor.
+    """
+
+    name: str
+    label: str
+    function: Callable[[Tensor, Tensor], Tensor]
+    higher_better: bool = True
+    perfect: float = 1.0  # the value of a perfect copy
+    min_side: int = 1  # smallest image side that the metric can work on; smaller images are mirrored up to it
+    pools_by_size: bool = False  # averages pixels first, over a window that depends on the image size: `scale_regime`
+    fallback: str | None = None  # the metric whose value is taken where this one is undefined
+    stands_in_for: str | None = None  # the metric of DeepFL-IQA in whose place it is here
+
+    def distortion(self, score: float | np.ndarray | pd.Series) -> float | np.ndarray | pd.Series:
+        """Turn native values (a number or an array) into a distortion: 0 for a perfect copy, larger is worse."""
+        return self.perfect - score if self.higher_better else score - self.perfect
+
+
+def _vifp(distorted: Tensor, reference: Tensor) -> Tensor:
+    """VIFp rewards a gain in contrast with values above 1; a perfect copy is to remain the best that there is."""
+    return piq.vif_p(distorted, reference).clamp(max=1.0)
+
+
+# piq's argument order is (distorted, reference); it matters for IW-SSIM, MDSI and VIFp.
+IQMS: dict[str, IQM] = {
+    iqm.name: iqm
+    for iqm in (
+        IQM("ssim", "SSIM", piq.ssim, min_side=11, pools_by_size=True),
+        IQM("ms_ssim", "MS-SSIM", piq.multi_scale_ssim, min_side=161),
+        IQM("iw_ssim", "IW-SSIM", piq.information_weighted_ssim, min_side=161, fallback="ms_ssim"),
+        IQM("fsimc", "FSIMc", piq.fsim, min_side=2, pools_by_size=True),
+        IQM("sr_sim", "SR-SIM", piq.srsim, min_side=40, pools_by_size=True),
+        IQM("vsi", "VSI", piq.vsi, pools_by_size=True),
+        IQM("mdsi", "MDSI", piq.mdsi, higher_better=False, perfect=0.0, pools_by_size=True),
+        IQM("gmsd", "GMSD", piq.gmsd, higher_better=False, perfect=0.0),
+        IQM("haarpsi", "HaarPSI", piq.haarpsi, min_side=16, stands_in_for="SFF"),
+        IQM("dss", "DSS", piq.dss, min_side=32, stands_in_for="SCQI"),
+        IQM("vifp", "VIFp", _vifp, min_side=41, fallback="ssim", stands_in_for="ADD-GSIM"),
+    )
+}
+
+# A fifth of the time of all eleven or less, for nearly the same consensus: SROCC 0.995 with that of all eleven over the
+# 25 distortions of twelve photographs (on which the subset was also chosen).
+CHEAP_IQMS = ("ssim", "gmsd", "sr_sim", "haarpsi")
+
+# SROCC with human opinion on the whole of KADID-10k, from the benchmark table in piq's documentation: as computed with
+# piq, but for SR-SIM, where the table has a value from the literature only. It has none for IW-SSIM and DSS.
+_KADID_SROCC = {
+    "ssim": 0.6329,
+    "ms_ssim": 0.8020,
+    "fsimc": 0.8537,
+    "sr_sim": 0.839,
+    "vsi": 0.8780,
+    "mdsi": 0.8853,
+    "gmsd": 0.8474,
+    "haarpsi": 0.8849,
+    "vifp": 0.6500,
+}
+
+
+# ----------------------------------------------------------------------------------------------- scores of one pair
+
+
+def iqm_scores(
+    reference: np.ndarray,
+    distorted: np.ndarray,
+    names: Iterable[str] | None = None,
+    *,
+    device: str | torch.device = "cpu",
+) -> dict[str, float]:
+    """Native values of conventional metrics for one image pair; always finite.
+
+    reference, distorted: uint8 RGB (H, W, 3) of the same size. names: keys of `IQMS`, by default all eleven.
+
+    - Identical images get the metric's perfect value without any computation.
+    - An image with a side below the metric's `min_side` is mirrored up to it, both images alike.
+    - IW-SSIM and VIFp weight by the information in the reference. Where there is none to weight by (a reference of a
+      single colour, for IW-SSIM also stripes or a plain ramp), the metric that they refine is taken: MS-SSIM and SSIM.
+
+    Raises ValueError for anything but such a pair, an unknown name, or a metric that gives no finite value.
+    """
+    _check_pair(reference, distorted)
+    iqms = [IQMS[name] for name in _known_names(names)]
+    if np.array_equal(reference, distorted):
+        return {iqm.name: iqm.perfect for iqm in iqms}
+    flat = bool((reference == reference[0, 0]).all())
+    with torch.inference_mode():
+        return {iqm.name: _score(iqm, reference, distorted, flat, device) for iqm in iqms}
+
+
+def psnr(reference: np.ndarray, distorted: np.ndarray, *, cap: float = 100.0) -> float:
+    """Peak signal-to-noise ratio in dB over all pixels and channels of a uint8 (H, W, 3) pair; higher is better.
+
+    Values are cut at `cap`, so that identical images (infinite by definition) get a number that can be averaged and
+    correlated; `cap=math.inf` gives the textbook value. It is no part of `IQMS`.
+    """
+    _check_pair(reference, distorted)
+    error = np.square(reference.astype(np.float64) - distorted).mean()
+    return min(cap, 10 * math.log10(255**2 / error)) if error else cap
+
+
+def scale_regime(shape: tuple[int, ...]) -> int:
+    """Window over which SSIM, FSIMc, SR-SIM, VSI and MDSI average an image of this (H, W, ...) before they start.
+
+    It is round(min(H, W) / 256), at least 1, so that these metrics jump where it changes (first at 384 pixels): scores
+    of images with different regimes do not belong in one table.
+    """
+    return max(1, round(min(shape[:2]) / 256))
+
+
+def _score(iqm: IQM, reference: np.ndarray, distorted: np.ndarray, flat: bool, device: str | torch.device) -> float:
+    value = math.nan
+    if not (flat and iqm.fallback):
+        # IW-SSIM raises (or gives NaN) when the neighbourhoods of the reference span too few dimensions
+        with contextlib.suppress(torch.linalg.LinAlgError):
+            value = float(iqm.function(_tensor(distorted, iqm, device), _tensor(reference, iqm, device)))
+    if math.isfinite(value):
+        return value
+    if iqm.fallback is None:
+        raise ValueError(f"{iqm.label} is {value} for this pair of shape {reference.shape}; leave {iqm.name!r} out")
+    return _score(IQMS[iqm.fallback], reference, distorted, flat, device)
+
+
+def _tensor(image: np.ndarray, iqm: IQM, device: str | torch.device) -> Tensor:
+    """(H, W, 3) uint8 -> (1, 3, H, W) float32 in [0, 1], mirrored up to the metric's smallest side."""
+    missing = [max(0, iqm.min_side - side) for side in image.shape[:2]]
+    if any(missing):
+        image = np.pad(image, [(m // 2, m - m // 2) for m in missing] + [(0, 0)], mode="symmetric")
+    return torch.from_numpy(image.transpose(2, 0, 1).copy())[None].to(device).float() / 255
+
+
+def _check_pair(reference: np.ndarray, distorted: np.ndarray) -> None:
+    for role, image in (("reference", reference), ("distorted", distorted)):
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+            kind = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
+            raise ValueError(f"the {role} image must be a uint8 array (H, W, 3), got {kind}")
+        if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise ValueError(f"the {role} image must have the shape (H, W, 3), got {image.shape}")
+    if reference.shape != distorted.shape:
+        raise ValueError(f"the images differ in size: reference {reference.shape}, distorted {distorted.shape}")
+
+
+def _known_names(names: Iterable[str] | None) -> tuple[str, ...]:
+    """Metric names as a tuple, all eleven for None; ValueError with a near-name hint for one that does not exist."""
+    names = tuple(IQMS) if names is None else (names,) if isinstance(names, str) else tuple(names)
+    if not names:
+        raise ValueError(f"no metric named; choose from {', '.join(IQMS)}")
+    for name in names:
+        if name not in IQMS:
+            near = difflib.get_close_matches(str(name).lower().replace("-", "_"), IQMS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(IQMS)}"
+            raise ValueError(f"unknown metric {name!r}: {hint}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"a metric is named twice: {', '.join(names)}")
+    return names
+
+
+# -------------------------------------------------------------------------------------------- from scores to labels
+
+
+def align(scores: pd.DataFrame, names: Iterable[str] | None = None) -> pd.DataFrame:
+    """Native values -> distortions: 0 for a perfect copy, larger is worse, one float64 column per metric.
+
+    scores: one row per pair, one column per metric. names: the columns to use, by default all that are metrics.
+    Raises ValueError for a missing column and for a value that is not finite, with its row.
+    """
+    if names is None:
+        names = [name for name in scores.columns if name in IQMS]
+    names = _known_names(names)
+    missing = [name for name in names if name not in scores.columns]
+    if missing:
+        raise ValueError(f"no scores of {', '.join(missing)}; the table has the columns {', '.join(map(str, scores))}")
+    native = scores[list(names)].astype(np.float64)
+    bad = ~np.isfinite(native.to_numpy())
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        raise ValueError(f"the {names[column]} score in row {native.index[row]!r} is {native.iat[row, column]}")
+    return pd.DataFrame({name: IQMS[name].distortion(native[name]) for name in names}, index=scores.index)
+
+
+@dataclass(frozen=True)
+class QuantileTables:
+    """Histogram equalisation with fixed tables: for each metric, which share of a fitted collection is no worse.
+
+    The rank of a distortion x among the n fitted ones is (number below x + (number equal to x + 1) / 2) / n: 0 for a
+    perfect copy, 1 for the worst, the middle of their places for equal values. Between the knots of a table the rank is
+    interpolated linearly; beyond its ends it stays at that of the nearest end. Apply the same tables to every set of
+    images: re-ranking each set would give one image different labels in different company.
+
+    values: for each metric the distortions at the knots (`align`), strictly increasing from 0, the perfect copy.
+    ranks: their ranks, not decreasing, from 0 to at most 1.
+    """
+
+    values: dict[str, tuple[float, ...]]
+    ranks: dict[str, tuple[float, ...]]
+
+    def __post_init__(self):
+        _known_names(self.values)
+        if set(self.values) != set(self.ranks):
+            raise ValueError(f"values are of {', '.join(self.values)}, but ranks are of {', '.join(self.ranks)}")
+        for name in self.values:
+            values, ranks = np.asarray(self.values[name], float), np.asarray(self.ranks[name], float)
+            if values.ndim != 1 or values.shape != ranks.shape or len(values) < 2:
+                raise ValueError(f"{name}: {values.shape} values and {ranks.shape} ranks; two equal rows are needed")
+            if not (np.isfinite(values).all() and values[0] == 0 and (np.diff(values) > 0).all()):
+                raise ValueError(f"{name}: the values of a table must increase strictly from 0")
+            if not (ranks[0] == 0 and ranks[-1] <= 1 and (np.diff(ranks) >= 0).all()):
+                raise ValueError(f"{name}: the ranks of a table must not decrease and must lie in [0, 1], from 0 on")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.values)
+
+    @classmethod
+    def fit(cls, scores: pd.DataFrame, names: Iterable[str] | None = None, *, knots: int = 501) -> "QuantileTables":
+        """Tables from the native values of a large and varied collection of pairs (`iqm_scores`, one row per pair).
+
+        knots: largest size of a table. With more distinct values than that, those are kept that divide the ranks
+        evenly, which moves a rank by no more than the distance of two knots, about 1 / knots if few values tie.
+        Raises ValueError if the scores of a metric are those of perfect copies throughout.
+        """
+        if knots < 3:
+            raise ValueError(f"a table needs at least three knots (perfect, best and worst), got {knots}")
+        tables = {name: _quantile_table(name, column, knots) for name, column in align(scores, names).items()}
+        return cls({n: values for n, (values, _) in tables.items()}, {n: ranks for n, (_, ranks) in tables.items()})
+
+    def apply(self, scores: pd.DataFrame) -> pd.DataFrame:
+        """Ranks in [0, 1] (0 = perfect copy, larger is worse) of native values, one column per metric of the tables."""
+        distortions = align(scores, self.names)
+        ranks = {n: np.interp(distortions[n].to_numpy(), self.values[n], self.ranks[n]) for n in self.names}
+        return pd.DataFrame(ranks, index=scores.index)
+
+    def select(self, names: Iterable[str]) -> "QuantileTables":
+        """The tables of some of the metrics only."""
+        names = _known_names(names)
+        missing = [name for name in names if name not in self.values]
+        if missing:
+            raise ValueError(f"no table for {', '.join(missing)}; these tables are of {', '.join(self.names)}")
+        return QuantileTables({n: self.values[n] for n in names}, {n: self.ranks[n] for n in names})
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "QuantileTables":
+        """The inverse of `to_json`, exact. Raises ValueError for text that is not such a table."""
+        content = json.loads(text)
+        is_table = isinstance(content, dict) and set(content) == {"values", "ranks"}
+        if not is_table or not all(isinstance(rows, dict) for rows in content.values()):
+            raise ValueError("not a quantile table: expected the entries 'values' and 'ranks', one row per metric")
+        return cls(**{entry: {name: tuple(row) for name, row in content[entry].items()} for entry in content})
+
+
+def _quantile_table(name: str, distortions: pd.Series, knots: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    values, first = np.unique(distortions.to_numpy(), return_index=True)
+    ranks = rankdata(distortions, method="average")[first] / len(distortions)
+    worse = values > 0  # rounding puts some metrics a little beyond their perfect value
+    values, ranks = values[worse], ranks[worse]
+    if not len(values):
+        raise ValueError(f"every {name} score is that of a perfect copy; a table needs distorted images")
+    if len(values) >= knots:  # evenly spaced in rank, both ends kept; one knot goes to the perfect copy
+        at = np.unique(np.searchsorted(ranks, np.linspace(ranks[0], ranks[-1], knots - 1) - 1e-12))
+        values, ranks = values[at], ranks[at]
+    return (0.0, *values.tolist()), (0.0, *ranks.tolist())
+
+
+def weak_labels(
+    scores: pd.DataFrame,
+    tables: QuantileTables,
+    *,
+    names: Iterable[str] | None = None,
+    weights: Mapping[str, float] | None = None,
+) -> pd.DataFrame:
+    """Consensus of the metrics, to be learnt in place of human opinion; SYNTHETIC labels, to be called so everywhere.
+
+    scores: native values (`iqm_scores`), one row per pair. names: the metrics that take part, by default those of
+    `weights`, else all of the tables; one name makes that metric the only teacher. weights: positive, by default equal
+    (see `human_weights`).
+
+    Returns a table with the index of `scores`: `consensus`, the weighted mean of the ranks, in [0, 1], 0 = identical,
+    higher = worse; `spread`, the standard deviation (ddof 0, unweighted) of the ranks over the metrics, large where
+    the teachers disagree; and `rank_<name>` for each metric.
+    """
+    names = _known_names(names if names is not None else weights if weights is not None else tables.names)
+    ranks = tables.select(names).apply(scores)
+    shares = np.ones(len(names)) if weights is None else _positive_weights(names, weights)
+    consensus = np.clip(ranks.to_numpy() @ (shares / shares.sum()), 0.0, 1.0)  # the shares may sum to 1 + epsilon
+    labels = pd.DataFrame({"consensus": consensus, "spread": ranks.std(axis=1, ddof=0)}, index=scores.index)
+    return labels.join(ranks.add_prefix("rank_"))
+
+
+def human_weights() -> dict[str, float]:
+    """Weights for `weak_labels` from how well each metric agrees with human opinion; they sum to 1.
+
+    w = r / (1 - r²), with r the SROCC on KADID-10k that piq's documentation gives: the best linear combination if every
+    metric were true quality plus noise of its own. Nine metrics: IW-SSIM and DSS have no figure there and stay out.
+    """
+    raw = {name: srocc / (1 - srocc**2) for name, srocc in _KADID_SROCC.items()}
+    return {name: weight / sum(raw.values()) for name, weight in raw.items()}
+
+
+def _positive_weights(names: tuple[str, ...], weights: Mapping[str, float]) -> np.ndarray:
+    missing = [name for name in names if name not in weights]
+    if missing:
+        raise ValueError(f"no weight for {', '.join(missing)}")
+    shares = np.array([weights[name] for name in names], dtype=np.float64)
+    if not (np.isfinite(shares).all() and (shares > 0).all()):
+        raise ValueError(f"weights must be positive and finite (leave a metric out instead), got {dict(weights)}")
+    return shares

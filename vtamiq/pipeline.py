@@ -1,0 +1,450 @@
+"""Run the numbered notebooks in order, headless, and keep what is finished.
+
+Every notebook has one cell tagged `parameters` with flat literals; `reproduce` fills in `preset` and `out` (the run
+folder) and whatever else is asked for, and puts the executed copy into `{out}/{preset}/notebooks/`. A stamp beside the
+copy records what it was made from, so that a second call runs only what changed. A notebook that reads what another one
+wrote says so in its metadata, `"vtamiq": {"needs": ["03_weak_pretraining"]}`, and runs after it whatever its number.
+"""
+
+import ast
+import hashlib
+import json
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import papermill
+import yaml
+import zmq
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from papermill.exceptions import PapermillExecutionError
+from tqdm.auto import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+from traitlets import default
+
+from vtamiq.configs import did_you_mean
+
+logger = logging.getLogger(__name__)
+
+PRESETS = ("smoke", "demo", "full")
+COLUMNS = ("notebook", "status", "seconds", "output", "error")
+FINISHED = ("done", "cached")
+
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_TRACEBACK_LINES = 15
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line of a parameters cell: `name = default  # help`."""
+
+    name: str
+    default: object
+    help: str
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """What the pipeline needs to know about one notebook."""
+
+    path: Path
+    title: str
+    code: tuple[str, ...]  # source of the code cells that do something
+    parameters: dict[str, Parameter]
+    needs: tuple[str, ...]  # names of the notebooks whose results it reads
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where the run of one preset keeps its files; `root` is the folder that paths are shown relative to."""
+
+    path: Path
+    root: Path
+
+    def copy(self, name: str) -> Path:
+        return self.path / "notebooks" / f"{name}.ipynb"
+
+    def failed(self, name: str) -> Path:
+        return self.path / "notebooks" / f"{name}.failed.ipynb"
+
+    def running(self, name: str) -> Path:
+        return self.path / "notebooks" / f"{name}.running.ipynb"
+
+    def stamp(self, name: str) -> Path:
+        return self.path / "notebooks" / f"{name}.stamp.json"
+
+    def relative(self, path: Path) -> str:
+        return Path(os.path.relpath(path, self.root)).as_posix()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading notebooks and choosing among them
+
+
+def find_notebooks(folder: str | Path = "notebooks") -> list[Notebook]:
+    """Read the notebooks `NN_*.ipynb` of a folder, in the order in which they run: by number, but each after its needs.
+
+    Raises:
+        FileNotFoundError: no such folder, or no numbered notebook in it.
+        ValueError: a parameter without a literal default, a need that is no notebook here, or needs in a circle.
+    """
+    folder = Path(folder)
+    paths = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    if not paths:
+        raise FileNotFoundError(f"no numbered notebooks in {folder}: run from the repository's root or name the folder")
+    notebooks = {path.stem: _read_notebook(path) for path in paths}
+    for notebook in notebooks.values():
+        for need in notebook.needs:
+            if need not in notebooks:
+                raise ValueError(
+                    f"{notebook.name} needs {need}, which is no notebook of {folder.name}{did_you_mean(need, notebooks)}"
+                )
+    return _in_running_order(notebooks)
+
+
+def _in_running_order(notebooks: Mapping[str, Notebook]) -> list[Notebook]:
+    """The lowest number first among those whose needs have run."""
+    waiting, ordered = dict(notebooks), {}
+    while waiting:
+        ready = [name for name, notebook in waiting.items() if set(notebook.needs) <= ordered.keys()]
+        if not ready:
+            raise ValueError(f"{', '.join(waiting)} need each other in a circle")
+        ordered[ready[0]] = waiting.pop(ready[0])
+    return list(ordered.values())
+
+
+def _read_notebook(path: Path) -> Notebook:
+    content = nbformat.read(path, as_version=4)
+    if "kernelspec" not in content.metadata:
+        raise ValueError(f"{path.name}: no kernelspec in its metadata; open and save it once in JupyterLab")
+    parameters = {
+        name: Parameter(name, _literal(entry["default"], f"{path.name}: parameter {name}"), entry["help"])
+        for name, entry in papermill.inspect_notebook(path).items()
+    }
+    headings = re.findall(r"^#\s+(.+)$", "\n".join(c.source for c in content.cells if c.cell_type == "markdown"), re.M)
+    return Notebook(
+        path=path,
+        title=headings[0] if headings else path.stem,
+        code=tuple(cell.source for cell in content.cells if cell.cell_type == "code" and cell.source.strip()),
+        parameters=parameters,
+        needs=tuple(content.metadata.get("vtamiq", {}).get("needs", ())),
+    )
+
+
+def _literal(text: str, where: str) -> object:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        raise ValueError(f"{where} is not a plain literal: {text}") from None
+
+
+def select(notebooks: Sequence[Notebook], only: Iterable[str | int] | None) -> list[Notebook]:
+    """The notebooks that `only` names, by number (`3`, `"03"`) or by name, in their own order; None means all."""
+    if only is None:
+        return list(notebooks)
+    names = [notebook.name for notebook in notebooks]
+    chosen = set()
+    for wanted in [only] if isinstance(only, str) else only:
+        text = str(wanted).removesuffix(".ipynb")
+        matches = [name for name in names if name == text or (text.isdigit() and int(name[:2]) == int(text))]
+        if not matches:
+            raise ValueError(f"no notebook {text!r}{did_you_mean(text, names)}; there are {', '.join(names)}")
+        chosen.update(matches)
+    return [notebook for notebook in notebooks if notebook.name in chosen]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parameters
+
+
+def parse_parameter(text: str) -> tuple[str, object]:
+    """Split `NAME=VALUE` and read the value as JSON, else as YAML: `steps=20`, `rate=1e-3`, `types=[1, 2]`, `tag=x`."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip().isidentifier():
+        raise ValueError(f"expected NAME=VALUE, got {text!r}")
+    try:
+        return name.strip(), json.loads(value)  # first, because YAML 1.1 takes 1e-3 for text
+    except json.JSONDecodeError:
+        pass
+    try:
+        return name.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ValueError(
+            f"cannot read the value of {text!r} as JSON or YAML; quote text that has : [ or {{ in it"
+        ) from None
+
+
+def _bind(
+    notebooks: Sequence[Notebook], parameters: Mapping[str, object], own: Mapping[str, object]
+) -> dict[str, dict]:
+    """For each notebook's name, the parameters that it declares: `own` (preset, out) and those asked for, checked."""
+    declared = {name for notebook in notebooks for name in notebook.parameters}
+    for name in parameters:
+        if name in own:
+            raise ValueError(f"{name} is not a free parameter: it has an argument of its own")
+        if name not in declared:
+            known = sorted(declared - set(own))
+            listing = ", ".join(known) or "none"
+            raise ValueError(
+                f"no selected notebook has a parameter {name!r}{did_you_mean(name, known)}; there are {listing}"
+            )
+    return {
+        notebook.name: {
+            name: _as_declared(value, notebook.parameters[name].default, f"{notebook.name}: {name}")
+            for name, value in {**own, **parameters}.items()
+            if name in notebook.parameters
+        }
+        for notebook in notebooks
+    }
+
+
+def _as_declared(value: object, declared: object, where: str) -> object:
+    """The value as the declared default's type: an int may stand for a float, a list for a tuple; None takes all."""
+    if declared is None or type(value) is type(declared):
+        return value
+    if isinstance(declared, float) and type(value) is int:
+        return float(value)
+    if isinstance(declared, tuple) and isinstance(value, list):
+        return tuple(value)
+    kind = type(declared).__name__
+    raise ValueError(f"{where} expects {kind} such as {declared!r}, got {type(value).__name__} {value!r}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Stamps: what a finished notebook was made from
+
+
+def _package_digest(folder: Path = Path(__file__).parent) -> str:
+    """Digest of the package's files, code and data alike; caches and editors' hidden files do not count."""
+    files = [path for path in sorted(folder.rglob("[!.]*")) if path.is_file() and path.suffix != ".pyc"]
+    contents = [(path.relative_to(folder).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()) for path in files]
+    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
+
+
+def _digest(notebook: Notebook, parameters: Mapping, package: str, run: RunFolder) -> str:
+    """Digest of everything that a notebook's results depend on; prose is left out, so that a typo costs no training.
+
+    Whole stamps of what it needs are part of it, their time included: results made anew are to be read anew.
+    """
+    needs = {need: _read_stamp(run.stamp(need)) for need in notebook.needs}
+    made_from = {"code": notebook.code, "parameters": dict(parameters), "package": package, "needs": needs}
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+
+
+def _read_stamp(path: Path) -> dict | None:
+    """The stamp of a finished notebook, or None where there is none or its executed copy is gone."""
+    copy = path.with_name(path.name.removesuffix(".stamp.json") + ".ipynb")
+    try:
+        stamp = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return stamp if copy.exists() else None
+
+
+@contextmanager
+def _atomic(path: Path):
+    """A temporary path beside `path` that takes its place once the block has ended well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    yield temporary
+    os.replace(temporary, path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Running one notebook
+
+
+class _OwnInterpreter(KernelSpecManager):
+    """Knows one kernel, the running interpreter, so that no kernelspec that a user has installed can take its place."""
+
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        # The kernel's own log (not the notebook's) would only say that its sockets are gone when a run is interrupted.
+        quiet = get_kernel_dict(extra_arguments=["--log-level=CRITICAL"])
+        # Figures belong into the executed copy, whatever backend the caller's environment names.
+        return KernelSpec(**quiet, env={"MPLBACKEND": "module://matplotlib_inline.backend_inline"})
+
+
+class _OwnKernelManager(AsyncKernelManager):
+    @default("kernel_spec_manager")
+    def _own_interpreter(self) -> KernelSpecManager:
+        return _OwnInterpreter()
+
+    @default("transport_encryption")  # kernels listen on TCP: others on the same machine should not read along
+    def _encrypt_where_possible(self) -> str:
+        return "auto" if zmq.has("curve") else "disabled"
+
+
+def _execute(notebook: Notebook, parameters: dict, run: RunFolder, on_cell: Callable) -> tuple[str, Path, str]:
+    """Run one notebook to its end or its first error: (status, path of the copy, error in one line)."""
+    running, failed, copy = (place(notebook.name) for place in (run.running, run.failed, run.copy))
+    running.parent.mkdir(parents=True, exist_ok=True)
+    failed.unlink(missing_ok=True)
+    try:
+        papermill.execute_notebook(
+            notebook.path,
+            running,
+            parameters=parameters,
+            kernel_name="python3",
+            kernel_manager_class=_OwnKernelManager,
+            progress_bar=False,
+            on_cell_executed=on_cell,
+            coalesce_streams=True,  # a progress bar's hundred states become its last one
+            cwd=run.root,
+            start_timeout=120,
+        )
+    except (PapermillExecutionError, RuntimeError) as error:  # RuntimeError: the kernel died or did not start
+        if running.exists():
+            _publish(running, failed, notebook, run)
+        _report(notebook.name, error, run.relative(failed))
+        return "failed", failed, _one_line(error).replace(f"{run.root}{os.sep}", "")
+    except KeyboardInterrupt:
+        running.unlink(missing_ok=True)
+        raise
+    _publish(running, copy, notebook, run)
+    return "done", copy, ""
+
+
+def _publish(source: Path, target: Path, notebook: Notebook, run: RunFolder) -> None:
+    """Move an executed notebook to its place in one step, without the machine's paths that papermill noted in it."""
+    content = nbformat.read(source, as_version=4)
+    content.metadata.papermill.update(input_path=run.relative(notebook.path), output_path=run.relative(target))
+    with _atomic(target) as temporary:
+        nbformat.write(content, temporary)
+    source.unlink()
+
+
+def _report(name: str, error: Exception, copy: str) -> None:
+    """Log the cell that failed and the end of its traceback."""
+    if not isinstance(error, PapermillExecutionError):
+        logger.error("%s failed: %s (a kernel that dies has often run out of memory)\n  see %s", name, error, copy)
+        return
+    lines = _ANSI.sub("", "\n".join(error.traceback)).splitlines()[-_TRACEBACK_LINES:]
+    source = "\n".join(f"    {line}" for line in error.source.splitlines())
+    traceback = "\n".join(f"    {line}" for line in lines)
+    logger.error("%s failed in cell [%s]:\n%s\n\n%s\n  see %s", name, error.exec_count, source, traceback, copy)
+
+
+def _one_line(error: Exception) -> str:
+    if not isinstance(error, PapermillExecutionError):
+        return str(error)
+    text = f"{error.ename}: {error.evalue}".strip()
+    return _ANSI.sub("", text.splitlines()[0])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Running them all
+
+
+def reproduce(
+    preset: str = "demo",
+    only: Iterable[str | int] | None = None,
+    parameters: Mapping[str, object] | None = None,
+    out: str | Path = "runs",
+    notebooks: str | Path = "notebooks",
+    force: bool = False,
+) -> pd.DataFrame:
+    """Run the numbered notebooks in order and say how each one fared.
+
+    Executed copies go to `{out}/{preset}/notebooks/`, the summary to `{out}/{preset}/summary.csv`. The notebooks run in
+    this interpreter's environment, in the folder that holds `notebooks`. One that finished before is not run again
+    unless its code, its parameters, the package or a notebook that it needs changed. A failure is logged with the cell
+    and its traceback; the notebooks that do not need the failed one still run.
+
+    Args:
+        preset: "smoke" (seconds), "demo" (minutes) or "full" (real databases).
+        only: numbers or names of the notebooks to run; what they need is then taken as it is.
+        parameters: further parameters, each handed to those notebooks that declare it.
+        out: folder of all runs.
+        notebooks: folder of the notebooks.
+        force: run finished notebooks again.
+
+    Returns:
+        One row per selected notebook: notebook, status (done, cached, failed or skipped), seconds (of the run that made
+        the copy), output (relative to the folder that holds `notebooks`), error (empty, or one line).
+
+    Raises:
+        ValueError: unknown preset, notebook or parameter, or a value of another type than the declared default.
+        FileNotFoundError: no notebooks there.
+        KeyboardInterrupt: passed on after the summary is written; finished notebooks stay finished.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"no preset {preset!r}{did_you_mean(preset, PRESETS)}; there are {', '.join(PRESETS)}")
+    folder = Path(notebooks).resolve()
+    run = RunFolder(path=Path(out).resolve() / preset, root=folder.parent)
+    selected = select(find_notebooks(folder), only)
+    bound = _bind(selected, parameters or {}, {"preset": preset, "out": run.relative(run.path)})
+    package = _package_digest()
+
+    rows: dict[str, dict] = {}
+    try:
+        with logging_redirect_tqdm(), _progress(selected) as bar:
+            for notebook in selected:
+                bar.set_description(notebook.name)
+                rows[notebook.name] = dict(zip(COLUMNS, (notebook.name, "interrupted", 0.0, "", ""), strict=True))
+                outcome = _blocked(notebook, rows, run)
+                outcome = outcome or _run_or_keep(notebook, bound[notebook.name], package, run, force, bar)
+                rows[notebook.name].update(outcome)
+                bar.n = sum(_steps(other) for other in selected[: len(rows)])  # also where cells were left out
+    finally:
+        summary = pd.DataFrame(rows.values(), columns=COLUMNS)
+        with _atomic(run.path / "summary.csv") as temporary:
+            summary.to_csv(temporary, index=False)
+    return summary
+
+
+def _blocked(notebook: Notebook, rows: Mapping[str, Mapping], run: RunFolder) -> dict | None:
+    """The outcome "skipped" where something that the notebook needs is not there, else None."""
+    for need in notebook.needs:
+        status = rows[need]["status"] if need in rows else "not run yet"
+        missing = status not in FINISHED if need in rows else _read_stamp(run.stamp(need)) is None
+        if missing:
+            logger.warning("%s skipped: it needs %s (%s)", notebook.name, need, status)
+            return {"status": "skipped", "error": f"needs {need} ({status})"}
+    return None
+
+
+def _run_or_keep(
+    notebook: Notebook, parameters: dict, package: str, run: RunFolder, force: bool, bar: tqdm
+) -> dict[str, object]:
+    digest = _digest(notebook, parameters, package, run)
+    stamp = run.stamp(notebook.name)
+    kept = _read_stamp(stamp)
+    if kept and kept["digest"] == digest and not force:
+        return {"status": "cached", "seconds": kept["seconds"], "output": run.relative(run.copy(notebook.name))}
+
+    stamp.unlink(missing_ok=True)  # from here on its results may be half overwritten
+    begin = time.perf_counter()
+    status, copy, error = _execute(notebook, parameters, run, on_cell=lambda **_: bar.update())
+    seconds = round(time.perf_counter() - begin, 1)
+    if status == "done":
+        with _atomic(stamp) as temporary:
+            finished = datetime.now(UTC).isoformat()
+            content = {"digest": digest, "finished": finished, "seconds": seconds, "parameters": parameters}
+            temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")
+        logger.info("%s done in %.0f s", notebook.name, seconds)
+    return {"status": status, "seconds": seconds, "output": run.relative(copy), "error": error}
+
+
+def _progress(notebooks: Sequence[Notebook]) -> tqdm:
+    """A bar over the code cells of all notebooks; where nobody watches, a line at most every half minute."""
+    interval = 0.1 if sys.stderr.isatty() else 30.0
+    return tqdm(total=sum(map(_steps, notebooks)), unit="cell", mininterval=interval, maxinterval=max(10.0, interval))
+
+
+def _steps(notebook: Notebook) -> int:
+    return len(notebook.code) + bool(notebook.parameters)  # papermill adds a cell with the parameters

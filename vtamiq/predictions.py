@@ -1,0 +1,110 @@
+"""From a model and a database to the prediction table: one row per pair, from which every number and figure is made."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from vtamiq.caps import CAPS
+from vtamiq.databases import Database
+from vtamiq.model import VTAMIQ
+from vtamiq.patches import PairPatches, patch_loader
+
+__all__ = ["caps_for", "predict", "write_table"]
+
+# What a prediction row says of its pair, beside the prediction itself.
+PAIR_COLUMNS = [
+    "database", "subset", "ref_id", "ref_path", "dist_path", "dist_type", "dist_name", "level",
+    "score", "score_name", "higher_better",
+]  # fmt: skip
+
+
+def caps_for(model: VTAMIQ, caps: CAPS | None = None, **changes: Any) -> CAPS:
+    """Sampling with the model's patch size, position convention and (if it embeds scales) scales; the rest from `caps`."""
+    fitting = {"patch_size": model.encoder.patch_size, "uv_anchor": model.config.uv_anchor}
+    if model.config.num_scales > 1:
+        fitting["num_scales"] = model.config.num_scales
+    return replace(caps or CAPS(), **(fitting | changes))
+
+
+def predict(
+    model: VTAMIQ,
+    database: Database,
+    caps: CAPS | None = None,
+    *,
+    repeats: int = 1,
+    seed: int = 0,
+    batch_size: int = 16,
+    workers: int = 0,
+    progress: bool = True,
+    **labels: Any,
+) -> pd.DataFrame:
+    """Score every pair of a database.
+
+    Args:
+        model: used in evaluation mode on the device where it is; its mode is restored.
+        caps: patch sampling; None takes `CAPS()` with what the model prescribes.
+        repeats: passes with new patches each, averaged per pair.
+        labels: further columns with one value for all rows, for example `split="test", checkpoint="demo"`.
+
+    Returns:
+        DataFrame with the pair's columns, `q` (mean over draws, lower is better), `q_std` (between draws, ddof 1; NaN for
+        one draw), `repeats`, `num_patches`, `seed`, `synthetic` (labels are no human opinion), and `labels`.
+
+    Raises:
+        ValueError: `repeats` below 1 or an empty database.
+        ImageError: a pair's image cannot be read.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats!r}")
+    if not len(database):
+        raise ValueError(f"{database.name}: there is no pair to score")
+    caps = caps_for(model, caps)
+    loader = patch_loader(PairPatches(database, caps, seed=seed), batch_size=batch_size, workers=workers)
+    device = next(model.parameters()).device
+    q = np.full((repeats, len(database)), np.nan)
+    training = model.training
+    model.eval()
+    try:
+        with (
+            torch.inference_mode(),
+            tqdm(total=q.size, desc=f"score {database.name}", unit="pair", disable=not progress, leave=False) as bar,
+        ):
+            for draw in range(repeats):
+                loader.sampler.set_epoch(draw)
+                for batch in loader:
+                    inputs = (batch[name].to(device, non_blocking=True) for name in ("patches", "uv", "scale"))
+                    q[draw, batch["row"].numpy()] = model(*inputs)[:, 0].float().cpu().numpy()
+                    bar.update(len(batch["row"]))
+    finally:
+        model.train(training)
+    table = database.pairs[[name for name in PAIR_COLUMNS if name in database.pairs]].reset_index(drop=True)
+    return table.assign(
+        q=q.mean(axis=0),
+        q_std=q.std(axis=0, ddof=1) if repeats > 1 else np.nan,
+        repeats=repeats,
+        num_patches=caps.num_patches,
+        seed=seed,
+        synthetic=database.synthetic,
+        **labels,
+    )
+
+
+def write_table(table: pd.DataFrame, path: str | Path) -> Path:
+    """Write a table as parquet or CSV by its suffix; the file appears complete or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    if path.suffix == ".parquet":
+        table.to_parquet(temporary, index=False)
+    elif path.suffix == ".csv":
+        table.to_csv(temporary, index=False)
+    else:
+        raise ValueError(f"{path}: tables are written as .parquet or .csv")
+    os.replace(temporary, path)
+    return path

@@ -1,0 +1,155 @@
+"""The three sizes at which the notebooks run, and where each reads and writes.
+
+`smoke`: seconds, for tests. `demo`: minutes on two CPU cores, with photographs from Python packages. `full`: the
+authors' network (2024 state) on a database of your own, for a GPU.
+"""
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+
+from vtamiq.caps import CAPS
+from vtamiq.configs import did_you_mean
+from vtamiq.model import VTAMIQConfig
+from vtamiq.training import Stage
+
+__all__ = ["PRESETS", "Preset", "Workspace", "workspace"]
+
+_VERSIONS_OF = ("vtamiq", "torch", "timm", "lightning", "piq", "numpy", "pandas", "matplotlib")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Network and training of one size."""
+
+    model: VTAMIQConfig
+    weak: Stage  # weak pre-training on synthetic labels
+
+
+PRESETS = {
+    "smoke": Preset(
+        model=VTAMIQConfig(
+            backbone="vit_tiny_patch16_384",
+            width=32,
+            num_heads=2,
+            num_blocks=2,
+            num_registers=1,
+            num_groups=1,
+            blocks_per_group=1,
+            reduction=4,
+            zero_anchor=True,
+        ),
+        weak=Stage(
+            name="weak_pretraining",
+            caps=CAPS(num_patches=32),
+            test_patches=32,
+            test_repeats=2,
+            epochs=2,
+            batch_size=8,
+            learning_rate=1e-3,
+        ),
+    ),
+    "demo": Preset(
+        model=VTAMIQConfig(
+            backbone="vit_tiny_patch16_384",
+            width=96,
+            num_heads=3,
+            num_blocks=3,
+            num_registers=4,
+            num_groups=2,
+            blocks_per_group=2,
+            zero_anchor=True,
+        ),
+        weak=Stage(
+            name="weak_pretraining",
+            caps=CAPS(num_patches=64),
+            test_patches=128,
+            test_repeats=4,
+            epochs=60,
+            batch_size=16,
+            learning_rate=1e-3,
+            schedule="cosine",
+            warmup=0.1,
+            mae=1.0,
+            rank=1.0,
+            pearson=1.0,
+            workers=1,
+            in_memory=True,
+        ),
+    ),
+    "full": Preset(
+        model=VTAMIQConfig(zero_anchor=True),
+        weak=Stage(
+            name="weak_pretraining",
+            caps=CAPS(num_patches=384),
+            test_patches=512,
+            test_repeats=4,
+            epochs=20,
+            batch_size=16,
+            learning_rate=1e-4,
+            mae=1.0,
+            rank=1.0,
+            pearson=1.0,
+            precision="bf16-mixed",
+            workers=8,
+        ),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where the notebooks of one preset read and write; all paths are relative to the repository unless `out` is not."""
+
+    preset: str
+    root: Path
+    out: Path
+
+    @property
+    def settings(self) -> Preset:
+        return PRESETS[self.preset]
+
+    @property
+    def figures(self) -> Path:
+        """The gallery of the repository for the demo, a folder of the run for the others."""
+        return self.root / "figures" if self.preset == "demo" else self.out / "figures"
+
+    def folder(self, notebook: str) -> Path:
+        """Folder for what a notebook leaves: tables, checkpoints, predictions. Created if missing."""
+        folder = self.out / notebook
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def path(self, path: str) -> Path:
+        """A path that a parameter of a notebook gives, relative to the repository unless absolute."""
+        return self.root / path
+
+    def show(self, path: Path) -> str:
+        """A path as it may be printed: relative to the repository where possible, so that no machine path is shown."""
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path.name
+
+    @staticmethod
+    def versions() -> pd.DataFrame:
+        """One row: the versions that a result depends on."""
+        return pd.DataFrame([{"python": platform.python_version()} | {name: version(name) for name in _VERSIONS_OF}])
+
+
+def workspace(preset: str = "demo", out: str = "") -> Workspace:
+    """The workspace of a preset, seen from the repository's root or from its `notebooks` folder.
+
+    Args:
+        out: run folder; empty takes `runs/{preset}`.
+
+    Raises:
+        ValueError: no such preset, or the current folder is neither the repository nor its `notebooks`.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"no preset {preset!r}{did_you_mean(preset, PRESETS)}; there are {', '.join(PRESETS)}")
+    here = Path.cwd()
+    root = here if (here / "notebooks").is_dir() else here.parent
+    if not (root / "notebooks").is_dir():
+        raise ValueError(f"no notebooks in {here} or beside it: run from the repository's root or its notebooks folder")
+    return Workspace(preset, root, root / (out or f"runs/{preset}"))
