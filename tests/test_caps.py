@@ -25,6 +25,7 @@ from vtamiq.caps import (
     patch_uv,
     patches_per_scale,
     pool,
+    regular_grid,
 )
 from vtamiq.images import ImageError
 
@@ -283,6 +284,26 @@ def test_density_equals_the_map_at_every_scale(stratified):
     sampler = CAPS(num_patches=300, patch_size=5, num_scales=3, patch_ratio=1.0, stratified=stratified)
     assert effective_scales(40, 52, 5, 3) == 2
     assert_density(sampler, local_pair(), 500)
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 40])
+def test_every_place_is_drawn_as_often_as_its_weight_says(count):
+    """Place by place, against the scatter that the draws themselves show: χ² would not notice a small bias of draws that
+    scatter less than independent ones."""
+    rng = np.random.default_rng(count)
+    weights = rng.random((5, 7)) ** 2
+    expected = count * weights / weights.sum()
+
+    def largest_deviation(drawn_from):
+        counts = np.zeros((4000 if count > 1 else 20_000, weights.size))
+        for row in counts:
+            r, c = draw_stratified(drawn_from, count, rng).T
+            np.add.at(row, r * 7 + c, 1)
+        error = np.maximum(counts.std(axis=0, ddof=1), 1e-2) / np.sqrt(len(counts))
+        return np.abs((counts.mean(axis=0) - expected.ravel()) / error).max()
+
+    assert largest_deviation(weights) < 5
+    assert largest_deviation(weights**0.8) > 5  # the test would see it
 
 
 def test_stratified_counts_scatter_less():
@@ -574,6 +595,25 @@ def test_bad_options_are_refused(name, value):
     with pytest.raises(ValueError, match=name) as caught:
         CAPS(**{name: value})
     assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("anchor", ["centre", "corner"])
+@pytest.mark.parametrize("cells", [1, 4, 14, 24])
+def test_regular_grid_meets_every_cell_of_the_position_table_once_and_in_order(cells, anchor):
+    images = noise(8 * cells, 8 * cells)
+    sample = regular_grid(images, patch_size=8, uv_anchor=anchor)
+    cell = (sample.uv * cells).long()
+    assert (cell[:, 0] * cells + cell[:, 1]).tolist() == list(range(cells**2))
+    unfolded = images.reshape(2, cells, 8, cells, 8, 3).transpose(0, 1, 3, 5, 2, 4).reshape(2, -1, 3, 8, 8)
+    np.testing.assert_array_equal(sample.patches.numpy(), unfolded)
+    assert not sample.scale.any()
+
+
+def test_regular_grid_leaves_the_remainder_out():
+    sample = regular_grid(noise(39, 50, num_images=1), patch_size=16)
+    assert sample.position.tolist() == [[0, 0], [0, 16], [0, 32], [16, 0], [16, 16], [16, 32]]
+    with pytest.raises(ImageError, match="smaller than a patch"):
+        regular_grid(noise(15, 50), patch_size=16)
 
 
 def test_configuration():

@@ -215,8 +215,21 @@ def test_split_refuses_ratios_that_make_no_sense(ratios):
 
 
 def test_split_refuses_empty_parts():
-    with pytest.raises(DatabaseError, match="4 references, too few"):
+    with pytest.raises(DatabaseError, match="4 contents, too few"):
         database().split()  # floor(0.2 * 4) is 0
+
+
+@given(seed=st.integers(0, 50))
+@settings(max_examples=15, deadline=None)
+def test_views_of_one_content_stay_together(seed):
+    content = np.repeat([f"c{k}" for k in range(6)], 2 * 3)  # two references of three pairs each
+    data = database(table(12, content=content))
+    parts = data.split(seed=seed)
+    assert [len(part.references) for part in parts] == [8, 2, 2]
+    assert sum(len(set(part.contents.values())) for part in parts) == 6
+    torn = table(12, content=content, subset=np.repeat(["train", "test", *["train"] * 9, "test"], 3))
+    with pytest.raises(DatabaseError, match="content 'c0' is in more than one part"):
+        database(torn).distributed_split()
 
 
 def test_distributed_split():
@@ -418,7 +431,7 @@ def made(tmp_path):
             rows.append(f"{ref}_10_{level:02d}.png,{ref}.png,{5 - r - level},0.5")
     (root / "dmos.csv").write_text("\n".join(rows) + "\n")
     references = [
-        {"ref_id": "I01", "source": "a.jpg", "subset": "train"},
+        {"ref_id": "I01", "source": "a.jpg", "subset": "train", "content": "scene"},
         {"ref_id": "I02", "source": "b.jpg", "subset": "test"},
     ]
     manifest = {
@@ -452,6 +465,7 @@ def test_synthetic_database_is_loaded(made):
         score_lo=1.0,
         score_hi=5.0,
         label_source=["dmos.csv:2", "dmos.csv:3", "dmos.csv:4", "dmos.csv:5"],
+        content=["scene"] * 2 + ["I02"] * 2,  # its own where none is stated
     )
     expected["dist_type"] = pd.array([10] * 4, dtype="Int16")
     pd.testing.assert_frame_equal(data.pairs, expected)

@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import kendalltau, pearsonr, spearmanr
 
 from tests.small import small_database
-from vtamiq.evaluation import cross_database, evaluate, iqm_predictions, lookup_predictions
+from vtamiq.evaluation import beside_baselines, cross_database, evaluate, iqm_predictions, lookup_predictions
 from vtamiq.images import read_images
 from vtamiq.metrics import iqm_scores, psnr
 
@@ -117,6 +117,17 @@ def test_conventional_metrics_have_their_values_and_directions(tmp_path):
     assert row.loc["gmsd", "q"] == pytest.approx(iqm_scores(*pair, ["gmsd"])["gmsd"])
     results = evaluate(table, by=("metric",), bootstrap=0).set_index("metric")
     assert (results["srocc"] > 0.7).all()  # DMOS grows with noise; PSNR falls, GMSD grows: all agree
+
+
+def test_a_model_beside_its_baselines(tmp_path):
+    database = small_database(tmp_path, references=4)
+    training, test = database.subset(["r0", "r1", "r2"]), database.subset(["r3"])
+    pairs = test.pairs.assign(q=test.pairs["score"] ** 2, synthetic=True)
+    table = beside_baselines(pairs, test, training, ["psnr", "gmsd"])
+    assert table.groupby("metric", sort=False).size().to_dict() == {"VTAMIQ": 4, "psnr": 4, "gmsd": 4, "lookup": 4}
+    results = evaluate(table, by=["metric"], bootstrap=0).set_index("metric")
+    assert (results["srocc"] == 1).all()  # every direction is known
+    assert table.loc[table["metric"] == "psnr", "lower_better"].eq(False).all()
 
 
 def test_lookup_knows_cells_only(tmp_path):

@@ -106,15 +106,37 @@ def test_cmyk_file(tmp_path):
     assert_is(read_image(tmp_path / "cmyk.tif"), np.full((4, 6, 3), (255, 0, 0)))
 
 
+# EXIF orientation -> what has to be done to the stored pixels
+TURNS = {
+    1: lambda x: x, 2: np.fliplr, 3: lambda x: np.rot90(x, 2), 4: np.flipud,
+    5: lambda x: x.swapaxes(0, 1), 6: lambda x: np.rot90(x, -1), 7: lambda x: np.rot90(x, 2).swapaxes(0, 1), 8: np.rot90,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("orientation", TURNS)
 @pytest.mark.parametrize(
-    ("orientation", "turn"),
-    [(1, lambda x: x), (2, np.fliplr), (3, lambda x: np.rot90(x, 2)), (6, lambda x: np.rot90(x, -1)), (8, np.rot90)],
+    ("suffix", "pixels"),
+    [
+        ("png", RGB),
+        ("tif", RGB),
+        ("tif", np.tile(GREY, (40, 50))),  # formats that Pillow would map into memory
+        ("tif", np.tile(GREY, (40, 50)).astype(np.uint16) * 257),
+        ("tif", np.dstack([RGB, np.full_like(GREY, 255)])),
+    ],
+    ids=["png", "rgb-tif", "grey-tif", "16-bit-tif", "alpha-tif"],
 )
-def test_exif_orientation_is_applied(tmp_path, orientation, turn):
+def test_exif_orientation_is_applied(tmp_path, orientation, suffix, pixels):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(RGB).save(tmp_path / "turned.png", exif=exif)
-    assert_is(read_image(tmp_path / "turned.png"), turn(RGB))
+    path = tmp_path / f"turned.{suffix}"
+    Image.fromarray(pixels).save(path, exif=exif)
+    upright = pixels if pixels.dtype == np.uint8 else (pixels // 257).astype(np.uint8)
+    assert_is(read_image(path), TURNS[orientation](upright[..., :3] if upright.ndim == 3 else upright))
+
+
+def test_16_bit_tiff_whose_zero_is_white(tmp_path):
+    Image.fromarray(GREY.astype(np.uint16) * 257).save(tmp_path / "negative.tif", tiffinfo={262: 0})
+    assert_is(read_image(tmp_path / "negative.tif"), 255 - GREY)
 
 
 def test_first_frame_of_several(tmp_path):
@@ -137,6 +159,10 @@ def test_bad_files_name_file_and_reason(tmp_path):
         read_image(tmp_path / "empty.png")
     with pytest.raises(ImageError, match="cannot read"):
         read_image(tmp_path)  # a folder
+    with pytest.raises(ImageError, match=r"text\.png/below.*no such file"):
+        read_image(tmp_path / "text.png" / "below")
+    with pytest.raises(ImageError, match=r"xxx.*too long"):
+        read_image("x" * 300)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tif", "webp", "jp2", "gif"])
@@ -286,7 +312,7 @@ def test_other_objects(source):
         read_image(source)
 
 
-@pytest.mark.parametrize("background", [(0, 0), (0, 0, 256), (-1, 0, 0), (0.5, 0.5, 0.5), "white"])
+@pytest.mark.parametrize("background", [(0, 0), (0, 0, 256), (-1, 0, 0), (0.5,) * 3, "white", ((1, 2), (3,))])
 def test_bad_background(background):
     with pytest.raises(ImageError, match="background"):
         read_image(RGB, background=background)
@@ -312,7 +338,7 @@ def test_read_images_names_both_sizes(tmp_path):
 def test_read_images_needs_a_sequence(tmp_path):
     with pytest.raises(ImageError, match="at least one"):
         read_images([])
-    for one in ("a.png", tmp_path / "a.png", Image.fromarray(RGB)):
+    for one in ("a.png", tmp_path / "a.png", Image.fromarray(RGB), RGB, torch.zeros(3, 8, 8), 3, None):
         with pytest.raises(ImageError, match="sequence"):
             read_images(one)
 

@@ -2,7 +2,12 @@
 
 import json
 import logging
+import os
 import shutil
+import signal
+import sys
+import threading
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -70,7 +75,7 @@ class TestParser:
             (["skore"], "invalid choice"),
             (["score", "one.png"], "DIST"),
             (["score", "a.png", "b.png", "--repeats", "0"], "must be at least 1, got 0"),
-            (["score", "a.png", "b.png", "--patches", "many"], "invalid"),
+            (["score", "a.png", "b.png", "--patches", "x"], "--patches: expected a whole number, at least 1, got 'x'"),
             (["reproduce", "--forc"], "unrecognized arguments: --forc"),
         ],
     )
@@ -146,6 +151,28 @@ class TestScore:
         assert output.err.count("\n") == 1
         assert message in output.err
 
+    def test_missing_model_says_where_one_comes_from(self, images, capsys):
+        reference = str(images / "reference.png")
+        for missing in ("no such folder", "runs/demo/03_weak_pretraining/run/model", "someone/vtamiq"):
+            assert main(["score", reference, reference, "--model", missing]) == 2
+            assert capsys.readouterr().err == (
+                f"vtamiq: no such folder: {missing}; `make reproduce` trains one into "
+                "runs/demo/03_weak_pretraining/run/model\n"
+            )
+
+    def test_folder_without_a_model_is_named(self, images, tmp_path, capsys):
+        reference = str(images / "reference.png")
+        assert main(["score", reference, reference, "--model", str(tmp_path)]) == 2
+        errors = capsys.readouterr().err
+        assert errors.startswith(f"vtamiq: {tmp_path}: has no config.json")
+        assert "no such folder" not in errors
+
+    def test_hub_id_in_the_local_cache(self, images, model, monkeypatch, capsys):
+        monkeypatch.setattr("vtamiq.model._snapshot", lambda hub_id, *_: {"someone/vtamiq": model}[hub_id])
+        reference = str(images / "reference.png")
+        assert main(["score", reference, reference, "--model", "someone/vtamiq", "--patches", "8"]) == 0
+        assert float(capsys.readouterr().out) == 0
+
     def test_without_a_model(self, images, capsys):
         pair = [str(images / "reference.png"), str(images / "noisy.png")]
         assert main(["score", *pair]) == 2
@@ -185,6 +212,12 @@ class TestSynthesize:
         assert message in errors
         assert not (tmp_path / "made").exists()
 
+    def test_file_in_the_way_is_one_line(self, images, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        Path("README.md").touch()
+        assert main(["synthesize", "--images", str(images), "--out", "README.md/made", "--workers", "0"]) == 2
+        assert capsys.readouterr().err == "vtamiq: README.md: Not a directory\n"
+
     @pytest.mark.parametrize("size", ["384", "384x", "ax9", "-3x8"])
     def test_size_must_be_two_numbers(self, size, capsys):
         with pytest.raises(SystemExit):
@@ -223,13 +256,71 @@ class TestReproduce:
         calls[1].append(status)
         assert main(["reproduce"]) == 1
 
-    def test_interruption_says_what_to_type(self, monkeypatch, capsys):
+    def test_interruption_says_what_to_type(self, monkeypatch, capsys, tmp_path):
+        monkeypatch.chdir(tmp_path)
+
         def interrupt(*_, **__):
             raise KeyboardInterrupt
 
         monkeypatch.setattr(pipeline, "reproduce", interrupt)
         assert main(["reproduce", "--force", "-p", "tag=two words"]) == 130
-        assert "to go on: python -m vtamiq reproduce -p 'tag=two words'\n" in capsys.readouterr().err
+        assert f"to go on: {sys.executable} -m vtamiq reproduce -p 'tag=two words'\n" in capsys.readouterr().err
+
+    def test_interpreter_below_the_current_folder_is_named_from_there(self, monkeypatch, capsys, tmp_path):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "executable", str(Path.cwd() / ".venv" / "bin" / "python"))
+        monkeypatch.setattr(pipeline, "reproduce", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+        assert main(["reproduce"]) == 130
+        assert f"to go on: {Path('.venv/bin/python')} -m vtamiq reproduce\n" in capsys.readouterr().err
+
+    @pytest.mark.skipif(os.name == "nt", reason="SIGTERM ends a process there without asking")
+    def test_sigterm_is_answered_like_ctrl_c(self, monkeypatch, capsys):
+        before = signal.getsignal(signal.SIGTERM)
+        monkeypatch.setattr(pipeline, "reproduce", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+        assert main(["reproduce", "--only", "03"]) == 143
+        assert "stopped; to go on: " in capsys.readouterr().err
+        assert signal.getsignal(signal.SIGTERM) == before
+
+    def test_works_in_a_thread(self, calls):
+        statuses = []
+        thread = threading.Thread(target=lambda: statuses.append(main(["reproduce"])))
+        thread.start()
+        thread.join()
+        assert statuses == [0]
+
+    def test_force_says_what_it_does_not_repeat(self, capsys):
+        with pytest.raises(SystemExit):
+            main(["reproduce", "--help"])
+        text = " ".join(capsys.readouterr().out.split())
+        assert "a finished training run of the same settings is loaded, not repeated" in text
+
+    def test_printed_errors_are_short(self, monkeypatch, capsys):
+        errors = ["ValueError: " + 40 * "long ", "", "x" * 60]
+        rows = [(f"0{i}_x", "failed", 1.0, "", error) for i, error in enumerate(errors)]
+        summary = pd.DataFrame(rows, columns=pipeline.COLUMNS)
+        monkeypatch.setattr(pipeline, "reproduce", lambda *_, **__: summary)
+        assert main(["reproduce"]) == 1
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[1].endswith(" ValueError: " + 9 * "long " + "lo…")
+        assert lines[3].endswith("x" * 60)
+        assert max(map(len, lines)) < 100
+        assert list(summary["error"]) == errors
+
+    @pytest.mark.parametrize("out", ["README.md", "README.md/runs"])
+    def test_file_in_the_way_is_one_line(self, out, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        Path("README.md").touch()
+        monkeypatch.setattr(pipeline, "find_notebooks", lambda _: [])
+        assert main(["reproduce", "--out", out]) == 2
+        assert capsys.readouterr().err == "vtamiq: README.md: Not a directory\n"
+
+    def test_errors_of_the_system_are_one_line(self, monkeypatch, capsys):
+        def fail(*_, **__):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(pipeline, "reproduce", fail)
+        assert main(["reproduce"]) == 2
+        assert capsys.readouterr().err == "vtamiq: No space left on device\n"
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -238,6 +329,8 @@ class TestReproduce:
             (["-p", "steps"], "expected NAME=VALUE, got 'steps'"),
             ([], "no numbered notebooks in"),
             (["--list"], "no numbered notebooks in"),
+            (["--list", "--preset", "dmeo"], "no preset 'dmeo'; did you mean `demo`?"),
+            (["--list", "-p", "steps"], "expected NAME=VALUE, got 'steps'"),
         ],
     )
     def test_refusals_are_one_line(self, options, message, tmp_path, monkeypatch, capsys):
@@ -252,7 +345,7 @@ class TestReproduce:
         preset = pipeline.Parameter("preset", "demo", "smoke, demo or full")
         first = pipeline.Notebook(tmp_path / "00_a.ipynb", "A title", (), {"preset": preset}, ())
         second = pipeline.Notebook(tmp_path / "01_b.ipynb", "Another", (), {}, ("00_a",))
-        monkeypatch.setattr(pipeline, "find_notebooks", lambda: [first, second])
+        monkeypatch.setattr(pipeline, "find_notebooks", lambda _: [first, second])
         assert main(["reproduce", "--list"]) == 0
         lines = [line.split() for line in capsys.readouterr().out.splitlines()]
         assert lines == [
@@ -263,3 +356,5 @@ class TestReproduce:
         ]
         main(["reproduce", "--list", "--only", "1"])
         assert "A title" not in capsys.readouterr().out
+        assert main(["reproduce", "--list", "-p", "epohcs=2"]) == 2
+        assert "no selected notebook has a parameter 'epohcs'" in capsys.readouterr().err

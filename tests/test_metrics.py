@@ -160,6 +160,7 @@ def ramp(side=176):
         (flat(128), noisy(flat(128), 30)),
         (flat(0), noisy(flat(0), 90)),
         (flat(128), flat(130)),
+        (flat(255), flat(254)),
         (flat(0), flat(255)),
         (flat(255), flat(0)),
         (photograph(), flat(128)),
@@ -167,12 +168,25 @@ def ramp(side=176):
         (np.where(ramp() > 127, 255, 0).astype(np.uint8), flat(90)),
         (photograph()[..., :1].repeat(3, axis=2), noisy(photograph())[..., :1].repeat(3, axis=2)),
     ],
-    ids=["flat-noise", "black-noise", "greys", "black-white", "white-black", "wiped-out", "ramp", "edge", "grey photo"],
+    ids=[
+        "flat-noise",
+        "black-noise",
+        "greys",
+        "whites",
+        "black-white",
+        "white-black",
+        "wiped-out",
+        "ramp",
+        "edge",
+        "grey photo",
+    ],
 )
 def test_constant_structured_and_grey_images_are_finite(reference, distorted):
     scores = iqm_scores(reference, distorted)
     assert np.isfinite(list(scores.values())).all()
     assert scores["vifp"] <= 1
+    if np.abs(reference.astype(int) - distorted).min() > 200:  # black for white is no perfect copy
+        assert max(IQMS[name].distortion(score) == 0 for name, score in scores.items()) == 0
 
 
 def test_fallbacks_where_the_reference_holds_no_information():

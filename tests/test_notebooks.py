@@ -1,7 +1,9 @@
 """Every numbered notebook: how it is committed, and that it runs headless from an empty run folder."""
 
 import ast
+import json
 import re
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -145,3 +147,35 @@ class TestHeadless:
         again = reproduce("smoke", out=smoke[0], notebooks=ROOT / "notebooks")
         assert sorted(again["notebook"]) == [path.stem for path in NOTEBOOKS]
         assert list(again["status"]) == ["cached"] * len(NOTEBOOKS)
+
+    def test_trained_again_with_other_settings_shows_no_machine_path(self, tmp_path):
+        """Training speaks of the run that it sets aside; its folder is not for the reader to see."""
+        shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+        for epochs in (1, 2):
+            summary = reproduce(
+                "smoke",
+                only=["03"],
+                parameters={"epochs": epochs},
+                out=tmp_path / "runs",
+                notebooks=tmp_path / "notebooks",
+            )
+            assert list(summary["status"]) == ["done"], summary["error"][0]
+        copy = nbformat.read(tmp_path / summary["output"][0], as_version=4)
+        assert list((tmp_path / "runs" / "smoke" / "03_weak_pretraining").glob("run.*"))
+        assert machine_paths(copy) == []
+
+
+def machine_paths(notebook: nbformat.NotebookNode) -> list[str]:
+    """Lines that name a folder of this machine, wherever they stand; pictures, which are no text, left out."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            for kind in [kind for kind in output.get("data", {}) if kind.startswith("image/")]:
+                del output["data"][kind]
+    text = json.dumps(notebook, indent=0)
+    return [line for line in text.splitlines() if re.search(rf"/(tmp|root|home)\b|{re.escape(str(ROOT))}", line)]
+
+
+def test_machine_paths():
+    output = nbformat.v4.new_output("stream", text="held in /tmp/x")
+    cell = nbformat.v4.new_code_cell("1", outputs=[output], metadata={"seen": "/home/me"})
+    assert len(machine_paths(nbformat.v4.new_notebook(cells=[cell], metadata={"path": str(ROOT / "x")}))) == 3

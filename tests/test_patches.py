@@ -117,6 +117,11 @@ def test_missing_image_stops_with_its_name(tmp_path):
         PairPatches(database, CAPS_8)[2]
 
 
+def test_an_image_smaller_than_a_patch_is_named(database):
+    with pytest.raises(ImageError, match=r"r0_1\.png: .* smaller than a patch of 64 px"):
+        PairPatches(database, CAPS(num_patches=4, patch_size=64))[0]
+
+
 def test_rows_without_score_cannot_be_trained_on(database):
     pairs = database.pairs.copy()
     pairs.loc[3, "score"] = np.nan

@@ -1,16 +1,21 @@
 """`reproduce` on tiny notebooks made here: order, parameters, resume, failures, and what the copies carry."""
 
+import io
 import json
 import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
+from tqdm import tqdm
 
 from vtamiq import pipeline, presets
 from vtamiq.pipeline import PRESETS, find_notebooks, parse_parameter, reproduce, select
@@ -51,6 +56,11 @@ def ran(house: Path) -> list[str]:
     return names
 
 
+def error_of_ours(caplog: pytest.LogCaptureFixture) -> str:
+    records = caplog.get_records("call")
+    return next(r.getMessage() for r in records if r.levelno == logging.ERROR and r.name == "vtamiq.pipeline")
+
+
 def status(summary: pd.DataFrame) -> dict[str, str]:
     return dict(zip(summary["notebook"], summary["status"], strict=True))
 
@@ -68,7 +78,9 @@ class TestReading:
         assert second.needs == ("00_z",)
 
     def test_no_notebooks(self, house):
-        with pytest.raises(FileNotFoundError, match="no numbered notebooks in elsewhere"):
+        with pytest.raises(
+            FileNotFoundError, match=r"no numbered notebooks in elsewhere: run from the repository's root$"
+        ):
             find_notebooks("elsewhere")
 
     def test_a_notebook_runs_after_what_it_needs(self, house):
@@ -105,6 +117,15 @@ class TestReading:
         del content.metadata["kernelspec"]
         nbformat.write(content, path)
         with pytest.raises(ValueError, match=r"00_a.ipynb: no kernelspec"):
+            find_notebooks("notebooks")
+
+    @pytest.mark.parametrize(
+        "content", [b"# code", b"", b"3", b"[]", b"{}", b'{"nbformat": 4, "cells": 3}', b'{"nbformat": 4}', b"\xff"]
+    )
+    def test_file_that_is_no_notebook(self, house, content):
+        write_notebook(house / "notebooks", "00_a")
+        (house / "notebooks" / "01_b.ipynb").write_bytes(content)
+        with pytest.raises(ValueError, match=r"^01_b.ipynb: not a notebook \(.+\)$"):
             find_notebooks("notebooks")
 
 
@@ -321,17 +342,38 @@ class TestRunning:
         assert ran(house) == []
         assert summary.loc[0, ["status", "error"]].tolist() == ["skipped", "needs 00_first (not run yet)"]
 
-    def test_dead_kernel_is_a_failure(self, house):
-        write_notebook(house / "notebooks", "00_dies", "import os\nos._exit(1)")
+    def test_dead_kernel_is_a_failure_and_its_cell_is_shown(self, house, caplog):
+        write_notebook(house / "notebooks", "00_dies", "import os\nos._exit(9)", "print('never')")
         write_notebook(house / "notebooks", "01_lives")
         summary = reproduce("smoke")
         assert list(summary["status"]) == ["failed", "done"]
         assert "died" in summary["error"][0]
+        shown = error_of_ours(caplog)
+        assert shown.startswith("00_dies failed in cell:\n    import os\n    os._exit(9)\n")
+        assert "never" not in shown
+        assert "often run out of memory" in shown
 
-    @pytest.mark.skipif(os.name == "nt", reason="no SIGINT to another process")
-    def test_interruption_keeps_what_is_finished(self, house):
+    def test_kernel_that_does_not_start(self, house, caplog, monkeypatch):
+        write_notebook(house / "notebooks", "00_a")
+        nothing = {**pipeline.get_kernel_dict(), "argv": [sys.executable, "-c", "raise SystemExit(1)"]}
+        monkeypatch.setattr(pipeline, "get_kernel_dict", lambda **_: nothing)
+        assert list(reproduce("smoke")["status"]) == ["failed"]
+        shown = error_of_ours(caplog)
+        assert shown.startswith("00_a failed: Kernel died")
+
+    def test_run_folder_that_cannot_be_made(self, house):
+        write_notebook(house / "notebooks", "00_a")
+        (house / "README.md").touch()
+        with pytest.raises(NotADirectoryError):
+            reproduce("smoke", out="README.md")
+        assert ran(house) == []
+
+    @pytest.mark.skipif(os.name == "nt", reason="no such signals to another process")
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    def test_interruption_keeps_what_is_finished(self, house, number, code):
         write_notebook(house / "notebooks", "00_quick")
-        write_notebook(house / "notebooks", "01_slow", "import time\nPath('waiting').touch()\ntime.sleep(300)")
+        slow = "import os, time\nPath('waiting.tmp').write_text(str(os.getpid()))\nos.rename('waiting.tmp', 'waiting')"
+        write_notebook(house / "notebooks", "01_slow", slow + "\ntime.sleep(300)")
         command = [sys.executable, "-m", "vtamiq", "reproduce", "--preset", "smoke", "--force"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
@@ -339,12 +381,12 @@ class TestRunning:
                 assert process.poll() is None, process.communicate()
                 with pytest.raises(subprocess.TimeoutExpired):
                     process.wait(0.1)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             _, errors = process.communicate(timeout=60)
         finally:
             process.kill()
-        assert process.returncode == 130
-        assert "to go on: python -m vtamiq reproduce --preset smoke\n" in errors
+        assert process.returncode == code
+        assert f"to go on: {sys.executable} -m vtamiq reproduce --preset smoke\n" in errors
         assert "Traceback" not in errors
         summary = pd.read_csv(house / "runs" / "smoke" / "summary.csv")
         assert status(summary) == {"00_quick": "done", "01_slow": "interrupted"}
@@ -352,9 +394,17 @@ class TestRunning:
             "00_quick.ipynb",
             "00_quick.stamp.json",
         }
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((house / "waiting").read_text()), 0)  # the kernel is gone as well
 
 
 class TestStamps:
+    @pytest.fixture
+    def run(self, house):
+        run = pipeline.RunFolder(path=house / "runs" / "smoke", root=house)
+        run.copy("00_a").parent.mkdir(parents=True)
+        return run
+
     def test_package_digest_depends_on_names_and_contents(self, tmp_path):
         digests = set()
         for name, text in (("a.py", "1"), ("a.py", "2"), ("b.py", "2"), ("b/c.py", "2"), ("b/c.csv", "2")):
@@ -368,13 +418,115 @@ class TestStamps:
             digests.add(pipeline._package_digest(folder))
         assert len(digests) == 5
 
-    def test_damaged_stamp_counts_as_none(self, tmp_path):
-        (tmp_path / "00_a.ipynb").touch()
-        stamp = tmp_path / "00_a.stamp.json"
-        stamp.write_text('{"digest": "x"')
-        assert pipeline._read_stamp(stamp) is None
-        stamp.write_text('{"digest": "x"}')
-        assert pipeline._read_stamp(stamp) == {"digest": "x"}
+    def test_damaged_stamp_counts_as_none(self, run):
+        run.copy("00_a").touch()
+        run.stamp("00_a").write_text('{"digest": "x"')
+        assert pipeline._read_stamp(run, "00_a") is None
+        run.stamp("00_a").write_text('{"digest": "x"}')
+        assert pipeline._read_stamp(run, "00_a") == {"digest": "x"}
+
+    def test_digest_depends_on_the_files_that_parameters_name(self, run, house):
+        path = write_notebook(house / "notebooks", "00_a", parameters=PARAMETERS + "\ndata = ''  # file or folder")
+        notebook = pipeline._read_notebook(path)
+
+        def digest(data: str) -> str:
+            return pipeline._digest(notebook, {"preset": "demo", "out": "notebooks", "data": data}, "package", run)
+
+        assert digest("absent") == digest("absent")
+        assert digest("x" * 5000) == digest("x" * 5000)  # longer than a name may be
+        table = house / "table.csv"
+        table.write_text("1")
+        before = digest("table.csv")
+        os.utime(table, (1, 1))
+        assert digest("table.csv") == before
+        table.write_text("2")
+        assert digest("table.csv") != before
+        assert digest(str(table)) != digest(str(table) + "x")
+
+        folder = house / "database"
+        (folder / "images").mkdir(parents=True)
+        (folder / "labels.csv").write_text("1")
+        digests = [digest("database")]
+        for ignored in (folder / "images" / "0.png", folder / ".DS_Store", house / "notebooks" / "out of interest"):
+            ignored.write_text("anything")
+            assert digest("database") == digests[0]
+        (folder / "labels.csv").write_text("12")
+        digests.append(digest("database"))
+        os.utime(folder / "labels.csv", (1, 1))
+        digests.append(digest("database"))
+        (folder / "manifest.json").touch()
+        digests.append(digest("database"))
+        assert len(set(digests)) == 4
+
+    def test_digest_depends_on_a_file_that_a_default_names(self, run, house):
+        path = write_notebook(house / "notebooks", "00_a", parameters="data = 'table.csv'  # a file")
+        notebook = pipeline._read_notebook(path)
+        before = pipeline._digest(notebook, {}, "package", run)
+        (house / "table.csv").write_text("1")
+        assert pipeline._digest(notebook, {}, "package", run) != before
+
+    def test_digest_depends_on_installed_versions(self, run, house, monkeypatch):
+        notebook = pipeline._read_notebook(write_notebook(house / "notebooks", "00_a"))
+        before = pipeline._digest(notebook, {}, "package", run)
+        monkeypatch.setattr(pipeline, "version", lambda name: "0.0.1")
+        assert pipeline._digest(notebook, {}, "package", run) != before
+
+    def test_versions_are_of_what_is_always_required_and_there(self, monkeypatch):
+        assert {"torch", "timm", "scikit-image", "pyyaml"} <= pipeline._versions().keys()
+        assert "pytest" not in pipeline._versions()  # an extra
+        monkeypatch.setattr(pipeline, "requires", lambda _: ["torch>=2", "no-such-thing>=1", 'ruff; extra == "dev"'])
+        assert list(pipeline._versions()) == ["torch"]
+
+        def not_installed(_):
+            raise PackageNotFoundError
+
+        monkeypatch.setattr(pipeline, "requires", not_installed)
+        assert pipeline._versions() == {}
+
+    def test_what_a_notebook_wrote(self, run, house, monkeypatch):
+        def write(path: str, age: float = 0.0) -> None:
+            file = house / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+            os.utime(file, (since - age, since - age))
+
+        since = pipeline._clock(run.path)
+        new = ("runs/smoke/00_a/table.csv", "runs/smoke/figures/a.png", "figures/a.svg", "runs/smoke/02_c/extra.csv")
+        for path in new:
+            write(path)
+        write("runs/smoke/00_a/run/model/config.json", age=99)  # of a training run that was loaded
+        for path in ("runs/smoke/01_b/table.csv", "figures/old.svg"):
+            write(path, age=99)
+        for path in ("notebooks/00_a.running.ipynb", "summary.csv", "00_a/.nfs1", "00_a/x.tmp", "00_a/run.1a2b3c4d/x"):
+            write(f"runs/smoke/{path}")
+        write("elsewhere/a.csv")
+        expected = sorted([*new, "runs/smoke/00_a/run/model/config.json"])
+        assert pipeline._wrote("00_a", run, since) == expected
+
+        results = pipeline._results
+        vanished = lambda *args, **kwargs: [*results(*args, **kwargs), house / "figures" / "gone.png"]  # noqa: E731
+        monkeypatch.setattr(pipeline, "_results", vanished)
+        assert pipeline._wrote("00_a", run, since) == expected
+
+    def test_lost_results_are_made_again(self, house):
+        write = "Path(out, NAME).mkdir(exist_ok=True)\nPath(out, NAME, 'table.csv').touch()"
+        write_notebook(house / "notebooks", "00_table", write)
+        draw = "Path('figures').mkdir(exist_ok=True)\nPath('figures', 'a.svg').touch()"
+        write_notebook(house / "notebooks", "01_figure", draw, needs=("00_table",))
+        write_notebook(house / "notebooks", "02_neither")
+        reproduce("smoke")
+        ran(house)
+        wrote = json.loads((house / "runs/smoke/notebooks/01_figure.stamp.json").read_text())["wrote"]
+        assert wrote == ["figures/a.svg"]
+        (house / "figures" / "a.svg").unlink()
+        assert list(reproduce("smoke")["status"]) == ["cached", "done", "cached"]
+        assert (house / "figures" / "a.svg").exists()
+        (house / "runs" / "smoke" / "00_table" / "table.csv").unlink()
+        summary = reproduce("smoke", only=["01"])
+        assert list(summary["error"]) == ["needs 00_table (results are gone)"]
+        ran(house)
+        assert list(reproduce("smoke")["status"]) == ["done", "done", "cached"]
+        assert ran(house) == ["00_table", "01_figure"]
 
     def test_atomic_leaves_the_old_file_when_the_block_fails(self, tmp_path):
         path = tmp_path / "new folder" / "file"
@@ -389,3 +541,78 @@ class TestStamps:
         with pytest.raises(RuntimeError, match="half-way"):
             fail_half_way()
         assert path.read_text() == "old"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def eventually(condition, seconds: float = 20.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    return condition()
+
+
+class TestSignOfLife:
+    @staticmethod
+    def watch(monkeypatch) -> Terminal:  # no fixture: pytest sets stderr anew when the test itself begins
+        terminal = Terminal()
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setattr(pipeline, "_HEARTBEAT", 0.02)
+        return terminal
+
+    @staticmethod
+    def beating() -> bool:
+        return any(thread.name == "sign of life" for thread in threading.enumerate())
+
+    def test_time_and_epoch_go_on_and_end_with_the_block(self, monkeypatch, tmp_path):
+        terminal = self.watch(monkeypatch)
+        with tqdm(total=3, file=terminal) as bar:
+            with pipeline._sign_of_life(bar, tmp_path / "03_train", since=time.time() - 1):
+                assert eventually(lambda: terminal.getvalue().count("0/3") > 3)
+                history = tmp_path / "03_train" / "run" / "history.csv"
+                history.parent.mkdir(parents=True)
+                history.write_text("epoch,loss\n0,1\n1,0.5\n2,0.")
+                assert eventually(lambda: "epoch 2]" in terminal.getvalue())
+            assert not self.beating()
+            assert bar.postfix == ""
+
+    @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+    def test_ends_on_errors_and_interruptions(self, monkeypatch, tmp_path, error):
+        terminal = self.watch(monkeypatch)
+
+        def fail() -> None:
+            with tqdm(total=3, file=terminal) as bar, pipeline._sign_of_life(bar, tmp_path, since=0):
+                assert self.beating()
+                raise error
+
+        with pytest.raises(error):
+            fail()
+        assert not self.beating()
+
+    def test_nothing_where_nobody_watches(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(sys, "stderr", io.StringIO())
+        with tqdm(total=3, file=sys.stderr) as bar, pipeline._sign_of_life(bar, tmp_path, since=0):
+            assert not self.beating()
+
+    def test_epoch_is_of_the_newest_history_since_the_beginning(self, tmp_path):
+        assert pipeline._epoch(tmp_path / "none", since=0) == 0
+        for name, rows, when in (("old", 9, 10), ("first", 2, 100), ("second", 5, 200), ("run.1a2b3c4d", 7, 300)):
+            history = tmp_path / name / "history.csv"
+            history.parent.mkdir()
+            history.write_text("epoch\n" + "0\n" * rows)
+            os.utime(history, (when, when))
+        assert pipeline._epoch(tmp_path, since=50) == 5
+        assert pipeline._epoch(tmp_path, since=250) == 0
+        (tmp_path / "second" / "history.csv").write_text("")
+        assert pipeline._epoch(tmp_path, since=150) == 0
+
+    def test_a_whole_run(self, monkeypatch, house):
+        terminal = self.watch(monkeypatch)
+        train = "import time\nfolder = Path(out, NAME)\nfolder.mkdir()\n(folder / 'history.csv').write_text('a\\n1\\n')"
+        write_notebook(house / "notebooks", "00_train", train + "\ntime.sleep(0.5)")
+        assert list(reproduce("smoke")["status"]) == ["done"]
+        assert "epoch 1]" in terminal.getvalue()
+        assert not self.beating()

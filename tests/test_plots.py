@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 from matplotlib.collections import PolyCollection
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
 from matplotlib.text import Text
 
 from vtamiq import plots
-from vtamiq.caps import CAPS
+from vtamiq.caps import CAPS, regular_grid
 from vtamiq.correlations import correlations
 from vtamiq.images import ImageError
 from vtamiq.model import VTAMIQ, VTAMIQConfig
@@ -187,6 +188,24 @@ class TestPatches:
             )
         np.testing.assert_array_equal(canvas, expected)
 
+    @given(seed=st.integers(0, 1000), num_scales=st.integers(1, 3), aligned=st.booleans(), index=st.integers(0, 1))
+    @settings(max_examples=15, deadline=None)
+    def test_coverage_counts_the_patches_of_every_pixel(self, seed, num_scales, aligned, index):
+        images = np.random.default_rng(seed).integers(0, 256, (2, 97, 120, 3), dtype=np.uint8)
+        sample = CAPS(num_patches=30, num_scales=num_scales, aligned=aligned)(images, seed)
+        position, scale = (sample.position, sample.scale) if aligned else (sample.position[index], sample.scale[index])
+        expected = np.zeros((97, 120), int)
+        for (row, column), s in zip(position.tolist(), scale.tolist(), strict=True):  # one by one
+            expected[row * 2**s : (row + 16) * 2**s, column * 2**s : (column + 16) * 2**s] += 1
+        np.testing.assert_array_equal(plots.patch_coverage(images[index], sample, index=index), expected)
+
+    def test_density_shows_the_coverage(self, images):
+        sample = CAPS(num_patches=3000)(images, 0)
+        left, right = plots.patch_density(images[0], sample).axes
+        assert left.get_title() == "3,000 patches"
+        np.testing.assert_array_equal(shown(right), plots.patch_coverage(images[0], sample))
+        assert shown(right).sum() == 3000 * 16**2
+
     def test_full_size_patches_are_the_image(self, images):
         canvas = plots.patch_canvas(images[1], CAPS(num_patches=50)(images, 3), index=1)
         seen = canvas[..., 3] == 255
@@ -222,10 +241,22 @@ class TestPatches:
             np.testing.assert_array_equal(sides, np.full((counts[s], 2), 16 * 2**s))
         assert len({str(ax.title.get_color()) for ax in figure.axes}) == len(figure.axes)
 
+    def test_frames_of_coarser_scales_are_thicker(self, images):
+        image = np.tile(images[0], (2, 2, 1))
+        sample = CAPS(num_patches=100, num_scales=3)(image[None], 0)
+        figure = plots.patch_sampling_multiscale(image, sample)
+        frames = figure.axes[-1].findobj(PolyCollection)
+        counts = torch.bincount(sample.scale).tolist()
+        assert len(counts) == 3
+        assert [len(part.get_paths()) for part in frames] == counts[1:]  # those of the finest would hide them
+        assert 0.4 < frames[0].get_linewidth()[0] < frames[1].get_linewidth()[0]
+
     def test_bad_input(self, images):
         sample = CAPS(num_patches=5)(images, 0)
         with pytest.raises(ValueError, match="beyond the image"):
             plots.patch_canvas(images[0, :20, :20], sample)
+        with pytest.raises(ValueError, match="beyond the image"):
+            plots.patch_coverage(images[0, :20, :20], sample)
         with pytest.raises(ValueError, match="index 2"):
             plots.patch_canvas(images[0], sample, index=2)
         with pytest.raises(ImageError, match="image"):
@@ -266,11 +297,38 @@ class TestPatches:
         first = int(encoder.class_token_position)
         assert set(np.flatnonzero(shaded) + first) == set(rows)
         np.testing.assert_allclose(right.collections[-1].get_offsets()[:, ::-1], sample.uv, atol=1e-6)
-        assert len(left.findobj(PolyCollection)) == 9
+        (squares,) = left.findobj(PolyCollection)
+        top_left = [path.vertices.min(axis=0)[::-1] + 0.5 for path in squares.get_paths()]
+        np.testing.assert_array_equal(top_left, sample.position * 2 ** sample.scale[:, None])
 
-    def test_uv_indexing_of_too_many(self, images):
-        with pytest.raises(ValueError, match="at most 25"):
-            plots.uv_indexing(images[0], CAPS(num_patches=26)(images, 0), 8)
+    def test_uv_indexing_reads_well(self, images):
+        figure = plots.uv_indexing(images[0], CAPS(num_patches=14)(images, 0), 24)
+        figure.draw_without_rendering()
+        left, right = figure.axes
+        assert right.title.get_text() == "row 1 + 24⌊24u⌋ + ⌊24v⌋ of the table"
+        assert right.title.get_window_extent().width < right.bbox.width
+        (squares,) = left.findobj(PolyCollection)
+        assert squares.get_path_effects()  # a halo
+        numbers = [text for text in figure.findobj(Text) if text.get_text().split(":")[0].isdigit()]
+        luminance = [np.dot(to_rgb(text.get_color()), (0.2126, 0.7152, 0.0722)) for text in numbers]
+        assert len(numbers) == 3 * 14
+        assert max(luminance) < 0.5
+
+    def test_uv_indexing_of_many_colours_them_by_row(self, images):
+        sample = regular_grid(images[:1, :56, :56], 8)
+        figure = plots.uv_indexing(images[0, :56, :56], sample, 7)
+        left, right = figure.axes
+        assert (left.get_title(), right.get_title()) == ("49 patches", "they pick 49 of 49 rows of the position table")
+        (squares,) = left.findobj(PolyCollection)
+        assert len(np.unique(shown(right).reshape(-1, 3), axis=0)) == 49
+        np.testing.assert_allclose(squares.get_edgecolor()[:, :3], shown(right).reshape(-1, 3) / 255)
+        sparse = plots.uv_indexing(images[0], CAPS(num_patches=26)(images, 0), 64)
+        assert (shown(sparse.axes[1]) == 250).all(axis=-1).sum() == 64**2 - 26
+        assert not [text for text in texts(sparse) if ": row" in text]
+
+    def test_uv_indexing_without_a_grid(self, images):
+        with pytest.raises(ValueError, match="at least 1 cell, got 0"):
+            plots.uv_indexing(images[0], CAPS(num_patches=3)(images, 0), 0)
 
 
 # ----------------------------------------------------------------------------------------------------- images and numbers
@@ -302,6 +360,40 @@ class TestImages:
         with pytest.raises(ValueError, match=message):
             plots.pair_scores(images, **arguments)
 
+    @pytest.mark.parametrize("aligned", [True, False])
+    def test_seen_patches(self, images, aligned):
+        sample = CAPS(num_patches=20, aligned=aligned)(images, 0)
+        figure = plots.seen_patches(images, sample, [0.25], titles=["a", "b"], errors=[0.02])
+        assert [(ax.get_title(), ax.get_xlabel()) for ax in figure.axes] == [("a", ""), ("b", "q = 0.250 ± 0.020")]
+        for k, ax in enumerate(figure.axes):
+            canvas = plots.patch_canvas(images[k], sample, index=k)
+            seen = canvas[..., 3] > 0
+            np.testing.assert_array_equal(shown(ax)[seen], canvas[seen][:, :3])
+            assert shown(ax)[~seen].min() >= 232
+            (outlines,) = ax.findobj(PolyCollection)
+            assert len(outlines.get_paths()) == 20
+
+    def test_seen_patches_without_scores(self, images):
+        figure = plots.seen_patches(images, CAPS(num_patches=20)(images, 0))
+        assert [(ax.get_title(), ax.get_xlabel()) for ax in figure.axes] == [("reference", ""), ("distorted 1", "")]
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"scores": [1, 2, 3]}, "need 1 or 2 scores, got 3"),
+            ({"errors": [1]}, "errors: 0 are needed, got 1"),
+            ({"titles": ["a"]}, "titles: 2 are needed, got 1"),
+        ],
+    )
+    def test_bad_seen_patches(self, images, arguments, message):
+        sample = CAPS(num_patches=5)(images, 0)
+        with pytest.raises(ValueError, match=message):
+            plots.seen_patches(images, sample, **arguments)
+        with pytest.raises(ValueError, match="images: 2 are needed, got 1"):
+            plots.seen_patches(images[:1], sample)
+        with pytest.raises(ValueError, match="beyond the image"):
+            plots.seen_patches(images[:, :20, :20], sample)
+
     @pytest.mark.parametrize("blocks", [1, 2])
     def test_contact_sheet(self, images, blocks):
         cells = [[images[0] // (r + c + 1) for c in range(2)] for r in range(3)]
@@ -315,7 +407,29 @@ class TestImages:
             top, left = centre[0] - 48, centre[1] - 64
             np.testing.assert_array_equal(shown(ax)[top : top + 96, left : left + 128], cells[r][c])
 
+    def test_contact_sheet_of_crops_beside_the_reference(self, images):
+        figure = plots.contact_sheet([[images[1]]], ["row"], ["level"], reference=images[0], crop=32)
+        (ax,) = figure.axes
+        assert [tick.get_text() for tick in ax.get_xticklabels()] == ["ref.", "level"]
+        for x, image in zip(ax.get_xticks(), images, strict=True):
+            left = int(x + 0.5) - 16
+            np.testing.assert_array_equal(shown(ax)[:32, left : left + 32], image[32:64, 48:80])
+
+    def test_many_pictures_leave_the_text_sharp(self, tmp_path):
+        y, x = np.mgrid[0:288, 0:384]
+        noise = np.random.default_rng(0).normal(0, 12, (12, 288, 384, 3))
+        rows = np.clip(128 + 60 * np.sin(x / 25 + y**2 / 2000)[..., None] + noise, 0, 255).astype(np.uint8)
+        figure = plots.contact_sheet([[row] * 5 for row in rows], ["name"] * 12, list("12345"), reference=rows[0])
+        _, path = plots.save_figure(figure, tmp_path, "sheet")
+        assert plt.imread(path).shape[1] == 1400  # 7 inches at 200 dpi
+        assert path.stat().st_size < 1_000_000
+        assert abs(shown(figure.axes[0]).mean() - rows.mean()) < 10  # with white gaps
+
     def test_bad_contact_sheet(self, images):
+        with pytest.raises(ValueError, match="crop must be from 1 to 96 pixels, got 97"):
+            plots.contact_sheet([[images[0]]], ["a"], ["l"], crop=97)
+        with pytest.raises(ValueError, match="one size"):
+            plots.contact_sheet([[images[0]]], ["a"], ["l"], reference=images[0, 1:])
         with pytest.raises(ValueError, match="rows of cells: 2 are needed, got 1"):
             plots.contact_sheet([[images[0]]], ["a", "b"], ["l"])
         with pytest.raises(ValueError, match="images of row 'a': 2 are needed, got 1"):
@@ -341,7 +455,7 @@ class TestScatter:
         assert (line.get_xdata().min(), line.get_xdata().max()) == (q.min(), q.max())
         np.testing.assert_allclose(line.get_ydata(), statistics["fit"](line.get_xdata()))
         assert (ax.get_title(), ax.get_xlabel(), ax.get_ylabel()) == ("demo (synthetic labels)", "q", "MOS")
-        box = dict(row.rsplit(maxsplit=1) for row in ax.texts[0].get_text().split("\n"))
+        box = dict(row.rsplit(maxsplit=1) for row in figure.legends[-1].get_title().get_text().split("\n"))
         names = ("srocc", "krocc", "plcc", "plcc_fitted", "rmse_fitted")
         assert box == {plots.STATISTICS[name]: f"{statistics[name]:.3f}" for name in names} | {"n": "120"}
 
@@ -361,17 +475,24 @@ class TestScatter:
         np.testing.assert_allclose(clouds[3].get_offsets()[:, 0], q[3::25])
         assert [text.get_text() for text in figure.legends[0].texts] == [f"type {k}" for k in range(25)]
 
-    @pytest.mark.parametrize(
-        ("corner", "x", "y"),
-        [
-            ("right top", [0, 0, 1], [0, 1, 0]),
-            ("left bottom", [0, 1, 1], [1, 0, 1]),
-            ("left top", [0, 1, 1], [0, 0, 1]),
-        ],
-    )
-    def test_box_stands_where_no_points_are(self, corner, x, y):
-        text = plots.prediction_scatter(x, y, statistics={"n": 3}).axes[0].texts[0]
-        assert f"{text.get_ha()} {text.get_va()}" == corner
+    def test_colours_come_back_with_open_markers(self, predictions):
+        q, score, _ = predictions
+        clouds = plots.prediction_scatter(q, score, groups=np.arange(120) % 12).axes[0].collections
+        faces, edges = (np.array([getattr(c, f"get_{what}color")()[0] for c in clouds]) for what in ("face", "edge"))
+        np.testing.assert_array_equal(faces[:, 3] > 0, [True] * 7 + [False] * 5)
+        np.testing.assert_array_equal(edges[7:, :3], edges[:5, :3])
+
+    @pytest.mark.parametrize("kinds", [1, 2, 12, 25])
+    def test_legend_and_numbers_stand_beside_the_axes(self, predictions, kinds):
+        q, score, statistics = predictions
+        figure = plots.prediction_scatter(q, score, groups=np.arange(120) % kinds, statistics=statistics)
+        figure.draw_without_rendering()
+        legends = [legend.get_window_extent() for legend in figure.legends]
+        assert len(legends) == (1 if kinds == 1 else 2)
+        assert figure.axes[0].bbox.x1 < min(box.x0 for box in legends)
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(legends, 2))
+        assert all(figure.bbox.containsx(x) for box in legends for x in (box.x0, box.x1))
+        assert all(figure.bbox.containsy(y) for box in legends for y in (box.y0, box.y1))
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -412,6 +533,19 @@ class TestLearningCurves:
         assert figure.axes[1].get_title() == "best epoch 1: validation SROCC 0.900"
         star = next(line for line in figure.axes[1].lines if line.get_marker() == "*")
         assert (star.get_xdata()[0], star.get_ydata()[0]) == (1, 0.9)
+        assert "run" in texts(figure)
+
+    @pytest.mark.parametrize(("epochs", "marker"), [(25, "o"), (26, "None")])
+    def test_long_curves_have_no_markers_and_legends_cover_none(self, epochs, marker):
+        history = pd.DataFrame({"epoch": range(epochs), "train_loss": 1.0, "val_mae": 2.0, "val_srocc": 0.5})
+        figure = plots.learning_curves(history)
+        figure.draw_without_rendering()
+        for ax in figure.axes:
+            curves = [line for line in ax.lines if line.get_label()[0] != "_"]
+            assert {line.get_marker() for line in curves} == {marker}
+            legend = ax.get_legend().get_window_extent()
+            assert legend.y1 < ax.xaxis.label.get_window_extent().y0
+            assert legend.y0 >= 0
 
     def test_without_any_correlation(self):
         figure = plots.learning_curves(self.history.assign(val_srocc=np.nan))
@@ -548,7 +682,15 @@ class TestDiagramContent:
         model = VTAMIQ(config)
         whole = joined(plots.vtamiq_diagram(model))
         expected = [f"width {D}", f"{heads} heads", "3 registers", "2 groups ×", "3 blocks", f"{D} → {D // 4} → 1"]
-        expected += [f"{D} → {D // 4} → {D}\nReLU, sigmoid", "× 2", "× 3", "N × 16 × 16", "1 scale", "lower is"]
+        expected += [
+            f"{D} → {D // 4} → {D}\nReLU, sigmoid",
+            "× 2",
+            "× 3",
+            "N × 3 × 16 × 16",
+            f"scale γ\n{D}",
+            "1 scale",
+            "lower is",
+        ]
         expected += [f"{L} block" + ("s" if L > 1 else "")]
         assert [text for text in expected if text not in whole] == []
         encoder = joined(plots.vit_diagram(model))
@@ -565,7 +707,7 @@ class TestDiagramContent:
     @pytest.mark.parametrize(
         ("text", "present", "absent"),
         [
-            ("× γ", "tiny", "nothing"),
+            ("scale γ", "tiny", "nothing"),
             ("DiffNet", "tiny", "nothing"),
             ("channel attention", "tiny", "nothing"),
             ("zero\nanchor", "tiny", "nothing"),

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.small import TINY, small_database
 from vtamiq.caps import CAPS
-from vtamiq.images import ImageError, read_image
+from vtamiq.images import ImageError, read_image, write_png
 from vtamiq.model import VTAMIQ, CheckpointError
 from vtamiq.predictions import caps_for, predict, write_table
 from vtamiq.scoring import score
@@ -94,6 +94,12 @@ def test_bad_arguments(model, pair, bad):
 def test_sizes_must_agree(model, pair):
     with pytest.raises(ImageError, match="differ in size"):
         score(pair[0], np.zeros((50, 48, 3), np.uint8), model=model)
+
+
+def test_an_image_smaller_than_a_patch_is_named(model, tmp_path):
+    write_png(tmp_path / "small.png", np.zeros((10, 12, 3), np.uint8))
+    with pytest.raises(ImageError, match=r"small\.png: an image of 12 x 10 .* is smaller than a patch of 16 px"):
+        score(tmp_path / "small.png", tmp_path / "small.png", model=model)
 
 
 # -------------------------------------------------------------------------------------------------------- whole databases

@@ -88,7 +88,7 @@ def test_layout_and_labels(tmp_path):
         assert row.dist_path == f"images/{image}"
         np.testing.assert_array_equal(distorted, distort(reference, row.dist_type, row.level, seeds[row.ref_id]))
     scores = pd.read_csv(out / "iqm_scores.csv")
-    assert list(scores) == ["dist_img", "ref_img", "gmsd", "ssim"]
+    assert list(scores) == ["dist_img", "ref_img", "ssim", "gmsd"]  # in the order of IQMS
     last = iqm_scores(PICTURES["a"], read_image(out / "images" / "I02_11_05.png"), ["gmsd", "ssim"])
     assert scores.iloc[-1][["gmsd", "ssim"]].tolist() == pytest.approx(list(last.values()), rel=1e-5)
     tables = QuantileTables.fit(scores.iloc[4:])  # the train photograph only
@@ -112,7 +112,7 @@ def test_manifest_says_how_it_was_made(tmp_path):
     manifest = json.loads(text)
     assert str(tmp_path) not in text
     assert manifest["types"] == {"10": "JPEG", "11": "white noise"}
-    assert (manifest["levels"], manifest["metrics"], manifest["size"]) == ([1, 5], ["gmsd", "ssim"], [32, 24])
+    assert (manifest["levels"], manifest["metrics"], manifest["size"]) == ([1, 5], ["ssim", "gmsd"], [32, 24])
     assert (manifest["seed"], manifest["pairs"], manifest["complete"]) == (0, 8, True)
     assert [(r["ref_id"], r["source"], r["subset"]) for r in manifest["references"]] == [
         ("I01", "b", "none"),
@@ -222,7 +222,10 @@ def test_a_folder_without_images_is_an_error(tmp_path):
         ({"levels": (0,)}, "unknown level 0"),
         ({"metrics": ["psnr"]}, "unknown metric 'psnr'"),
         ({"size": (4, 100)}, "size"),
+        ({"size": (40.5, 40)}, "whole pixels"),
+        ({"size": 40}, "size"),
         ({"seed": -1}, "seed"),
+        ({"seed": 0.5}, "seed"),
         ({"workers": -1}, "workers"),
         ({"subsets": {"z": "train"}}, "subsets names z"),
         ({"subsets": {"a": "training"}}, "subset of a"),
@@ -241,10 +244,27 @@ def test_recipe_takes_everything_by_default():
     assert recipe.levels == (1, 2, 3, 4, 5)
 
 
+def test_recipe_keeps_plain_numbers_in_one_order():
+    odd = Recipe(types=np.array([11, 1]), levels=np.array([5.0, 1.0]), metrics=("gmsd", "ssim"), seed=np.int64(3))
+    plain = Recipe(types=(1, 11), levels=(1, 5), metrics=("ssim", "gmsd"), seed=3)
+    assert odd == plain
+    assert json.loads(json.dumps(odd.to_dict())) == plain.to_dict()
+
+
+def test_names_that_become_the_same_are_refused(tmp_path):
+    with pytest.raises(DatabaseError, match="two photographs have the same name among 1, '1'"):
+        synthesize({1: PICTURES["a"], "1": PICTURES["b"]}, tmp_path / "out", **QUICK)
+    data = synthesize({1: PICTURES["a"]}, tmp_path / "out", **QUICK | {"levels": 5}, subsets={1: "train"})
+    assert data.pairs["subset"].tolist() == ["train"] * 2
+
+
 def test_photographs_at_two_metric_scales_are_refused(tmp_path):
     images = {"low": picture(1, 380, 400), "high": picture(2, 400, 400)}
     with pytest.raises(DatabaseError, match=r"(?s)(low|high).*give a size"):
         synthesize(images, tmp_path / "out", **QUICK)
+    cropped = synthesize(images, tmp_path / "out", **QUICK | {"levels": [3], "size": (24, 16)})  # as the message says
+    assert len(cropped) == 4
+    assert read_image(cropped.path(cropped.pairs["dist_path"][0])).shape == (16, 24, 3)
     data = synthesize(images, tmp_path / "out2", **QUICK | {"types": [10], "levels": [3], "metrics": ["gmsd"]})
     assert len(data) == 2  # GMSD does not depend on the scale
 
@@ -256,6 +276,11 @@ def test_a_distortion_that_fails_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(synthesis, "distort", fail)
     with pytest.raises(DatabaseError, match="b with JPEG at level 1: too small"):
         synthesize(PICTURES, tmp_path / "out", **QUICK)
+
+
+def test_distortions_that_change_nothing_cannot_be_ranked(tmp_path):
+    with pytest.raises(DatabaseError, match=r"out: no ranks .*perfect copy.*other|out: no ranks .*take types"):
+        synthesize(PICTURES, tmp_path / "out", **QUICK | {"types": [1], "levels": [1]})
 
 
 # ---- determinism and resuming -----------------------------------------------------------------------------------
@@ -349,6 +374,36 @@ def test_a_folder_made_with_other_arguments_is_refused(changes, message, tmp_pat
     assert contents(tmp_path / "out") == before
 
 
+def test_a_folder_that_came_to_nothing_takes_other_arguments(tmp_path):
+    with pytest.raises(DatabaseError, match="none of the 2 photographs"):
+        synthesize(PICTURES, tmp_path / "out", **QUICK, size=(4000, 3000))
+    data = synthesize(PICTURES, tmp_path / "out", **QUICK, size=(16, 16))
+    assert len(data) == 8
+    assert not data.omissions
+
+
+def test_damaged_left_overs_are_made_again(tmp_path, monkeypatch):
+    whole = contents(synthesize(PICTURES, tmp_path / "whole" / "out", **QUICK).root)
+    interrupted_after(3, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        synthesize(PICTURES, tmp_path / "out", **QUICK)
+    monkeypatch.undo()
+    for name in ("parts/I01_10.json", "images/I01_11_01.png", "images/I02.png"):  # as a power cut may leave them
+        (tmp_path / "out" / name).write_bytes(b"")
+    (tmp_path / "out" / "images" / ".I01-0.tmp").write_bytes(b"half")
+    assert contents(synthesize(PICTURES, tmp_path / "out", **QUICK).root) == whole
+
+
+def test_other_versions_on_resuming_are_told(tmp_path, monkeypatch, caplog):
+    interrupted_after(1, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        synthesize(PICTURES, tmp_path / "out", **QUICK)
+    monkeypatch.undo()
+    monkeypatch.setattr(synthesis, "__version__", "0.0.0")
+    synthesize(PICTURES, tmp_path / "out", **QUICK)
+    assert any("was begun with" in message and "'vtamiq': '0.0.0'" in message for message in caplog.messages)
+
+
 def test_changed_photographs_are_noticed(photos, tmp_path):
     synthesize(photos, tmp_path / "out", **QUICK)
     write_png(photos / "a.png", PICTURES["b"])
@@ -391,6 +446,30 @@ def test_smoke_demo_database(name, pairs, tmp_path, monkeypatch):
     assert data.pairs["score"].between(1, 5).all()
     monkeypatch.delattr(synthesis, "_render")
     assert demo_database(name, cache=tmp_path, preset="smoke").root == data.root
+
+
+def test_views_of_a_demo_photograph_are_crops_of_one_content():
+    for photo in PHOTOGRAPHS:
+        image, crops = photo.load(), photo.crops((384, 288))
+        assert len(crops) == photo.views
+        assert all(crop.shape == (288, 384, 3) for crop in crops.values())
+        if photo.views == 4:
+            first, second, third, fourth = crops.values()
+            np.testing.assert_array_equal(first, image[:288, :384])
+            np.testing.assert_array_equal(second, image[-288:, -384:])
+            np.testing.assert_array_equal(third, image[:288, -384:])
+            np.testing.assert_array_equal(fourth, image[-288:, :384])
+    assert {photo.subset for photo in PHOTOGRAPHS if photo.views > 1} == {"train"}
+
+
+def test_contents_come_back_with_the_database(tmp_path):
+    images = {name: picture(seed) for seed, name in enumerate(["left", "right", "other"])}
+    data = synthesize(images, tmp_path / "out", **QUICK, contents={"left": "scene", "right": "scene"})
+    assert data.contents == {"I01": "scene", "I02": "scene", "I03": "other"}
+    train, test = data.split((0.5, 0.5), seed=1)
+    assert {tuple(train.references), tuple(test.references)} == {("I01", "I02"), ("I03",)}
+    with pytest.raises(DatabaseError, match="contents names z"):
+        synthesize(images, tmp_path / "2", **QUICK, contents={"z": "scene"})
 
 
 def test_demo_database_refuses_what_it_does_not_know(tmp_path):

@@ -65,6 +65,30 @@ def test_labels_come_from_training_rows_only(run, parts):
     assert run.labels == LabelScale.fit(parts[0])
 
 
+def test_model_card_says_what_the_labels_are(run, parts, tmp_path):
+    card = (run.folder / "model" / "README.md").read_text()
+    assert "Lower is better" in card
+    assert f"{len(parts[0])} pairs of 6 references of the database small, with SYNTHETIC scores" in card
+    run.model.save_pretrained(tmp_path)
+    assert "Not stated." in (tmp_path / "README.md").read_text()
+
+
+def test_one_progress_bar_from_first_to_last_step(run, parts, tmp_path, capsys):
+    train(fresh(), STAGE, *parts, out=tmp_path / "r")
+    bars = capsys.readouterr().err
+    steps = run.history["step"].iloc[-1]
+    assert f"{steps}/{steps}" in bars
+    assert f"epoch=3/3, val_srocc={run.history['val_srocc'].iloc[-1]:.3f}" in bars
+    assert "Validation" not in bars
+
+
+def test_log_names_no_folder_of_the_machine(parts, tmp_path, caplog):
+    for epochs in (1, 2):
+        train(fresh(), replace(STAGE, epochs=epochs), *parts, out=tmp_path / "r", set_aside=True, progress=False)
+    assert any("r held another run (other stage), which is now r." in message for message in caplog.messages)
+    assert str(tmp_path) not in caplog.text
+
+
 def test_training_learns_the_obvious_order(parts, tmp_path):
     stage = replace(STAGE, epochs=8, learning_rate=1e-3)
     run = train(fresh(), stage, *parts, out=tmp_path, progress=False)

@@ -4,20 +4,30 @@ import argparse
 import json
 import logging
 import shlex
+import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
 
 from vtamiq import __version__
+
+if TYPE_CHECKING:
+    from vtamiq.model import VTAMIQ
+
+TRAINED = "runs/demo/03_weak_pretraining/run/model"  # what `make reproduce` leaves for --model
+ERROR_WIDTH = 60  # of the printed summary; summary.csv has errors whole
 
 
 def run_score(arguments: argparse.Namespace) -> int:
     from vtamiq.caps import CAPS
-    from vtamiq.model import VTAMIQ
     from vtamiq.predictions import caps_for
     from vtamiq.scoring import score
 
-    model = VTAMIQ.from_pretrained(arguments.model) if arguments.model else None
+    model = _load(arguments.model) if arguments.model else None
     changes = {"num_patches": arguments.patches} if arguments.patches else {}
     caps = caps_for(model, **changes) if model else CAPS(**changes)
     q, error = score(
@@ -47,6 +57,17 @@ def run_score(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _load(folder_or_id: str) -> "VTAMIQ":
+    from vtamiq.model import VTAMIQ, CheckpointError
+
+    try:
+        return VTAMIQ.from_pretrained(folder_or_id)
+    except CheckpointError as error:
+        if Path(folder_or_id).is_dir():
+            raise
+        raise CheckpointError(f"no such folder: {folder_or_id}; `make reproduce` trains one into {TRAINED}") from error
+
+
 def run_synthesize(arguments: argparse.Namespace) -> int:
     from vtamiq.synthesis import synthesize
 
@@ -65,10 +86,16 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
 
 
 def run_reproduce(arguments: argparse.Namespace) -> int:
-    from vtamiq.pipeline import FINISHED, find_notebooks, parse_parameter, reproduce, select
+    from vtamiq.pipeline import FINISHED, parse_parameter, plan, reproduce
 
+    chosen = {
+        "only": arguments.only,
+        "parameters": dict(map(parse_parameter, arguments.parameter)),
+        "out": arguments.out,
+    }
     if arguments.list:
-        for notebook in select(find_notebooks(), arguments.only):
+        _, notebooks, _ = plan(arguments.preset, **chosen)
+        for notebook in notebooks:
             print(f"{notebook.name}: {notebook.title}")
             if notebook.needs:
                 print(f"    needs {', '.join(notebook.needs)}")
@@ -76,12 +103,13 @@ def run_reproduce(arguments: argparse.Namespace) -> int:
                 print(f"    {f'{parameter.name} = {parameter.default!r}':<32}  {parameter.help}")
         return 0
 
-    parameters = dict(map(parse_parameter, arguments.parameter))
-    summary = reproduce(
-        arguments.preset, only=arguments.only, parameters=parameters, out=arguments.out, force=arguments.force
-    )
-    print(summary.to_string(index=False))
+    summary = reproduce(arguments.preset, **chosen, force=arguments.force)
+    print(summary.assign(error=summary["error"].map(_shortened)).to_string(index=False))
     return 0 if summary["status"].isin(FINISHED).all() else 1
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= ERROR_WIDTH else f"{text[: ERROR_WIDTH - 1].rstrip()}…"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -120,13 +148,20 @@ def parser() -> argparse.ArgumentParser:
         "-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="a notebook parameter; repeatable"
     )
     command.add_argument("--out", default="runs", metavar="DIR", help="folder of all runs (default: runs)")
-    command.add_argument("--force", action="store_true", help="run finished notebooks again")
+    command.add_argument(
+        "--force",
+        action="store_true",
+        help="run finished notebooks again; a finished training run of the same settings is loaded, not repeated",
+    )
     command.add_argument("--list", action="store_true", help="show the notebooks and their parameters, run nothing")
     return top
 
 
 def _positive(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number, at least 1, got {text!r}") from None
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
     return value
@@ -139,6 +174,18 @@ def _size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
+def _refusal(error: Exception) -> str | None:
+    """One line for what the user can mend; None for what deserves its traceback."""
+    if isinstance(error, OSError) and error.strerror:
+        if error.filename is None:
+            return error.strerror
+        path = Path(error.filename)
+        if isinstance(error, NotADirectoryError):  # name the file that stands where a folder is wanted
+            path = next((part for part in (path, *path.parents) if part.is_file()), path)
+        return f"{_from_here(path)}: {error.strerror}"
+    return str(error) if _is_ours(error) else None
+
+
 def _is_ours(error: Exception) -> bool:
     """Whether the package itself refused something, as opposed to a library that stumbled over it."""
     frame, _ = list(traceback.walk_tb(error.__traceback__))[-1]
@@ -146,8 +193,39 @@ def _is_ours(error: Exception) -> bool:
     return any(package.partition(".")[0] == "vtamiq" for package in packages)
 
 
+def _from_here(path: str | Path) -> str:
+    """Relative to the current folder where it lies below it, else as it is."""
+    path, here = Path(path), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: to be answered like Ctrl-C wherever that is."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM interrupts the block as Ctrl-C does, instead of ending the process with everything half written."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise _Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread, which alone receives signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the result is the exit status: 0 done, 1 a notebook failed, 2 refused, 130 interrupted."""
+    """Run one command; the result is the exit status.
+
+    0 done, 1 a notebook failed, 2 refused, 130 interrupted by Ctrl-C, 143 by SIGTERM.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("vtamiq").setLevel(logging.INFO)
     for name in ("papermill", "asyncio"):  # what they say of a kernel that died or was interrupted, we say ourselves
@@ -155,16 +233,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     arguments = parser().parse_args(argv)
     try:
-        return arguments.run(arguments)
-    except (ValueError, FileNotFoundError) as error:
-        if not _is_ours(error):
+        with _terminable():
+            return arguments.run(arguments)
+    except (ValueError, OSError) as error:
+        refusal = _refusal(error)
+        if refusal is None:
             raise
-        print(f"vtamiq: {error}", file=sys.stderr)
+        print(f"vtamiq: {refusal}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         again = [part for part in argv if part != "--force"]  # what is finished is kept and need not be made again
-        print(f"\nstopped; to go on: {shlex.join(['python', '-m', 'vtamiq', *again])}", file=sys.stderr)
-        return 130
+        command = shlex.join([_from_here(sys.executable or "python"), "-m", "vtamiq", *again])
+        print(f"\nstopped; to go on: {command}", file=sys.stderr)
+        return 143 if isinstance(interruption, _Terminated) else 130
 
 
 if __name__ == "__main__":

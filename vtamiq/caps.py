@@ -25,7 +25,7 @@ DIFFERENCE_METRICS = ("mse", "absolute", "ssim")
 UV_ANCHORS = ("centre", "corner")
 MAX_SCALES = 5
 
-Seed: TypeAlias = int | Sequence[int] | np.random.SeedSequence | np.random.Generator
+Seed: TypeAlias = int | Sequence[int] | np.random.SeedSequence | np.random.Generator | torch.Generator
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ def extract_patches(image: np.ndarray, top_left: np.ndarray, patch_size: int) ->
 
 
 def difference_map(reference: np.ndarray, distorted: np.ndarray, metric: str = "mse") -> np.ndarray:
-    """Per-pixel difference of two (H, W, 3) uint8 images, (H, W) float32 >= 0, exactly 0 where they are equal.
+    """Per-pixel difference of two (H, W, 3) uint8 images, (H, W) float32 >= 0, exactly 0 for equal images.
 
     `"mse"`: mean squared difference of the channels, `"absolute"`: Euclidean length of the colour difference (both for
     colours in [0, 1]); `"ssim"`: 1 - SSIM, mean of the channels (Wang et al. 2004).
@@ -140,7 +140,7 @@ def load_centre(path: str, height: int, width: int) -> np.ndarray:
     exponential, which is the softmax divided by its largest value.
 
     Raises:
-        ValueError: the file is missing, is no 2-D float array, or has NaN or an infinite maximum.
+        ValueError: the file is missing, is no 2-D float array, or has NaN or an infinite maximum where it is read.
     """
     try:
         template = np.load(path, mmap_mode="r", allow_pickle=False)  # only the rows in use are read
@@ -152,7 +152,7 @@ def load_centre(path: str, height: int, width: int) -> np.ndarray:
     column = ((np.arange(width) + 0.5) * template.shape[1] / width).astype(int)
     log_density = np.asarray(template[np.ix_(row, column)], dtype=np.float32)
     peak = log_density.max()
-    if not np.isfinite(peak):  # NaN and +inf anywhere, or -inf everywhere; a single -inf is an honest "never here"
+    if not np.isfinite(peak):  # NaN or +inf, or -inf everywhere; a single -inf is an honest "never here"
         raise ValueError(f"centre_map {path!r} is not a log-density: its maximum is {peak}")
     return np.exp(log_density - peak)
 
@@ -323,7 +323,10 @@ class CAPS:
         for name, (valid, expected) in rules.items():
             if not valid:
                 raise ValueError(f"CAPS: {name} must be {expected}, got {getattr(self, name)!r}")
-        if self.difference + self.centre + self.uniform == 0:
+        total = self.difference + self.centre + self.uniform
+        if not isfinite(total):
+            raise ValueError(f"CAPS: difference, centre and uniform are too large, their sum is {total}")
+        if total == 0:
             raise ValueError("CAPS: difference, centre and uniform are all 0, at least one must be positive")
 
     def __call__(self, images: np.ndarray | Sequence[np.ndarray], seed: Seed) -> PatchSample:
@@ -443,6 +446,28 @@ class CAPS:
         if self.centre_map is not None:
             return load_centre(self.centre_map, height, width)
         return gaussian_centre(height, width, self.centre_sigma)
+
+
+def regular_grid(
+    images: np.ndarray | Sequence[np.ndarray], patch_size: int = 16, uv_anchor: str = "centre"
+) -> PatchSample:
+    """All patches of the regular grid, row by row, as a plain Vision Transformer cuts its input; nothing is drawn.
+
+    N = (H // P) (W // P). What is left over at the right and bottom borders is not covered.
+
+    Raises:
+        ImageError: as for drawing a sample.
+    """
+    images = _check_images(images, patch_size)
+    size = images[0].shape[:2]
+    rows, columns = (np.arange(side // patch_size) * patch_size for side in size)
+    position = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
+    return PatchSample(
+        patches=torch.from_numpy(np.stack([extract_patches(image, position, patch_size) for image in images])),
+        uv=torch.from_numpy(patch_uv(position, *size, patch_size, uv_anchor).astype(np.float32)),
+        scale=torch.zeros(len(position), dtype=torch.int64),
+        position=torch.from_numpy(position),
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------

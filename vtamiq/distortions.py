@@ -24,6 +24,7 @@ import operator
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 from PIL import Image
@@ -77,9 +78,9 @@ class Distortion:
 
     def amount(self, level: int) -> float:
         """The parameter of level 1..5; ValueError for any other level."""
-        if level not in LEVELS:
+        if not isinstance(level, Integral) or level not in LEVELS:
             raise ValueError(f"level must be one of {LEVELS}, got {level!r}")
-        return self.levels[operator.index(level) - 1]
+        return self.levels[level - 1]
 
     def severity(self, level: int) -> float:
         """A number that grows with the strength of this type; comparable within the type only.
@@ -103,7 +104,8 @@ def distort(image: np.ndarray, type: int | str, level: int, seed: int = 0) -> np
         uint8 RGB `(H, W, 3)`, C-contiguous.
 
     Raises:
-        ValueError: unknown type or level, negative seed; `vtamiq.images.ImageError` if the image is not uint8 RGB.
+        ValueError: unknown type or level, or a seed below 0 for a random type.
+        ImageError: the image is not uint8 RGB.
     """
     check_uint8_rgb(image)
     distortion = find_distortion(type)

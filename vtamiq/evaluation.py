@@ -12,7 +12,7 @@ from vtamiq.images import read_images
 from vtamiq.metrics import IQMS, iqm_scores, psnr
 from vtamiq.predictions import PAIR_COLUMNS
 
-__all__ = ["cross_database", "evaluate", "iqm_predictions", "lookup_predictions"]
+__all__ = ["beside_baselines", "cross_database", "evaluate", "iqm_predictions", "lookup_predictions"]
 
 
 _VALUES = ("srocc", "krocc", "plcc", "rmse", "plcc_fitted", "rmse_fitted")
@@ -146,3 +146,21 @@ def lookup_predictions(training: Database, test: Database) -> pd.DataFrame:
     pairs = test.pairs[[name for name in PAIR_COLUMNS if name in test.pairs]].reset_index(drop=True)
     table = pairs.merge(means, on=cells, how="left")
     return table.assign(q=table["q"].fillna(seen["q"].mean()), metric="lookup", synthetic=test.synthetic)
+
+
+def beside_baselines(
+    predictions: pd.DataFrame, database: Database, training: Database, iqms: Sequence[str] = ("psnr",)
+) -> pd.DataFrame:
+    """A model's prediction rows as `metric` "VTAMIQ", with those of conventional metrics and of the look-up below.
+
+    Args:
+        predictions: of `vtamiq.predictions.predict` on the database.
+        training: what the look-up is made from.
+        iqms: as for `iqm_predictions`.
+    """
+    rows = [
+        predictions.assign(metric="VTAMIQ", lower_better=True),
+        iqm_predictions(database, iqms),
+        lookup_predictions(training, database).assign(lower_better=True),
+    ]
+    return pd.concat(rows, ignore_index=True)

@@ -3,7 +3,8 @@
 Decisions, made once for the whole package:
 
 - Transparent pixels are composited over a stated background (white unless told otherwise).
-- 16-bit samples become `round(value / 257)`. Pillow itself reduces 16-bit *colour* files to 8 bits while it decodes.
+- 16-bit samples become `round(value / 257)`. Pillow itself reduces 16-bit files to 8 bits while it decodes, unless they
+  are plain grey. A PIL image of mode "I" (32-bit integers) counts as 16-bit: that is how Pillow holds some such files.
 - Float samples must lie in [0, 1] and become `round(255 * value)`. Nothing is rescaled by its own minimum or maximum.
 - EXIF orientation is applied. ICC profiles are ignored: samples are taken as sRGB.
 - Of a file with several frames (GIF, TIFF, MPO) the first is read; of a PIL image, its current frame.
@@ -24,10 +25,11 @@ from PIL import ExifTags, Image, ImageOps
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ImageError", "ImageSource", "check_uint8_rgb", "read_image", "read_images", "write_png"]
+__all__ = ["ImageError", "ImageSource", "check_uint8_rgb", "describe", "read_image", "read_images", "write_png"]
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor"
 WHITE = (255, 255, 255)
+_PHOTOMETRIC = 262  # the TIFF tag that says whether zero is white (0) or black (1)
 
 
 class ImageError(ValueError):
@@ -51,9 +53,9 @@ def read_image(source: ImageSource, *, background: tuple[int, int, int] = WHITE)
             type, shape or dtype, or has samples outside its range.
     """
     colour = _check_background(background)
-    name = _describe(source)
+    name = describe(source)
     if isinstance(source, str | os.PathLike):
-        return _from_file(Path(source), name, colour)
+        return _from_file(Path(os.fsdecode(source)), name, colour)
     if isinstance(source, Image.Image):
         return _from_pil(source, name, colour)
     if isinstance(source, np.ndarray):
@@ -69,8 +71,9 @@ def read_images(sources: Iterable[ImageSource], *, background: tuple[int, int, i
     Raises:
         ImageError: there is no image, one of them cannot be read (see `read_image`), or two differ in size.
     """
-    if isinstance(sources, str | os.PathLike | Image.Image):
-        raise ImageError(f"read_images needs a sequence of images, not one image ({_describe(sources)})")
+    one = isinstance(sources, str | os.PathLike | Image.Image)
+    if one or not isinstance(sources, Iterable) or getattr(sources, "ndim", 4) != 4:  # rows of an image are no images
+        raise ImageError(f"read_images needs a sequence of images, not one {describe(sources)}")
     sources = list(sources)
     if not sources:
         raise ImageError("read_images needs at least one image")
@@ -78,7 +81,7 @@ def read_images(sources: Iterable[ImageSource], *, background: tuple[int, int, i
     for source, image in zip(sources, images, strict=True):
         if image.shape != images[0].shape:
             raise ImageError(
-                f"images differ in size: {_describe(sources[0])} is {_size(images[0])} and {_describe(source)} is "
+                f"images differ in size: {describe(sources[0])} is {_size(images[0])} and {describe(source)} is "
                 f"{_size(image)} (width x height); crop or resize them to one size first"
             )
     return np.stack(images)
@@ -121,14 +124,15 @@ def check_uint8_rgb(image: Any, name: str = "image") -> np.ndarray:
 
 
 def _from_file(path: Path, name: str, background: np.ndarray) -> np.ndarray:
-    if not path.exists():
-        raise ImageError(f"cannot read {name}: no such file")
     try:
-        with Image.open(path) as image:
+        # Opened here: given a path, Pillow maps some TIFFs into memory, and then mixes up the rows of turned ones.
+        with path.open("rb") as file, Image.open(file) as image:
             limit = Image.MAX_IMAGE_PIXELS  # Pillow only warns up to twice this limit
             if limit is not None and image.width * image.height > limit:
                 raise ImageError(f"{image.width} x {image.height} pixels exceed Pillow's limit of {limit} pixels")
             return _decode(image, background)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ImageError(f"cannot read {name}: no such file") from error
     except Exception as error:  # Pillow's readers raise almost anything on a damaged file
         raise ImageError(f"cannot read {name}: {error or type(error).__name__}") from error
 
@@ -187,6 +191,8 @@ def _decode_wide(image: Image.Image) -> np.ndarray:
             raise ImageError(f"32-bit samples must lie in 0..65535, found {values.min()}..{values.max()}")
         values = values.astype(np.uint16)
     grey = _to_uint8(values)
+    if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:  # a TIFF whose zero is white; Pillow turns 8-bit ones only
+        grey = 255 - grey
     transparent = image.info.get("transparency")
     if transparent is None:
         return grey
@@ -209,7 +215,7 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
     if kind == "f":
         low, high = values.min(), values.max()
         if not (low >= 0 and high <= 1):  # NaN fails both
-            raise ValueError(f"float samples must lie in [0, 1], found {low:g} to {high:g}")
+            raise ValueError(f"float samples must lie in [0, 1], found {low} to {high}")
         return np.rint(values.astype(np.result_type(values.dtype, np.float32)) * 255).astype(np.uint8)
     raise ValueError(f"samples must be bool, uint8, uint16 or float in [0, 1], not {values.dtype}")
 
@@ -239,8 +245,8 @@ def _is_tensor(source: Any) -> bool:
     return torch is not None and isinstance(source, torch.Tensor)
 
 
-def _describe(source: Any) -> str:
-    """How error messages call a source."""
+def describe(source: Any) -> str:
+    """How error messages call a source of an image."""
     if isinstance(source, str | os.PathLike):
         return str(source)
     if isinstance(source, Image.Image):
@@ -257,7 +263,10 @@ def _size(image: np.ndarray) -> str:
 
 
 def _check_background(background: tuple[int, int, int]) -> np.ndarray:
-    colour = np.asarray(background)
+    try:
+        colour = np.asarray(background)
+    except ValueError:  # nested unevenly
+        colour = np.empty(0)
     if colour.shape != (3,) or colour.dtype.kind not in "iu" or colour.min() < 0 or colour.max() > 255:
         raise ImageError(f"background must be three integers in 0..255, got {background!r}")
     return colour.astype(np.uint16)

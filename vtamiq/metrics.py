@@ -77,7 +77,7 @@ IQMS: dict[str, IQM] = {
         IQM("iw_ssim", "IW-SSIM", piq.information_weighted_ssim, min_side=161, fallback="ms_ssim"),
         IQM("fsimc", "FSIMc", piq.fsim, min_side=2, pools_by_size=True),
         IQM("sr_sim", "SR-SIM", piq.srsim, min_side=40, pools_by_size=True),
-        IQM("vsi", "VSI", piq.vsi, pools_by_size=True),
+        IQM("vsi", "VSI", piq.vsi, pools_by_size=True, fallback="ssim"),
         IQM("mdsi", "MDSI", piq.mdsi, higher_better=False, perfect=0.0, pools_by_size=True),
         IQM("gmsd", "GMSD", piq.gmsd, higher_better=False, perfect=0.0),
         IQM("haarpsi", "HaarPSI", piq.haarpsi, min_side=16, stands_in_for="SFF"),
@@ -121,8 +121,9 @@ def iqm_scores(
 
     - Identical images get the metric's perfect value without any computation.
     - An image with a side below the metric's `min_side` is mirrored up to it, both images alike.
-    - IW-SSIM and VIFp weight by the information in the reference. Where there is none to weight by (a reference of a
-      single colour, for IW-SSIM also stripes or a plain ramp), the metric that they refine is taken: MS-SSIM and SSIM.
+    - IW-SSIM, VIFp and VSI weight by the information or saliency of the reference. Where there is none to weight by (a
+      reference of a single colour, for IW-SSIM also stripes or a plain ramp), a plainer metric is taken: MS-SSIM for
+      IW-SSIM, SSIM for the others.
 
     Raises ValueError for anything but such a pair, an unknown name, or a metric that gives no finite value.
     """
@@ -165,7 +166,7 @@ def _score(iqm: IQM, reference: np.ndarray, distorted: np.ndarray, flat: bool, d
         return value
     if iqm.fallback is None:
         raise ValueError(f"{iqm.label} is {value} for this pair of shape {reference.shape}; leave {iqm.name!r} out")
-    return _score(IQMS[iqm.fallback], reference, distorted, flat, device)
+    return min(iqm.perfect, _score(IQMS[iqm.fallback], reference, distorted, flat, device))
 
 
 def _tensor(image: np.ndarray, iqm: IQM, device: str | torch.device) -> Tensor:

@@ -371,11 +371,27 @@ class QualityHead(nn.Module):
 # ----------------------------------------------------------------------------------------------------------------- VTAMIQ
 
 
+_CARD = """---
+{{ card_data }}
+---
+
+# VTAMIQ
+
+A full-reference image quality metric (Chubarau & Clark 2021, {{ paper_url }}): it compares a distorted image with its
+reference. **Lower is better.** Load it with `VTAMIQ.from_pretrained(folder)` and score pairs with `vtamiq.score`.
+
+## What it was trained on
+
+{{ training | default("Not stated.", true) }}
+"""
+
+
 class VTAMIQ(
     nn.Module,
     PyTorchModelHubMixin,
     library_name="vtamiq",
     paper_url="https://arxiv.org/abs/2110.01655",
+    model_card_template=_CARD,
     tags=["image-quality-assessment", "full-reference"],
 ):
     """Full-reference image quality: q = head(DiffNet(γ · (class token of reference − class token of distorted))).

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vtamiq.caps import CAPS
 from vtamiq.databases import Database, LabelScale
-from vtamiq.images import read_images
+from vtamiq.images import ImageError, read_images
 
 __all__ = ["EpochSampler", "Flips", "PairPatches", "patch_loader"]
 
@@ -44,7 +44,7 @@ class PairPatches(Dataset):
     With `in_memory`, every pair is decoded once per worker and kept: for databases that fit, 6 bytes a pixel and pair.
 
     Raises (from an item):
-        ImageError: an image of the pair is missing, damaged, or the two differ in size.
+        ImageError: an image of the pair is missing, damaged or smaller than a patch, or the two differ in size.
     """
 
     def __init__(
@@ -76,7 +76,10 @@ class PairPatches(Dataset):
             images = images[:, :, ::-1]
         if rng.random() < self.flips.vertical:
             images = images[:, ::-1]
-        sample = self.caps(images, rng)
+        try:
+            sample = self.caps(images, rng)
+        except ImageError as error:  # CAPS does not know where its images come from
+            raise ImageError(f"{self.distorted_paths[row]}: {error}") from error
         item = {"patches": sample.patches, "uv": sample.uv, "scale": sample.scale, "row": torch.tensor(row)}
         if self.targets is not None:
             item["target"] = torch.tensor(self.targets[row])

@@ -2,8 +2,9 @@
 
 Every notebook has one cell tagged `parameters` with flat literals; `reproduce` fills in `preset` and `out` (the run
 folder) and whatever else is asked for, and puts the executed copy into `{out}/{preset}/notebooks/`. A stamp beside the
-copy records what it was made from, so that a second call runs only what changed. A notebook that reads what another one
-wrote says so in its metadata, `"vtamiq": {"needs": ["03_weak_pretraining"]}`, and runs after it whatever its number.
+copy records what it was made from and what it left, so that a second call runs only what changed or is gone. A notebook
+that reads what another one wrote says so in its metadata, `"vtamiq": {"needs": ["03_weak_pretraining"]}`, and runs
+after it whatever its number.
 """
 
 import ast
@@ -13,12 +14,15 @@ import logging
 import os
 import re
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from threading import Event, Thread
 
 import nbformat
 import pandas as pd
@@ -40,9 +44,12 @@ logger = logging.getLogger(__name__)
 PRESETS = ("smoke", "demo", "full")
 COLUMNS = ("notebook", "status", "seconds", "output", "error")
 FINISHED = ("done", "cached")
+OWN = ("preset", "out")  # parameters that have an argument of their own
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _TRACEBACK_LINES = 15
+_SET_ASIDE = re.compile(r"\.[0-9a-f]{8}$")  # a training run that made way for another one; anyone may delete it
+_HEARTBEAT = 2.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,10 @@ class RunFolder:
     def stamp(self, name: str) -> Path:
         return self.path / "notebooks" / f"{name}.stamp.json"
 
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.csv"
+
     def relative(self, path: Path) -> str:
         return Path(os.path.relpath(path, self.root)).as_posix()
 
@@ -101,12 +112,13 @@ def find_notebooks(folder: str | Path = "notebooks") -> list[Notebook]:
 
     Raises:
         FileNotFoundError: no such folder, or no numbered notebook in it.
-        ValueError: a parameter without a literal default, a need that is no notebook here, or needs in a circle.
+        ValueError: a file that is no notebook, a parameter without a literal default, a need that is no notebook here,
+            or needs in a circle.
     """
     folder = Path(folder)
     paths = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
     if not paths:
-        raise FileNotFoundError(f"no numbered notebooks in {folder}: run from the repository's root or name the folder")
+        raise FileNotFoundError(f"no numbered notebooks in {folder}: run from the repository's root")
     notebooks = {path.stem: _read_notebook(path) for path in paths}
     for notebook in notebooks.values():
         for need in notebook.needs:
@@ -129,20 +141,24 @@ def _in_running_order(notebooks: Mapping[str, Notebook]) -> list[Notebook]:
 
 
 def _read_notebook(path: Path) -> Notebook:
-    content = nbformat.read(path, as_version=4)
-    if "kernelspec" not in content.metadata:
+    try:
+        content = nbformat.read(path, as_version=4)
+        cells, metadata = content.cells, content.metadata
+    except (ValueError, TypeError, AttributeError, nbformat.ValidationError) as error:  # nbformat trips over other JSON
+        raise ValueError(f"{path.name}: not a notebook ({str(error).splitlines()[0]})") from error
+    if "kernelspec" not in metadata:
         raise ValueError(f"{path.name}: no kernelspec in its metadata; open and save it once in JupyterLab")
     parameters = {
         name: Parameter(name, _literal(entry["default"], f"{path.name}: parameter {name}"), entry["help"])
         for name, entry in papermill.inspect_notebook(path).items()
     }
-    headings = re.findall(r"^#\s+(.+)$", "\n".join(c.source for c in content.cells if c.cell_type == "markdown"), re.M)
+    headings = re.findall(r"^#\s+(.+)$", "\n".join(c.source for c in cells if c.cell_type == "markdown"), re.M)
     return Notebook(
         path=path,
         title=headings[0] if headings else path.stem,
-        code=tuple(cell.source for cell in content.cells if cell.cell_type == "code" and cell.source.strip()),
+        code=tuple(cell.source for cell in cells if cell.cell_type == "code" and cell.source.strip()),
         parameters=parameters,
-        needs=tuple(content.metadata.get("vtamiq", {}).get("needs", ())),
+        needs=tuple(metadata.get("vtamiq", {}).get("needs", ())),
     )
 
 
@@ -189,10 +205,9 @@ def parse_parameter(text: str) -> tuple[str, object]:
         ) from None
 
 
-def _bind(
-    notebooks: Sequence[Notebook], parameters: Mapping[str, object], own: Mapping[str, object]
-) -> dict[str, dict]:
-    """For each notebook's name, the parameters that it declares: `own` (preset, out) and those asked for, checked."""
+def _bind(notebooks: Sequence[Notebook], parameters: Mapping[str, object], preset: str, out: str) -> dict[str, dict]:
+    """For each notebook's name, the parameters that it declares: preset, out and those asked for, checked."""
+    own = dict(zip(OWN, (preset, out), strict=True))
     declared = {name for notebook in notebooks for name in notebook.parameters}
     for name in parameters:
         if name in own:
@@ -226,7 +241,7 @@ def _as_declared(value: object, declared: object, where: str) -> object:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Stamps: what a finished notebook was made from
+# Stamps: what a finished notebook was made from, and what it left
 
 
 def _package_digest(folder: Path = Path(__file__).parent) -> str:
@@ -236,24 +251,102 @@ def _package_digest(folder: Path = Path(__file__).parent) -> str:
     return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
 
 
+def _versions() -> dict[str, str]:
+    """Installed versions of the packages that this one always requires."""
+    try:
+        requirements = requires("vtamiq") or []
+    except PackageNotFoundError:  # the source runs without being installed
+        return {}
+    installed = {}
+    for requirement in requirements:
+        if "extra ==" not in requirement:
+            name = re.match(r"[\w.-]+", requirement).group()
+            with suppress(PackageNotFoundError):
+                installed[name] = version(name)
+    return installed
+
+
+def _inputs(notebook: Notebook, parameters: Mapping, run: RunFolder) -> dict[str, object]:
+    """Fingerprints of the files and folders that text parameters name, given or by default: data change, paths stay."""
+    values = {name: parameter.default for name, parameter in notebook.parameters.items()} | dict(parameters)
+    texts = {name: value for name, value in values.items() if isinstance(value, str) and value and name not in OWN}
+    return {name: _fingerprint(run.root / text) for name, text in texts.items()}
+
+
+def _fingerprint(path: Path) -> list | None:
+    """Of a file size and contents; of a folder names, sizes and times of its own files, without those of its folders.
+
+    A database's labels and manifest lie at its top, and nobody waits for the sight of 700,000 images. None for what is
+    neither: any text, tags and names, may come here.
+    """
+    if os.path.isfile(path):  # Path.is_file raises where text is too long for a name
+        with path.open("rb") as file:
+            return [os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+    if not os.path.isdir(path):
+        return None
+    files = [entry for entry in os.scandir(path) if entry.is_file() and not entry.name.startswith(".")]
+    return sorted([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files)
+
+
 def _digest(notebook: Notebook, parameters: Mapping, package: str, run: RunFolder) -> str:
     """Digest of everything that a notebook's results depend on; prose is left out, so that a typo costs no training.
 
     Whole stamps of what it needs are part of it, their time included: results made anew are to be read anew.
     """
-    needs = {need: _read_stamp(run.stamp(need)) for need in notebook.needs}
-    made_from = {"code": notebook.code, "parameters": dict(parameters), "package": package, "needs": needs}
+    made_from = {
+        "code": notebook.code,
+        "parameters": dict(parameters),
+        "inputs": _inputs(notebook, parameters, run),
+        "package": package,
+        "versions": _versions(),
+        "needs": {need: _read_stamp(run, need) for need in notebook.needs},
+    }
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
 
 
-def _read_stamp(path: Path) -> dict | None:
-    """The stamp of a finished notebook, or None where there is none or its executed copy is gone."""
-    copy = path.with_name(path.name.removesuffix(".stamp.json") + ".ipynb")
+def _read_stamp(run: RunFolder, name: str) -> dict | None:
+    """The stamp of a finished notebook, or None where there is none or its executed copy or a result is gone."""
     try:
-        stamp = json.loads(path.read_text(encoding="utf-8"))
+        stamp = json.loads(run.stamp(name).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    return stamp if copy.exists() else None
+    left = [run.copy(name), *(run.root / path for path in stamp.get("wrote", ()))]
+    return stamp if all(path.exists() for path in left) else None
+
+
+def _wrote(name: str, run: RunFolder, since: float) -> list[str]:
+    """What a notebook left: all that its own folder holds, and what was modified meanwhile elsewhere or in the gallery.
+
+    A training run that was finished before is loaded without a change to its files, and yet is this notebook's result.
+    """
+    files = {*_results(run.path, besides=run.copy(name).parent), *_results(run.root / "figures")} - {run.summary}
+    times = {path: time for path in files if (time := _modified(path)) is not None}
+    kept = (path for path, time in times.items() if time >= since or path.is_relative_to(run.path / name))
+    return sorted(map(run.relative, kept))
+
+
+def _results(folder: Path, besides: Path | None = None) -> Iterator[Path]:
+    """All files below a folder, but none that are hidden, temporary or of training runs set aside."""
+    for parent, folders, files in os.walk(folder):
+        here = Path(parent)
+        folders[:] = [
+            name for name in folders if name[0] != "." and not _SET_ASIDE.search(name) and here / name != besides
+        ]
+        yield from (here / name for name in files if name[0] != "." and not name.endswith(".tmp"))
+
+
+def _modified(path: Path) -> float | None:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # a temporary file that has vanished since it was listed
+        return None
+
+
+def _clock(folder: Path) -> float:
+    """Time by the file system's own clock, which on a network drive is not this machine's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return os.fstat(file.fileno()).st_mtime
 
 
 @contextmanager
@@ -310,7 +403,7 @@ def _execute(notebook: Notebook, parameters: dict, run: RunFolder, on_cell: Call
     except (PapermillExecutionError, RuntimeError) as error:  # RuntimeError: the kernel died or did not start
         if running.exists():
             _publish(running, failed, notebook, run)
-        _report(notebook.name, error, run.relative(failed))
+        _report(notebook.name, error, failed, run.relative(failed))
         return "failed", failed, _one_line(error).replace(f"{run.root}{os.sep}", "")
     except KeyboardInterrupt:
         running.unlink(missing_ok=True)
@@ -328,15 +421,33 @@ def _publish(source: Path, target: Path, notebook: Notebook, run: RunFolder) -> 
     source.unlink()
 
 
-def _report(name: str, error: Exception, copy: str) -> None:
-    """Log the cell that failed and the end of its traceback."""
+def _report(name: str, error: Exception, copy: Path, shown: str) -> None:
+    """Log the cell that failed and, where the kernel lived to tell, the end of its traceback."""
     if not isinstance(error, PapermillExecutionError):
-        logger.error("%s failed: %s (a kernel that dies has often run out of memory)\n  see %s", name, error, copy)
+        source = _last_begun(copy)
+        where = f" in cell:\n{_indented(source)}\n\n" if source else ": "
+        hint = "a kernel that dies has often run out of memory"
+        logger.error("%s failed%s%s (%s)\n  see %s", name, where, error, hint, shown)
         return
     lines = _ANSI.sub("", "\n".join(error.traceback)).splitlines()[-_TRACEBACK_LINES:]
-    source = "\n".join(f"    {line}" for line in error.source.splitlines())
-    traceback = "\n".join(f"    {line}" for line in lines)
-    logger.error("%s failed in cell [%s]:\n%s\n\n%s\n  see %s", name, error.exec_count, source, traceback, copy)
+    source, traceback = _indented(error.source), _indented("\n".join(lines))
+    logger.error("%s failed in cell [%s]:\n%s\n\n%s\n  see %s", name, error.exec_count, source, traceback, shown)
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+def _last_begun(copy: Path) -> str:
+    """Source of the code cell that ran when the kernel died; empty if none did.
+
+    Papermill's status does not tell: it calls all cells completed in the end. Only those that began have a start.
+    """
+    if not copy.exists():
+        return ""
+    cells = nbformat.read(copy, as_version=4).cells
+    begun = [c.source for c in cells if c.cell_type == "code" and c.metadata.get("papermill", {}).get("start_time")]
+    return begun[-1] if begun else ""
 
 
 def _one_line(error: Exception) -> str:
@@ -348,6 +459,26 @@ def _one_line(error: Exception) -> str:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Running them all
+
+
+def plan(
+    preset: str = "demo",
+    only: Iterable[str | int] | None = None,
+    parameters: Mapping[str, object] | None = None,
+    out: str | Path = "runs",
+    notebooks: str | Path = "notebooks",
+) -> tuple[RunFolder, list[Notebook], dict[str, dict]]:
+    """What `reproduce` would run, checked and nothing touched: run folder, notebooks, parameters by notebook's name.
+
+    Raises:
+        ValueError, FileNotFoundError: as `reproduce`.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"no preset {preset!r}{did_you_mean(preset, PRESETS)}; there are {', '.join(PRESETS)}")
+    folder = Path(notebooks).resolve()
+    run = RunFolder(path=Path(out).resolve() / preset, root=folder.parent)
+    selected = select(find_notebooks(folder), only)
+    return run, selected, _bind(selected, parameters or {}, preset, run.relative(run.path))
 
 
 def reproduce(
@@ -362,8 +493,9 @@ def reproduce(
 
     Executed copies go to `{out}/{preset}/notebooks/`, the summary to `{out}/{preset}/summary.csv`. The notebooks run in
     this interpreter's environment, in the folder that holds `notebooks`. One that finished before is not run again
-    unless its code, its parameters, the package or a notebook that it needs changed. A failure is logged with the cell
-    and its traceback; the notebooks that do not need the failed one still run.
+    unless its code, its parameters, the files or folders that they name (of a folder, the files at its top), the
+    package, what that depends on or a notebook that it needs changed, or a result is gone. A failure is logged with the
+    cell and its traceback; the notebooks that do not need the failed one still run.
 
     Args:
         preset: "smoke" (seconds), "demo" (minutes) or "full" (real databases).
@@ -371,7 +503,7 @@ def reproduce(
         parameters: further parameters, each handed to those notebooks that declare it.
         out: folder of all runs.
         notebooks: folder of the notebooks.
-        force: run finished notebooks again.
+        force: run finished notebooks again; a finished training run of the same settings is loaded, not repeated.
 
     Returns:
         One row per selected notebook: notebook, status (done, cached, failed or skipped), seconds (of the run that made
@@ -380,14 +512,11 @@ def reproduce(
     Raises:
         ValueError: unknown preset, notebook or parameter, or a value of another type than the declared default.
         FileNotFoundError: no notebooks there.
+        OSError: the run folder cannot be made.
         KeyboardInterrupt: passed on after the summary is written; finished notebooks stay finished.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"no preset {preset!r}{did_you_mean(preset, PRESETS)}; there are {', '.join(PRESETS)}")
-    folder = Path(notebooks).resolve()
-    run = RunFolder(path=Path(out).resolve() / preset, root=folder.parent)
-    selected = select(find_notebooks(folder), only)
-    bound = _bind(selected, parameters or {}, {"preset": preset, "out": run.relative(run.path)})
+    run, selected, bound = plan(preset, only, parameters, out, notebooks)
+    run.path.mkdir(parents=True, exist_ok=True)  # where that is impossible, say so before anything runs
     package = _package_digest()
 
     rows: dict[str, dict] = {}
@@ -402,7 +531,7 @@ def reproduce(
                 bar.n = sum(_steps(other) for other in selected[: len(rows)])  # also where cells were left out
     finally:
         summary = pd.DataFrame(rows.values(), columns=COLUMNS)
-        with _atomic(run.path / "summary.csv") as temporary:
+        with _atomic(run.summary) as temporary:
             summary.to_csv(temporary, index=False)
     return summary
 
@@ -410,8 +539,9 @@ def reproduce(
 def _blocked(notebook: Notebook, rows: Mapping[str, Mapping], run: RunFolder) -> dict | None:
     """The outcome "skipped" where something that the notebook needs is not there, else None."""
     for need in notebook.needs:
-        status = rows[need]["status"] if need in rows else "not run yet"
-        missing = status not in FINISHED if need in rows else _read_stamp(run.stamp(need)) is None
+        absent = "results are gone" if run.stamp(need).exists() else "not run yet"
+        status = rows[need]["status"] if need in rows else absent
+        missing = status not in FINISHED if need in rows else _read_stamp(run, need) is None
         if missing:
             logger.warning("%s skipped: it needs %s (%s)", notebook.name, need, status)
             return {"status": "skipped", "error": f"needs {need} ({status})"}
@@ -422,19 +552,20 @@ def _run_or_keep(
     notebook: Notebook, parameters: dict, package: str, run: RunFolder, force: bool, bar: tqdm
 ) -> dict[str, object]:
     digest = _digest(notebook, parameters, package, run)
-    stamp = run.stamp(notebook.name)
-    kept = _read_stamp(stamp)
+    kept = _read_stamp(run, notebook.name)
     if kept and kept["digest"] == digest and not force:
         return {"status": "cached", "seconds": kept["seconds"], "output": run.relative(run.copy(notebook.name))}
 
+    stamp = run.stamp(notebook.name)
     stamp.unlink(missing_ok=True)  # from here on its results may be half overwritten
-    begin = time.perf_counter()
-    status, copy, error = _execute(notebook, parameters, run, on_cell=lambda **_: bar.update())
+    begin, since = time.perf_counter(), _clock(stamp.parent)
+    with _sign_of_life(bar, run.path / notebook.name, since):
+        status, copy, error = _execute(notebook, parameters, run, on_cell=lambda **_: bar.update())
     seconds = round(time.perf_counter() - begin, 1)
     if status == "done":
+        content = {"digest": digest, "finished": datetime.now(UTC).isoformat(), "seconds": seconds}
+        content |= {"parameters": parameters, "wrote": _wrote(notebook.name, run, since)}
         with _atomic(stamp) as temporary:
-            finished = datetime.now(UTC).isoformat()
-            content = {"digest": digest, "finished": finished, "seconds": seconds, "parameters": parameters}
             temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")
         logger.info("%s done in %.0f s", notebook.name, seconds)
     return {"status": status, "seconds": seconds, "output": run.relative(copy), "error": error}
@@ -448,3 +579,39 @@ def _progress(notebooks: Sequence[Notebook]) -> tqdm:
 
 def _steps(notebook: Notebook) -> int:
     return len(notebook.code) + bool(notebook.parameters)  # papermill adds a cell with the parameters
+
+
+@contextmanager
+def _sign_of_life(bar: tqdm, folder: Path, since: float) -> Iterator[None]:
+    """Let the bar's time go on during a long cell, with the epoch if it trains; only where somebody watches."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    ended = Event()
+
+    def beat() -> None:
+        while not ended.wait(_HEARTBEAT):
+            epoch = _epoch(folder, since)
+            bar.set_postfix_str(f"epoch {epoch}" if epoch else "", refresh=False)
+            bar.refresh()  # under tqdm's lock
+
+    thread = Thread(target=beat, name="sign of life", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout=5)  # an interruption within tqdm leaves its lock held, and then this would never end
+        bar.set_postfix_str("", refresh=False)
+
+
+def _epoch(folder: Path, since: float) -> int:
+    """Whole rows of the newest `history.csv` below the folder; 0 where none was modified since."""
+    histories = [path for path in _results(folder) if path.name == "history.csv"]
+    times = {path: time for path in histories if (time := _modified(path)) is not None and time >= since}
+    if not times:
+        return 0
+    try:
+        return max(0, max(times, key=times.get).read_bytes().count(b"\n") - 1)  # the first line names the columns
+    except FileNotFoundError:  # set aside, or being replaced
+        return 0

@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import rcParams, style
+from matplotlib import colormaps, rcParams, style
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
@@ -30,6 +31,7 @@ from matplotlib.path import Path as Line
 from matplotlib.patheffects import withStroke
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from PIL import Image
 from torch import nn
 
 from vtamiq.caps import PatchSample
@@ -44,11 +46,14 @@ __all__ = [
     "learning_curves",
     "pair_scores",
     "patch_canvas",
+    "patch_coverage",
+    "patch_density",
     "patch_sampling",
     "patch_sampling_multiscale",
     "prediction_scatter",
     "sampling_components",
     "save_figure",
+    "seen_patches",
     "uv_indexing",
     "vit_diagram",
     "vtamiq_diagram",
@@ -60,7 +65,10 @@ PAGE = 7.0  # inches, the text width of a two-column page
 COLUMN = 3.5
 MAX_BYTES = {"svg": 1_500_000, "png": 1_000_000}
 MAX_OUTLINES = 500  # more patches than this are told apart without outlines
-MARKERS = "osD^vP*X"
+SHEET_PIXELS = 300_000  # of all pictures on a contact sheet; more would exceed `MAX_BYTES` at 200 dpi
+MAX_NUMBERS = 25  # more patches than this are told apart without numbers
+MARKERS = "osD^vPX"
+MAX_MARKED = 25  # epochs; curves of more are lines without markers
 STATISTICS = {
     "srocc": "SROCC",
     "krocc": "KROCC",
@@ -290,6 +298,18 @@ def patch_canvas(image: np.ndarray, sample: PatchSample, *, index: int = 0, scal
     return canvas
 
 
+def patch_coverage(image: np.ndarray, sample: PatchSample, *, index: int = 0) -> np.ndarray:
+    """By how many patches each pixel is seen, (H, W) int; arguments as in `patch_canvas`."""
+    _, position, scales = _of_image(sample, index)
+    top_left, side = position * 2 ** scales[:, None], sample.patches.shape[-1] * 2 ** scales[:, None]
+    if (top_left + side > image.shape[:2]).any():
+        raise ValueError(f"patches reach beyond the image of {image.shape[:2]}: the sample is of another one")
+    edges = np.zeros((image.shape[0] + 1, image.shape[1] + 1), np.int64)  # running sums turn corners into squares
+    for corner, sign in (((0, 0), 1), ((0, 1), -1), ((1, 0), -1), ((1, 1), 1)):
+        np.add.at(edges, tuple((top_left + side * corner).T), sign)
+    return edges.cumsum(axis=0).cumsum(axis=1)[:-1, :-1]
+
+
 def _through_patches(image: np.ndarray, canvas: np.ndarray) -> np.ndarray:
     """The canvas over a pale ghost of the image, (H, W, 3) uint8."""
     grey = image @ np.array([0.299, 0.587, 0.114])
@@ -306,17 +326,29 @@ def _of_image(sample: PatchSample, index: int) -> tuple[np.ndarray, np.ndarray, 
     return sample.patches[index].permute(0, 2, 3, 1).numpy(), position.numpy(), scale.numpy()
 
 
-def _outline(ax: Axes, sample: PatchSample, index: int, colours: Mapping[int, str], scale: int | None = None) -> None:
-    """Frame the patches at their footprint on the full image, if they are few."""
+def _outline(
+    ax: Axes,
+    sample: PatchSample,
+    index: int,
+    colours: Mapping[int, str],
+    widths: Mapping[int, float] | None = None,
+) -> None:
+    """Frame the patches at their footprint on the full image, those of one scale if they are few.
+
+    Args:
+        colours: scale → colour; other scales get no frames.
+        widths: scale → line width in points, where it is not 0.4.
+    """
     _, position, scales = _of_image(sample, index)
-    for s in sorted(set(scales.tolist()), reverse=True):
-        chosen = position[scales == s]
-        if scale in (None, s) and len(chosen) <= MAX_OUTLINES:
-            ax.add_collection(_squares(chosen * 2**s, sample.patches.shape[-1] * 2**s, edgecolor=colours[s]))
+    for s, colour in colours.items():
+        chosen = position[scales == s] * 2**s
+        if 0 < len(chosen) <= MAX_OUTLINES:
+            look = {"edgecolor": colour, "linewidth": (widths or {}).get(s, 0.4)}
+            ax.add_collection(_squares(chosen, sample.patches.shape[-1] * 2**s, **look))
 
 
-def _squares(top_left: np.ndarray, side: float, **options: Any) -> PolyCollection:
-    """Squares around whole pixels, (n, 2) rows and columns; one artist however many."""
+def _squares(top_left: np.ndarray, side: float | np.ndarray, **options: Any) -> PolyCollection:
+    """Squares around whole pixels, (n, 2) rows and columns, of one side or of (n, 1, 1); one artist however many."""
     corners = np.array([[0, 0], [0, 1], [1, 1], [1, 0]]) * side - 0.5
     vertices = (top_left[:, None, :] + corners)[..., ::-1]  # (n, 4, 2) as x, y
     return PolyCollection(vertices, **{"facecolor": "none", "linewidth": 0.4} | options)
@@ -349,8 +381,24 @@ def patch_sampling(
 
 
 @_styled
+def patch_density(image: np.ndarray, sample: PatchSample, *, index: int = 0) -> Figure:
+    """A sample so dense that patches hide each other: the image through them, and how many of them see each pixel."""
+    figure, (left, right) = _panels(1, 2, PAGE, _aspect(image))
+    left.imshow(_through_patches(image, patch_canvas(image, sample, index=index)))
+    left.set_title(f"{sample.patches.shape[1]:,} patches")
+    counts = right.imshow(patch_coverage(image, sample, index=index), vmin=0, cmap="magma")
+    right.set_title("patches that see a pixel")
+    bar = figure.colorbar(counts, cax=right.inset_axes((1.02, 0, 0.03, 1)), ticks=MaxNLocator(5, integer=True))
+    bar.outline.set_visible(False)
+    return figure
+
+
+@_styled
 def patch_sampling_multiscale(image: np.ndarray, sample: PatchSample, *, index: int = 0) -> Figure:
-    """One panel per scale, patches at their footprint of P·2^s pixels on the full image, and one with all scales."""
+    """One panel per scale, patches at their footprint of P·2^s pixels on the full image, and one with all scales.
+
+    There the coarser the scale the thicker its frames, and the finest has none: it would hide the others.
+    """
     of_patch = _of_image(sample, index)[2]
     scales, counts = np.unique(of_patch, return_counts=True)
     colours = dict(zip(scales.tolist(), _cycle_colours(len(scales)), strict=True))
@@ -363,7 +411,11 @@ def patch_sampling_multiscale(image: np.ndarray, sample: PatchSample, *, index: 
     figure, axes = _panels(-(-len(titles) // columns), columns, PAGE, _aspect(image))
     for ax, (scale, title) in zip(axes, titles.items(), strict=False):
         ax.imshow(_through_patches(image, patch_canvas(image, sample, index=index, scale=scale)))
-        _outline(ax, sample, index, colours, scale)
+        if scale is None:
+            coarser = dict(list(colours.items())[1:])
+            _outline(ax, sample, index, coarser, {s: 0.4 * n for n, s in enumerate(coarser, 2)})
+        else:
+            _outline(ax, sample, index, {scale: colours[scale]})
         ax.set_title(title, color=colours.get(scale, "black"))
     return figure
 
@@ -374,52 +426,69 @@ def uv_indexing(
 ) -> Figure:
     """How (u, v) picks the row of the position table: patches on the image, and their cells in the regular grid.
 
+    Up to 25 patches are numbered in the order of the sample; more are told apart by the colour of their row.
+
     Args:
         image: (H, W, 3) uint8.
-        sample: a dozen patches or so; they are numbered in the order of the sample.
+        sample: patches of that image.
         grid: G, cells per side of the position table (`model.encoder.grid`).
         class_token_position: whether row 0 belongs to the class token, so that patches start at row 1.
     """
+    if grid < 1:
+        raise ValueError(f"needs a grid of at least 1 cell, got {grid}")
     _, position, scale = _of_image(sample, index)
     uv = (sample.uv if sample.uv.ndim == 2 else sample.uv[index]).numpy()
-    if grid < 1 or len(uv) > 25:
-        raise ValueError(f"needs a grid of at least 1 and at most 25 patches to number, got {grid} and {len(uv)}")
-    cell = np.minimum((uv * grid).astype(int), grid - 1)  # (N, 2)
-    first = int(class_token_position)
-    row = cell @ (grid, 1) + first
-    colours, numbers = _cycle_colours(len(uv)), [str(n + 1) for n in range(len(uv))]
+    cell = np.minimum((uv * grid).astype(int), grid - 1) @ (grid, 1)  # (N,), row by row
+    numbered = len(uv) <= MAX_NUMBERS
+    of_cell = colormaps[rcParams["image.cmap"]](np.linspace(0, 1, grid**2), bytes=True)[:, :3]  # (G·G, 3)
+    colours = _cycle_colours(len(uv)) if numbered else [to_hex(colour / 255) for colour in of_cell[cell]]
 
     wide = 1 / _aspect(check_uint8_rgb(image, "image"))
     figure = _figure(PAGE, (PAGE - 1.0) / (wide + 1) + 0.5)
     left, right = figure.subplots(1, 2, width_ratios=(wide, 1))
     left.imshow(255 - (255 - image) // 2)
-    side = sample.patches.shape[-1] * 2**scale
-    for corner, size, colour in zip(position * 2 ** scale[:, None], side, colours, strict=True):
-        left.add_collection(_squares(corner[None], size, edgecolor=colour, facecolor=colour + "59", linewidth=1))
-    _name_points(left, position * 2 ** scale[:, None] + side[:, None] / 2, side / 2, numbers, colours)
-    _bare(left)
-    left.set_title("patches at any place of the image")
+    corners, sides = position * 2 ** scale[:, None], sample.patches.shape[-1] * 2**scale
+    look = {"edgecolor": colours, "facecolor": [f"{colour}{'59' if numbered else '8C'}" for colour in colours]}
+    squares = _squares(corners, sides[:, None, None], linewidth=1 if numbered else 0.3, **look)
+    if numbered:
+        squares.set_path_effects([withStroke(linewidth=2.6, foreground="white")])  # seen on grounds of their colour
+    left.add_collection(squares)
+    left.set_title("patches at any place of the image" if numbered else f"{len(uv):,} patches")
 
-    hits = np.bincount(row - first, minlength=grid**2).reshape(grid, grid, 1) > 0
-    shade = np.where(hits, 210, 250).astype(np.uint8).repeat(3, axis=2)
-    right.imshow(shade, extent=(0, 1, 1, 0), interpolation="nearest")
+    shade = np.full((grid**2, 3), 250, np.uint8)
+    shade[cell] = 210 if numbered else of_cell[cell]
+    right.imshow(shade.reshape(grid, grid, 3), extent=(0, 1, 1, 0), interpolation="nearest")
     lines = np.arange(grid + 1) / grid
     right.hlines(lines, 0, 1, color="#C8C8C8", linewidth=0.4)
     right.vlines(lines, 0, 1, color="#C8C8C8", linewidth=0.4)
-    right.scatter(uv[:, 1], uv[:, 0], s=12, c=colours, zorder=3, clip_on=False)
+    right.set(xlabel="v →", ylabel="← u")
+    first = int(class_token_position)
+    if numbered:
+        _number_cells(left, right, corners, sides, uv, cell + first, colours)
+        right.set_title(f"row {'1 + ' if first else ''}{grid}⌊{grid}u⌋ + ⌊{grid}v⌋ of the table")
+    else:
+        right.set_title(f"they pick {len(set(cell.tolist())):,} of {grid**2:,} rows of the position table")
     if grid <= 10:
         for k in range(grid**2):
             at = (k % grid + 0.95) / grid, (k // grid + 0.95) / grid
             right.text(*at, k + first, size=7, color="#777777", ha="right", va="bottom")
-    for n, k in enumerate(row):
-        right.text(
-            1.04, 0.02 + 0.07 * min(1, 14 / len(row)) * n, f"{n + 1}: row {k}", size=7, color=colours[n], va="top"
-        )
-    _name_points(right, uv, np.full(len(uv), 0.012), numbers, colours)
+    _bare(left)
     _bare(right)
-    right.set(xlabel="v →", ylabel="← u")
-    right.set_title(f"row = {'1 + ' if first else ''}⌊u·{grid}⌋·{grid} + ⌊v·{grid}⌋ of the position table")
     return figure
+
+
+def _number_cells(
+    left: Axes, right: Axes, corners: np.ndarray, sides: np.ndarray, uv: np.ndarray, row: np.ndarray, colours: list[str]
+) -> None:
+    """The same number beside each patch on the image and its (u, v) in the table, and a list of the rows."""
+    numbers = [str(n) for n in range(1, len(uv) + 1)]
+    right.scatter(uv[:, 1], uv[:, 0], s=12, c=colours, zorder=3, clip_on=False)
+    colours = [to_hex(np.multiply(to_rgb(colour), 0.68)) for colour in colours]  # yellow text is hard to read
+    step = 0.07 * min(1, 14 / len(row))
+    for n, k in enumerate(row):
+        right.text(1.04, 0.02 + step * n, f"{n + 1}: row {k}", size=7, color=colours[n], va="top")
+    _name_points(left, corners + sides[:, None] / 2, sides / 2, numbers, colours)
+    _name_points(right, uv, np.full(len(uv), 0.012), numbers, colours)
 
 
 def _name_points(
@@ -454,17 +523,57 @@ def pair_scores(
         columns: images in a row; default all, up to five.
     """
     images = _check_images(images, least=2)
-    if len(scores) not in (len(images) - 1, len(images)):
-        raise ValueError(f"{len(images)} images need {len(images) - 1} or {len(images)} scores, got {len(scores)}")
-    titles = titles or ["reference", *(f"distorted {k}" for k in range(1, len(images)))]
-    _check_length("titles", titles, len(images))
-    _check_length("errors", errors if errors is not None else scores, len(scores))
-    texts = [f"q = {q:.3f}" for q in scores]
+    return _scored(images, scores, titles, errors, columns or min(5, len(images)))
+
+
+@_styled
+def seen_patches(
+    images: Sequence[np.ndarray],
+    sample: PatchSample,
+    scores: Sequence[float] | None = None,
+    *,
+    titles: Sequence[str] | None = None,
+    errors: Sequence[float] | None = None,
+) -> Figure:
+    """What the network sees of every image: its own patches alone, at the same places in all or not.
+
+    Args:
+        images: K images (H, W, 3) uint8 that the sample was drawn from, the reference first.
+        scores: K−1 of them, or K if the reference has one too; default none.
+        titles, errors: as in `pair_scores`.
+
+    Raises:
+        ValueError: the sample has another number of images, or patches beyond them, or a list has another length.
+    """
+    images = _check_images(images)
+    _check_length("images", images, len(sample.patches))
+    seen = [_through_patches(image, patch_canvas(image, sample, index=k)) for k, image in enumerate(images)]
+    figure = _scored(seen, scores, titles, errors, _columns(len(images)))
+    for k, ax in enumerate(figure.axes[: len(images)]):
+        _outline(ax, sample, k, dict.fromkeys(range(16), "#404040"))
+    return figure
+
+
+def _scored(
+    images: Sequence[np.ndarray],
+    scores: Sequence[float] | None,
+    titles: Sequence[str] | None,
+    errors: Sequence[float] | None,
+    columns: int,
+) -> Figure:
+    """Images with a title above and, where there is one, a score below; the reference may go without."""
+    expected = (len(images) - 1, len(images))
+    if scores is not None and len(scores) not in expected:
+        raise ValueError(f"{len(images)} images need {expected[0]} or {expected[1]} scores, got {len(scores)}")
+    texts = [f"q = {q:.3f}" for q in (() if scores is None else scores)]
     if errors is not None:
+        _check_length("errors", errors, len(texts))
         texts = [f"{text} ± {error:.3f}" for text, error in zip(texts, errors, strict=True)]
     texts = [""] * (len(images) - len(texts)) + texts
-    columns = columns or min(5, len(images))
-    figure, axes = _panels(-(-len(images) // columns), columns, PAGE, _aspect(images[0]), extra=0.4)
+    titles = titles or ["reference", *(f"distorted {k}" for k in range(1, len(images)))]
+    _check_length("titles", titles, len(images))
+    extra = 0.26 if scores is None else 0.4
+    figure, axes = _panels(-(-len(images) // columns), columns, PAGE, _aspect(images[0]), extra=extra)
     for ax, image, title, text in zip(axes, images, titles, texts, strict=False):
         ax.imshow(image)
         ax.set_title(title)
@@ -478,39 +587,52 @@ def contact_sheet(
     rows: Sequence[str],
     columns: Sequence[str],
     *,
+    reference: np.ndarray | None = None,
+    crop: int | None = None,
     blocks: int = 1,
     title: str | None = None,
     width: float = PAGE,
 ) -> Figure:
     """A table of pictures, such as distortions × levels.
 
+    Pictures are averaged down to the pixels that the sheet shows and a file holds, so that `save_figure` keeps the text
+    sharp. Distortions as fine as noise and jitter fade with it: a small crop, 64 pixels of 72 pictures, shows them whole.
+
     Args:
         cells: rows of images (H, W, 3) uint8 of one size.
         rows, columns: names of the rows (at the left) and columns (at the top).
+        reference: image (H, W, 3) uint8 to compare with, shown as the first column.
+        crop: side in pixels of the central square that is shown instead of the whole picture.
         blocks: parts that stand side by side, for a table of many rows.
         title: above all.
         width: of the figure in inches.
+
+    Raises:
+        ValueError: names and cells, or the sizes of the images, differ, or the crop does not fit.
     """
     _check_length("rows of cells", cells, len(rows))
     for name, row in zip(rows, cells, strict=True):
         _check_length(f"images of row {name!r}", row, len(columns))
+    if reference is not None:
+        columns, cells = ["ref.", *columns], [[reference, *row] for row in cells]
     images = _check_images([image for row in cells for image in row])
     if len({image.shape for image in images}) != 1:
         raise ValueError(f"the images of a contact sheet have one size, got {sorted({i.shape for i in images})}")
-    height, side = images[0].shape[:2]
-    table = np.stack(images).reshape(len(rows), len(columns), height, side, 3)
     per_block = -(-len(rows) // blocks)
     parts = [slice(k, k + per_block) for k in range(0, len(rows), per_block)]
+    margin = max(_text_width(name, rcParams["ytick.labelsize"]) for name in rows) + 0.1
+    inches = (width / len(parts) - margin) / len(columns)
+    images = _as_shown(images if crop is None else [_centre(image, crop) for image in images], inches)
 
+    height, side = images[0].shape[:2]
+    table = np.stack(images).reshape(len(rows), len(columns), height, side, 3)
     gap = max(1, side // 25)
     pitch = np.array([height, side]) + gap
-    margin = max(_text_width(name, rcParams["ytick.labelsize"]) for name in rows) + 0.1
-    pixel = (width / len(parts) - margin) / (len(columns) * pitch[1])  # inches
-    figure = _figure(width, per_block * pitch[0] * pixel + (0.5 if title else 0.28))
+    figure = _figure(width, per_block * pitch[0] * inches / pitch[1] + (0.5 if title else 0.28))
     for ax, part in zip(figure.subplots(1, len(parts), squeeze=False).flat, parts, strict=True):
         mosaic = _mosaic(table[part], gap)
         mosaic = np.pad(mosaic, ((0, per_block * pitch[0] - len(mosaic)), (0, 0), (0, 0)), constant_values=255)
-        ax.imshow(mosaic)
+        ax.imshow(mosaic, interpolation="nearest")  # smooth enlargement would need four times the bytes
         _bare(ax)
         ax.xaxis.tick_top()
         ax.tick_params(length=0)
@@ -518,6 +640,24 @@ def contact_sheet(
         ax.set_yticks((np.arange(len(rows[part])) + 0.5) * pitch[0] - 0.5, labels=rows[part])
     figure.suptitle(title)
     return figure
+
+
+def _as_shown(images: Sequence[np.ndarray], inches: float) -> list[np.ndarray]:
+    """Images averaged down to a width of `inches` at 200 dpi, or the less that keeps all below `SHEET_PIXELS`."""
+    height, side = images[0].shape[:2]
+    wide = int(min(200 * inches, math.sqrt(SHEET_PIXELS / len(images) * side / height)))
+    if wide >= side:
+        return list(images)
+    size = wide, max(1, round(wide * height / side))
+    return [np.asarray(Image.fromarray(image).resize(size, Image.Resampling.HAMMING)) for image in images]
+
+
+def _centre(image: np.ndarray, side: int) -> np.ndarray:
+    """The central square of that many pixels."""
+    if not 1 <= side <= min(image.shape[:2]):
+        raise ValueError(f"crop must be from 1 to {min(image.shape[:2])} pixels, got {side}")
+    top, left = ((length - side) // 2 for length in image.shape[:2])
+    return image[top : top + side, left : left + side]
 
 
 def _mosaic(table: np.ndarray, gap: int) -> np.ndarray:
@@ -547,10 +687,10 @@ def prediction_scatter(
     Args:
         prediction, score: (n,) each.
         fit: from predictions to scores, such as `correlations.LogisticFit`; a fit that failed is left out.
-        groups: (n,) names, for example of distortions; each gets a colour and marker.
+        groups: (n,) names, for example of distortions; each gets a colour and marker, filled and open by turns.
         labels: of the two axes.
         title: say here what the scores are, above all if they are synthetic labels.
-        statistics: as `correlations` returns them; those of `STATISTICS` go into a box.
+        statistics: as `correlations` returns them; those of `STATISTICS` stand beside the axes.
     """
     x, y = np.asarray(prediction, dtype=float), np.asarray(score, dtype=float)
     if x.ndim != 1 or x.shape != y.shape or not len(x):
@@ -562,22 +702,24 @@ def prediction_scatter(
     _check_length("groups", names, len(x))
     kinds = list(names.unique())
 
-    height = max(2.7, 0.12 * len(kinds) + 0.4)  # room for the legend
-    figure = _figure(COLUMN + (1.4 if len(kinds) > 1 else 0), height)
+    numbers = [] if statistics is None else _statistics_lines(statistics)
+    entries = len(kinds) if len(kinds) > 1 else 0
+    figure = _figure(COLUMN + 1.4 * bool(entries or numbers), max(2.7, 0.12 * (entries + len(numbers)) + 0.6))
     ax = figure.subplots()
     size = np.clip(4000 / len(x), 6, 14)
-    for kind, colour, marker in zip(kinds, _cycle_colours(len(kinds)), _markers(len(kinds)), strict=True):
+    for kind, look in zip(kinds, _point_looks(len(kinds)), strict=True):
         of_kind = (names == kind).to_numpy()
-        points = {"s": size, "color": colour, "marker": marker, "label": kind, "rasterized": len(x) > 2000}
-        ax.scatter(x[of_kind], y[of_kind], alpha=0.7, linewidth=0, **points)
+        ax.scatter(x[of_kind], y[of_kind], s=size, label=kind, rasterized=len(x) > 2000, **look)
     if fit is not None and getattr(fit, "success", True):
         along = np.linspace(x.min(), x.max(), 200)
         ax.plot(along, fit(along), color="black", label="logistic fit")
-    if len(kinds) > 1:
-        figure.legend(loc="outside right upper", fontsize=7 if len(kinds) <= 16 else 6, labelspacing=0.3)
+    if entries:
+        figure.legend(loc="outside right upper", fontsize=7 if entries <= 16 else 6, labelspacing=0.3)
+    if numbers:  # a legend of a title alone, since the layout leaves room for legends
+        font = {"family": "DejaVu Sans Mono", "size": 6.5}
+        loc = f"outside right {'lower' if entries else 'upper'}"
+        figure.legend(handles=[], loc=loc, title="\n".join(numbers), title_fontproperties=font)
     ax.set(xlabel=labels[0], ylabel=labels[1], title=title)
-    if statistics is not None:
-        _statistics_box(ax, x, y, statistics)
     return figure
 
 
@@ -587,22 +729,28 @@ def _markers(count: int) -> list[str]:
     return [MARKERS[(k % colours + k // colours) % len(MARKERS)] for k in range(count)]
 
 
-def _statistics_box(ax: Axes, x: np.ndarray, y: np.ndarray, statistics: Mapping[str, float]) -> None:
-    """A box in the corner that has the fewest points."""
+def _point_looks(count: int) -> list[dict[str, Any]]:
+    """Colours and markers of groups of points: filled in the first turn of the colours, open in the second, and so on."""
+    turns = [k // len(rcParams["axes.prop_cycle"]) % 2 for k in range(count)]
+    return [
+        {
+            "marker": marker,
+            "facecolor": (colour, 0 if turn else 0.75),
+            "edgecolor": colour,
+            "linewidth": 0.9 if turn else 0.4,
+        }
+        for marker, colour, turn in zip(_markers(count), _cycle_colours(count), turns, strict=True)
+    ]
+
+
+def _statistics_lines(statistics: Mapping[str, float]) -> list[str]:
+    """Names and values of the known statistics, as lines of equal width."""
     known = {label: statistics[key] for key, label in STATISTICS.items() if key in statistics}
     if not known:
         raise ValueError(f"statistics has none of {', '.join(STATISTICS)}; it has {', '.join(statistics)}")
     values = {label: f"{int(value):,}" if label == "n" else f"{value:.3f}" for label, value in known.items()}
     wide, long = max(map(len, values)), max(map(len, values.values()))
-    text = "\n".join(f"{label:<{wide}} {value:>{long}}" for label, value in values.items())
-    right, upper = x > (x.min() + x.max()) / 2, y > (y.min() + y.max()) / 2
-    corners = {(a, b): int(((right == a) & (upper == b)).sum()) for b in (True, False) for a in (False, True)}
-    a, b = min(corners, key=corners.get)
-    ax.text(
-        0.98 if a else 0.02, 0.98 if b else 0.02, text, transform=ax.transAxes, family="DejaVu Sans Mono", size=6.5,
-        ha="right" if a else "left", va="top" if b else "bottom", zorder=5,
-        bbox={"boxstyle": "round,pad=0.3", "facecolor": "white", "edgecolor": "#BBBBBB", "linewidth": 0.5, "alpha": 0.9},
-    )  # fmt: skip
+    return [f"{label:<{wide}} {value:>{long}}" for label, value in values.items()]
 
 
 @_styled
@@ -613,19 +761,22 @@ def learning_curves(history: pd.DataFrame, *, best: str = "val_srocc", title: st
         history: a column `epoch` and any that start with `train_` or `val_`; those that end in srocc, krocc or plcc are
             correlations. NaN where nothing was measured.
         best: the column whose largest value marks the best epoch.
+        title: above both; say here what the scores are, above all if they are synthetic labels.
     """
     _check_columns(history, ["epoch", best])
     curves = [name for name in history if str(name).startswith(("train_", "val_")) and history[name].notna().any()]
     correlation = [name for name in curves if name.endswith(("srocc", "krocc", "plcc"))]
     parts = [part for part in ([name for name in curves if name not in correlation], correlation) if part]
-    figure = _figure(PAGE if len(parts) == 2 else COLUMN, 2.3)
+    legend = math.ceil(max(map(len, parts), default=0) / 2)  # lines
+    figure = _figure(PAGE if len(parts) == 2 else COLUMN, 2.2 + 0.14 * legend + (0.2 if title else 0))
     colours = dict(zip(curves, _cycle_colours(len(curves)), strict=True))
     at = history.loc[history[best].idxmax()] if history[best].notna().any() else None
     for ax, part in zip(figure.subplots(1, len(parts), squeeze=False).flat, parts, strict=True):
         for name in part:
             known = history[["epoch", name]].dropna()
             dashed = "--" if name.startswith("val_") and part is not correlation else "-"
-            ax.plot(known["epoch"], known[name], dashed, color=colours[name], marker="o", label=_curve_label(name))
+            look = {"color": colours[name], "marker": "o" if len(known) <= MAX_MARKED else None}
+            ax.plot(known["epoch"], known[name], dashed, label=_curve_label(name), **look)
         if at is not None:
             ax.axvline(at["epoch"], color="#888888", linewidth=0.8, linestyle=":", zorder=1)
         if at is not None and best in part:
@@ -633,7 +784,7 @@ def learning_curves(history: pd.DataFrame, *, best: str = "val_srocc", title: st
             ax.set_title(f"best epoch {at['epoch']:g}: {_curve_label(best)} {at[best]:.3f}")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         ax.set(xlabel="epoch", ylabel="correlation" if part is correlation else "loss or error")
-        ax.legend()
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2, handlelength=2)  # no curve lies there
     figure.suptitle(title)
     return figure
 
@@ -988,13 +1139,13 @@ def _main_parts(model: VTAMIQ) -> dict[str, _Part]:
     lines += [_count(encoder.blocks[0].attn.num_heads, "head"), _count(_length(encoder.registers), "register")]
     parts = {
         "caps": _Part("CAPS", f"same\nplaces\nin both,\n{_count(scales, 'scale')}", "patch"),
-        "patches": _Part("", f"N × {P} × {P}\nat (u, v{', s' if scales > 1 else ''})"),
+        "patches": _Part("", f"N × 3 × {P} × {P}\nat (u, v{', s' if scales > 1 else ''})"),
         "encoder": _Part("ViT encoder", "\n".join(lines)),
         "tokens": _Part("", str(width)),
         "difference": MINUS,
     }
     if model.difference_scale is not None:
-        parts["scale"] = _Part("× γ", str(model.difference_scale.numel()), "plain")
+        parts["scale"] = _Part("scale γ", str(model.difference_scale.numel()), "plain")
     if model.difference_gate is not None:
         parts["gate"] = TIMES
     if model.config.num_groups:
@@ -1036,7 +1187,7 @@ def _draw_streams(
         sheet.arrow((caps.right[0], y), stack.left)
         sheet.arrow(stack.right, (encoder.left[0], y))
         sheet.arrow((encoder.right[0], y), tokens[-1].left)
-    sheet.text(x["tokens"], tokens[0].top[1] + 0.09, "class tokens")
+    sheet.text(x["tokens"], tokens[0].top[1] + 0.12, "class tokens")
     sheet.text(x["tokens"], tokens[1].bottom[1] - 0.09, parts["tokens"])
     return tokens
 

@@ -13,7 +13,9 @@ import pandas as pd
 
 from vtamiq.caps import CAPS
 from vtamiq.configs import did_you_mean
+from vtamiq.databases import Database, load_database
 from vtamiq.model import VTAMIQConfig
+from vtamiq.synthesis import demo_database
 from vtamiq.training import Stage
 
 __all__ = ["PRESETS", "Preset", "Workspace", "workspace"]
@@ -114,8 +116,8 @@ class Workspace:
 
     @property
     def figures(self) -> Path:
-        """The gallery of the repository for the demo, a folder of the run for the others."""
-        return self.root / "figures" if self.preset == "demo" else self.out / "figures"
+        """The gallery of the repository for the demo in its usual place, a folder of the run for all else."""
+        return self.root / "figures" if self.out == self.root / "runs" / "demo" else self.out / "figures"
 
     def folder(self, notebook: str) -> Path:
         """Folder for what a notebook leaves: tables, checkpoints, predictions. Created if missing."""
@@ -126,6 +128,22 @@ class Workspace:
     def path(self, path: str) -> Path:
         """A path that a parameter of a notebook gives, relative to the repository unless absolute."""
         return self.root / path
+
+    def parts(self, database: str = "", seed: int = 0) -> tuple[Database, Database, Database]:
+        """Pairs to train, validate and test on, split by content.
+
+        Args:
+            database: folder made by `python -m vtamiq synthesize`, as `path` takes it; empty for the demo photographs.
+            seed: of the split where the database has none of its own.
+        """
+        if not database:
+            return self.demo("photos").distributed_split()
+        pairs = load_database("synthetic", self.path(database))
+        return pairs.split(seed=seed) if (pairs.pairs["subset"] == "none").any() else pairs.distributed_split()
+
+    def demo(self, name: str) -> Database:
+        """The demo database of that name, in the size of the preset."""
+        return demo_database(name, preset="smoke" if self.preset == "smoke" else "demo")
 
     def show(self, path: Path) -> str:
         """A path as it may be printed: relative to the repository where possible, so that no machine path is shown."""

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from vtamiq.caps import CAPS
-from vtamiq.images import ImageSource, read_images
+from vtamiq.images import ImageError, ImageSource, describe, read_images
 from vtamiq.model import VTAMIQ, CheckpointError
 from vtamiq.predictions import caps_for
 
@@ -25,7 +25,9 @@ def score(
 ) -> float | np.ndarray | tuple[float, float] | tuple[np.ndarray, np.ndarray]:
     """Perceived distortion of `distorted` against `reference`: lower is better.
 
-    Deterministic: the same images, model and seed give the same score, whatever else is scored in the same call.
+    Deterministic: the same images, model and seed give the same score, whatever else is scored in the same call. A perfect
+    copy scores exactly 0 if the model has `zero_anchor`; nothing keeps a model from giving a nearly perfect one a score
+    slightly below 0.
 
     Args:
         reference: anything `vtamiq.images.read_image` takes.
@@ -39,7 +41,7 @@ def score(
         A float for one distorted image, an array (M,) for a list of M; with `return_std` a pair of these.
 
     Raises:
-        ImageError: an image cannot be read, or sizes differ.
+        ImageError: an image cannot be read, is smaller than a patch, or differs in size from the reference.
         CheckpointError: no model given; no weights ship with this version.
         ValueError: `repeats` below 1, a negative seed, or an empty list.
     """
@@ -60,7 +62,7 @@ def score(
     training = model.training
     model.eval()
     try:
-        draws = np.array([_draws(model, read_images([reference, image]), caps, repeats, seed) for image in images])
+        draws = np.array([_draws(model, reference, image, caps, repeats, seed) for image in images])
     finally:
         model.train(training)
     mean = draws.mean(axis=1)  # (M,)
@@ -71,12 +73,18 @@ def score(
 
 
 @torch.inference_mode()
-def _draws(model: VTAMIQ, pair: np.ndarray, caps: CAPS, repeats: int, seed: int) -> list[float]:
-    """Scores of one pair (2, H, W, 3) over independent draws; one draw at a time bounds memory."""
+def _draws(
+    model: VTAMIQ, reference: ImageSource, distorted: ImageSource, caps: CAPS, repeats: int, seed: int
+) -> list[float]:
+    """Scores of one pair over independent draws; one draw at a time bounds memory."""
+    pair = read_images([reference, distorted])  # (2, H, W, 3)
     device = next(model.parameters()).device
     scores = []
     for draw in range(repeats):
-        sample = caps(pair, np.random.default_rng([seed, draw]))
+        try:
+            sample = caps(pair, np.random.default_rng([seed, draw]))
+        except ImageError as error:  # CAPS does not know where its images come from
+            raise ImageError(f"{describe(distorted)}: {error}") from error
         inputs = (tensor[None].to(device) for tensor in (sample.patches, sample.uv, sample.scale))
         scores.append(model(*inputs).item())
     return scores

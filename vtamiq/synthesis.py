@@ -21,8 +21,9 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -64,7 +65,7 @@ class Recipe:
     Attributes:
         types: distortions by number, tag or name; None takes all 25. Kept as sorted numbers.
         levels: of each distortion, among 1..5.
-        metrics: keys of `vtamiq.metrics.IQMS` that vote on the labels; None takes all eleven.
+        metrics: keys of `vtamiq.metrics.IQMS` that vote on the labels; None takes all eleven. Kept in the order of `IQMS`.
         size: (width, height) of the centre crop, or None to keep photographs whole.
         seed: of the random distortions.
 
@@ -81,20 +82,25 @@ class Recipe:
     def __post_init__(self):
         types = range(1, 26) if self.types is None else self.types
         metrics = IQMS if self.metrics is None else self.metrics
-        object.__setattr__(self, "types", _distinct("types", sorted(find_distortion(type).type for type in types)))
-        object.__setattr__(self, "levels", _distinct("levels", sorted(self.levels)))
-        object.__setattr__(self, "metrics", _distinct("metrics", metrics))
-        for known, chosen, what in ((LEVELS, self.levels, "level"), (IQMS, self.metrics, "metric")):
+        for known, chosen, what in ((LEVELS, self.levels, "level"), (IQMS, metrics, "metric")):
             for value in chosen:
                 if value not in known:
                     raise ValueError(f"unknown {what} {value!r}; known: {', '.join(map(str, known))}")
-        if self.size is not None:
-            size = tuple(int(side) for side in self.size)
-            if len(size) != 2 or min(size) < 8:
-                raise ValueError(f"size must be (width, height) of at least 8 pixels, got {self.size!r}")
-            object.__setattr__(self, "size", size)
-        if not isinstance(self.seed, int) or self.seed < 0:
+        kept = {
+            "types": _distinct("types", sorted(find_distortion(type).type for type in types)),
+            "levels": _distinct("levels", sorted(int(level) for level in self.levels)),
+            "metrics": _distinct("metrics", sorted(metrics, key=list(IQMS).index)),
+            "seed": _whole(self.seed),
+        }
+        if kept["seed"] is None or kept["seed"] < 0:
             raise ValueError(f"seed must be a non-negative integer, got {self.seed!r}")
+        if self.size is not None:
+            sides = [_whole(side) for side in self.size] if isinstance(self.size, Iterable) else []
+            if len(sides) != 2 or None in sides or min(sides) < 8:
+                raise ValueError(f"size must be (width, height) of at least 8 whole pixels, got {self.size!r}")
+            kept["size"] = tuple(sides)
+        for name, value in kept.items():  # plain numbers: a manifest is JSON
+            object.__setattr__(self, name, value)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -110,13 +116,15 @@ class Recipe:
 class Source:
     """One photograph that was asked for.
 
-    key: its name, without a folder; ref_id: what it is called in the database; subset: train, val, test or none.
+    key: its name, without a folder; ref_id: what it is called in the database; subset: train, val, test or none; content:
+    what it shows, which several photographs may share.
     """
 
     ref_id: str
     key: str
     image: Path | np.ndarray
     subset: str
+    content: str
 
     def digest(self) -> str | None:
         """SHA-256 of the file or array, shortened; None for a file that cannot be read."""
@@ -148,12 +156,12 @@ class Unit:
         return self.folder / "images" / f"{self.ref_id}_{self.type:02d}_{level:02d}.png"
 
     def finished(self) -> list[dict[str, float]] | None:
-        """Scores of each level if this unit is done, else None."""
-        if not all(self.image(level).exists() for level in self.recipe.levels):
-            return None
+        """Scores of each level if this unit is done, else None: also where a power cut left the file damaged."""
         try:
+            if not all(self.image(level).stat().st_size for level in self.recipe.levels):
+                return None
             return json.loads(self.part.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):
             return None
 
 
@@ -169,6 +177,7 @@ def synthesize(
     metrics: Iterable[str] | None = None,
     size: tuple[int, int] | None = None,
     subsets: Mapping[str, str] | None = None,
+    contents: Mapping[str, str] | None = None,
     tables: QuantileTables | None = None,
     seed: int = 0,
     workers: int | None = None,
@@ -184,6 +193,8 @@ def synthesize(
         types, levels, metrics, size, seed: see `Recipe`. Each photograph has its own random streams, which depend on
             `seed` and its name only.
         subsets: name of a photograph → "train", "val" or "test"; all others are "none".
+        contents: name of a photograph → what it shows, for photographs that splits must not part, such as views of one
+            scene; all others are contents of their own.
         tables: quantile tables for the labels. None fits them to these scores: those of the train photographs if
             `subsets` names any, else all.
         workers: processes; 0 and 1 work in this process, None takes one for each processor core.
@@ -193,9 +204,10 @@ def synthesize(
         The database. Its score is 5 - 4 · consensus (5 = identical; 1 = worst on every metric), its spread 4 · the
         standard deviation of the metrics' ranks.
 
-    Photographs that cannot be read, or are smaller than `size`, are skipped: logged, and listed in `omissions`.
+    Files that cannot be read, or are smaller than `size`, are skipped: logged, and listed in `omissions`.
 
     Raises:
+        ImageError: an array or PIL image among `images` cannot be used.
         DatabaseError: there is no photograph, two have the same name, `out` holds something else or was made with other
             arguments, a distortion or metric fails on a photograph, or photographs are on both sides of 384 pixels,
             where five of the metrics change scale (give a `size`).
@@ -203,10 +215,11 @@ def synthesize(
     """
     metrics = None if metrics is None else (metrics,) if isinstance(metrics, str) else tuple(metrics)
     types = None if types is None else (types,) if isinstance(types, int | str) else tuple(types)
-    recipe = Recipe(types=types, levels=tuple(levels), metrics=metrics, size=size, seed=seed)
+    levels = (levels,) if isinstance(levels, int) else tuple(levels)
+    recipe = Recipe(types=types, levels=levels, metrics=metrics, size=size, seed=seed)
     workers = _count_workers(workers)
     folder = Path(out)
-    sources = _list_sources(images, dict(subsets or {}))
+    sources = _list_sources(images, subsets or {}, contents or {})
     request = _request(recipe, sources, tables)
     if _claim(folder, request):
         return load_database("synthetic", folder)
@@ -218,19 +231,22 @@ def synthesize(
     return load_database("synthetic", folder)
 
 
-def _list_sources(images: Any, subsets: dict[str, str]) -> list[Source]:
+def _list_sources(images: Any, subsets: Mapping[str, str], contents: Mapping[str, str]) -> list[Source]:
     named = _name_images(images)
+    subsets, contents = ({str(key): value for key, value in given.items()} for given in (subsets, contents))
     if not named:
         raise DatabaseError("there is no photograph to start from")
-    unknown = [key for key in subsets if key not in named]
-    if unknown:
-        raise DatabaseError(f"subsets names {', '.join(unknown)}, which is none of the photographs {', '.join(named)}")
+    for what, given in (("subsets", subsets), ("contents", contents)):
+        unknown = [key for key in given if key not in named]
+        if unknown:
+            photographs = ", ".join(named)
+            raise DatabaseError(f"{what} names {', '.join(unknown)}, which is none of the photographs {photographs}")
     for key, subset in subsets.items():
         if subset not in SUBSETS:
             raise DatabaseError(f"the subset of {key} must be one of {', '.join(SUBSETS)}, got {subset!r}")
     digits = max(2, len(str(len(named))))
     return [
-        Source(f"I{number:0{digits}d}", key, image, subsets.get(key, "none"))
+        Source(f"I{number:0{digits}d}", key, image, subsets.get(key, "none"), contents.get(key, key))
         for number, (key, image) in enumerate(named.items(), start=1)
     ]
 
@@ -238,7 +254,10 @@ def _list_sources(images: Any, subsets: dict[str, str]) -> list[Source]:
 def _name_images(images: Any) -> dict[str, Path | np.ndarray]:
     if isinstance(images, Mapping):
         is_path = {key: isinstance(image, str | os.PathLike) for key, image in images.items()}
-        return {str(key): Path(image) if is_path[key] else read_image(image) for key, image in images.items()}
+        named = {str(key): Path(image) if is_path[key] else read_image(image) for key, image in images.items()}
+        if len(named) < len(images):
+            raise DatabaseError(f"two photographs have the same name among {', '.join(map(repr, images))}")
+        return named
     if isinstance(images, str | os.PathLike):
         folder = Path(images)
         if not folder.is_dir():
@@ -268,7 +287,8 @@ def _request(recipe: Recipe, sources: list[Source], tables: QuantileTables | Non
         **recipe.to_dict(),
         "tables": hashlib.sha256(tables.to_json().encode()).hexdigest()[:16] if tables else "fitted",
         "references": [
-            {"ref_id": s.ref_id, "source": s.key, "sha256": s.digest(), "subset": s.subset} for s in sources
+            {"ref_id": s.ref_id, "source": s.key, "sha256": s.digest(), "subset": s.subset, "content": s.content}
+            for s in sources
         ],
     }
 
@@ -282,10 +302,13 @@ def _claim(folder: Path, request: dict[str, Any]) -> bool:
         # A call that is killed before its first manifest leaves at most a temporary file.
         if folder.exists() and any(not path.name.endswith(".tmp") for path in folder.iterdir()):
             raise DatabaseError(f"{folder} is not empty and was not made by vtamiq; choose a new folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_json(folder / MANIFEST, request | {"complete": False, "pairs": 0, "skipped": {}})
+        _begin(folder, request)
         return False
     different = [name for name, wanted in request.items() if manifest.get(name) != wanted]
+    if different and not manifest["complete"] and not (folder / PARTS).exists():  # it came to nothing: begin anew
+        shutil.rmtree(folder / "images", ignore_errors=True)
+        _begin(folder, request)
+        return False
     if different:
         details = "; ".join(
             f"{name}: there {_short(manifest.get(name))}, now {_short(request[name])}" for name in different
@@ -293,7 +316,22 @@ def _claim(folder: Path, request: dict[str, Any]) -> bool:
         raise DatabaseError(f"{folder} was made with other arguments ({details}); remove it or choose a new folder")
     if not manifest["complete"]:
         log.info("%s is unfinished; going on", folder)
+        begun_with = manifest.get("versions")
+        if begun_with != _versions():
+            log.warning("%s was begun with %s, now %s: images and scores may differ", folder, begun_with, _versions())
     return manifest["complete"]
+
+
+def _begin(folder: Path, request: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {"complete": False, "pairs": 0, "skipped": {}, "versions": _versions()}
+    _write_json(folder / MANIFEST, request | facts)
+
+
+def _versions() -> dict[str, str]:
+    """Of all that decides what pixels and scores are made."""
+    packages = ("piq", "torch", "numpy", "scipy", "scikit-image", "pillow")
+    return {"vtamiq": __version__} | {name: version(name) for name in packages}
 
 
 def _prepare_references(
@@ -327,7 +365,7 @@ def _prepare_reference(job: tuple[Source, Path, tuple[int, int] | None]) -> tupl
     """(height, width) of the reference written, and None; or the reason why the photograph cannot be used."""
     source, path, size = job
     if path.exists():
-        with Image.open(path) as image:
+        with contextlib.suppress(OSError), Image.open(path) as image:  # damaged by a power cut: written again below
             return (image.height, image.width), None
     try:
         image = read_image(source.image)
@@ -379,18 +417,25 @@ def _render(unit: Unit) -> list[dict[str, float]]:
     scores = []
     for level in unit.recipe.levels:
         try:
-            if unit.image(level).exists():  # from a call that was interrupted
-                distorted = read_image(unit.image(level))
-            else:
+            distorted = _read_again(unit.image(level))
+            if distorted is None:
                 distorted = distort(reference, unit.type, level, _photograph_seed(unit.recipe.seed, unit.key))
                 write_png(unit.image(level), distorted)
             scores.append(iqm_scores(reference, distorted, unit.recipe.metrics))
         except ValueError as error:
             what = f"{unit.key} with {find_distortion(unit.type).name} at level {level}"
-            raise DatabaseError(f"{what}: {error}; leave out the photograph, the type or the metric") from error
+            raise DatabaseError(f"{what}: {error}; leave it out, in a new folder") from error
     unit.part.parent.mkdir(exist_ok=True)
     _write_json(unit.part, scores)
     return scores
+
+
+def _read_again(path: Path) -> np.ndarray | None:
+    """An image that a call left behind that was interrupted; None if there is none, or a damaged one."""
+    try:
+        return read_image(path) if path.exists() else None
+    except ImageError:
+        return None
 
 
 def _photograph_seed(seed: int, key: str) -> int:
@@ -410,7 +455,11 @@ def _write_labels(
     metrics = list(recipe.metrics)
     if tables is None:
         train = [f"{source.ref_id}.png" for source in sources if source.subset == "train"]
-        tables = QuantileTables.fit(scores[scores["ref_img"].isin(train)] if train else scores, metrics)
+        try:
+            tables = QuantileTables.fit(scores[scores["ref_img"].isin(train)] if train else scores, metrics)
+        except ValueError as error:
+            what = "types or levels that change something, or `tables` fitted elsewhere, in a new folder"
+            raise DatabaseError(f"{folder}: no ranks can be made of these scores ({error}); take {what}") from error
     labels = weak_labels(scores, tables, names=metrics)
     dmos = pd.DataFrame(
         {
@@ -424,16 +473,17 @@ def _write_labels(
     _write_text(folder / "quantiles.json", tables.select(metrics).to_json())
     _write_text(folder / "dmos.csv", dmos.to_csv(index=False, lineterminator="\n"))
     names = {entry["ref_id"]: entry["source"] for entry in request["references"]}
-    packages = ("piq", "torch", "numpy", "scipy", "scikit-image", "pillow")
     facts = {
         "complete": True,
         "pairs": len(dmos),
         "skipped": {name: skipped[ref_id] for ref_id, name in names.items() if ref_id in skipped},
         "labels": "synthetic: dmos = 5 - 4 * mean rank of the metrics (1 worst, 5 identical), var = 4 * their deviation",
-        "versions": {"vtamiq": __version__} | {name: version(name) for name in packages},
+        "versions": _versions(),
     }
     _write_json(folder / MANIFEST, request | facts)
     shutil.rmtree(folder / PARTS, ignore_errors=True)
+    for left_over in (*folder.glob(".*.tmp"), *(folder / "images").glob(".*.tmp")):  # of processes that were killed
+        left_over.unlink(missing_ok=True)
 
 
 # ---- processes --------------------------------------------------------------------------------------------------
@@ -522,6 +572,11 @@ def _distinct(name: str, values: Iterable[T]) -> tuple[T, ...]:
     return values
 
 
+def _whole(value: Any) -> int | None:
+    """The value as a plain int if it is an integer of any kind, else None."""
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
+
+
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 80 else f"{text[:60]}… ({len(value)} entries)"
@@ -535,7 +590,8 @@ class Photograph:
     """A photograph that comes inside scikit-image or scikit-learn.
 
     loader: "<package>:<name>"; halve: reduce twofold, for JPEG sources of high resolution; rows: the only ones to keep, so
-    that a centre crop shows the subject.
+    that a centre crop shows the subject; views: how many crops go into the demo database, 1 (the centre) or up to 4 (the
+    corners, which overlap).
     """
 
     name: str
@@ -546,12 +602,25 @@ class Photograph:
     licence: str
     halve: bool = False
     rows: tuple[int, int] | None = None
+    views: int = 1
 
     def load(self) -> np.ndarray:
         """uint8 RGB (H, W, 3)."""
         package, _, name = self.loader.partition(":")
         image = read_image(_package_image(package, name))[slice(*self.rows) if self.rows else slice(None)]
         return np.asarray(Image.fromarray(image).reduce(2)) if self.halve else image
+
+    def crops(self, size: tuple[int, int]) -> dict[str, np.ndarray]:
+        """The views of this photograph, (width, height) pixels each: name → uint8 RGB."""
+        image = self.load()
+        if self.views == 1:
+            return {self.name: _centre_crop(image, size)}
+        tops, lefts = (0, image.shape[0] - size[1]), (0, image.shape[1] - size[0])
+        corners = [(tops[0], lefts[0]), (tops[1], lefts[1]), (tops[0], lefts[1]), (tops[1], lefts[0])][: self.views]
+        return {
+            f"{self.name}-{number}": image[top : top + size[1], left : left + size[0]]
+            for number, (top, left) in enumerate(corners, start=1)
+        }
 
 
 def _package_image(package: str, name: str) -> np.ndarray:
@@ -566,13 +635,13 @@ def _package_image(package: str, name: str) -> np.ndarray:
 
 # Contents that belong together are in one part: the three textures, for example. No photograph is in two databases.
 PHOTOGRAPHS = (
-    Photograph("astronaut", "photos", "train", "scikit-image:astronaut", "NASA", "public domain", rows=(0, 320)),
-    Photograph("coffee", "photos", "train", "scikit-image:coffee", "Rachel Michetti", "CC0"),
-    Photograph("rocket", "photos", "train", "scikit-image:rocket", "SpaceX", "public domain"),
+    Photograph("astronaut", "photos", "train", "scikit-image:astronaut", "NASA", "public domain", views=4),
+    Photograph("coffee", "photos", "train", "scikit-image:coffee", "Rachel Michetti", "CC0", views=4),
+    Photograph("rocket", "photos", "train", "scikit-image:rocket", "SpaceX", "public domain", views=4),
     Photograph("china", "photos", "train", "scikit-learn:china.jpg", "danielbuechele (flickr.com/photos/danielbuechele/"
-               "6061409035)", "CC BY 2.0"),
+               "6061409035)", "CC BY 2.0", views=4),
     Photograph("ihc", "photos", "train", "scikit-image:immunohistochemistry", "Center for Microscopy and "
-               "Molecular Imaging", "no known copyright restrictions"),
+               "Molecular Imaging", "no known copyright restrictions", views=4),
     Photograph("flower", "photos", "val", "scikit-learn:flower.jpg", "vultilion (flickr.com/photos/vultilion/6056698931)",
                "CC BY 2.0"),
     Photograph("hubble", "photos", "val", "scikit-image:hubble_deep_field", "NASA", "public domain", halve=True),
@@ -638,11 +707,13 @@ def demo_database(
     recipe = _DEMOS[name, preset]
     photographs = [photo for photo in PHOTOGRAPHS if photo.database == name]
     if preset == "smoke":
-        photographs = [photo for photo in photographs if photo.name in _SMOKE_NAMES]
+        photographs = [replace(photo, views=1) for photo in photographs if photo.name in _SMOKE_NAMES]
         workers = 0 if workers is None else workers  # starting processes would take longer than the work
-    images = {photo.name: photo.load() for photo in photographs}
-    subsets = {photo.name: photo.subset for photo in photographs}
-    request = _request(recipe, _list_sources(images, subsets), None)
+    views = [(photo, name, image) for photo in photographs for name, image in photo.crops(recipe.size).items()]
+    images = {name: image for _, name, image in views}
+    subsets = {name: photo.subset for photo, name, _ in views}
+    contents = {name: photo.name for photo, name, _ in views}
+    request = _request(recipe, _list_sources(images, subsets, contents), None)
     digest = hashlib.sha256(json.dumps([request, __version__]).encode()).hexdigest()[:8]
     return synthesize(
         images,
@@ -653,6 +724,7 @@ def demo_database(
         size=recipe.size,
         seed=recipe.seed,
         subsets=subsets,
+        contents=contents,
         workers=workers,
         progress=progress,
     )

@@ -29,10 +29,11 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from scipy.stats import spearmanr
 from torch import Tensor
 from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 
 from vtamiq.caps import CAPS
 from vtamiq.configs import build, require
@@ -201,7 +202,7 @@ def train(
     labels = LabelScale.fit(training)
     _claim(out, _record(model, stage, parts, labels), set_aside)
     if (out / "result.json").is_file():
-        log.info("%s holds this run, finished; loaded, not trained again", out)
+        log.info("%s holds this run, finished; loaded, not trained again", out.name)
         run = Run.load(out)
         model.load_state_dict(run.model.state_dict())
         return run
@@ -211,7 +212,7 @@ def train(
     checkpoint = torch.load(best, map_location="cpu", weights_only=True)
     weights = checkpoint["state_dict"]
     model.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()})
-    model.cpu().eval().save_pretrained(out / "model")
+    model.cpu().eval().save_pretrained(out / "model", model_card_kwargs={"training": _in_words(stage, training)})
     _score_parts(model, stage, parts, out, accelerator, progress)
     history = pd.read_csv(out / "history.csv")
     val_srocc = history.set_index("epoch")["val_srocc"].loc[checkpoint["epoch"]]
@@ -237,7 +238,6 @@ class Fitting(lightning.LightningModule):
         stage = self.stage
         loss, parts = combined_loss(q, batch["target"], mae=stage.mae, rank=stage.rank, pearson=stage.pearson)
         losses = {"train_loss": loss.detach()} | {f"train_{name}": value for name, value in parts.items()}
-        self.log("loss", loss.detach(), prog_bar=True, logger=False)
         self.log_dict(losses, on_step=False, on_epoch=True, batch_size=len(q), logger=False)
         return loss
 
@@ -251,7 +251,7 @@ class Fitting(lightning.LightningModule):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # constant predictions: NaN says it
             srocc = float(spearmanr(q, target).statistic)
-        self.log("val_srocc", srocc, prog_bar=True, logger=False)
+        self.log("val_srocc", srocc, logger=False)
         self.log("val_mae", (q - target).abs().mean(), logger=False)
 
     def configure_optimizers(self) -> dict[str, Any]:
@@ -282,6 +282,29 @@ class History(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rows = list(state["rows"])
+
+
+class Progress(Callback):
+    """One bar over all steps of the run: a bar for every epoch and validation would fill a notebook."""
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Fitting) -> None:
+        total = int(trainer.estimated_stepping_batches)
+        self.bar = tqdm(total=total, initial=trainer.global_step, desc=module.stage.name, unit="step", mininterval=1.0)
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        self.bar.update(trainer.global_step - self.bar.n)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Fitting) -> None:
+        srocc = float(trainer.callback_metrics["val_srocc"])
+        done = f"{trainer.current_epoch + 1}/{module.stage.epochs}"
+        self.bar.set_postfix({"epoch": done, "val_srocc": f"{srocc:.3f}"}, refresh=False)
+
+    def on_train_end(self, *_: Any) -> None:
+        self.bar.close()
+
+    def on_exception(self, *_: Any) -> None:
+        if hasattr(self, "bar"):
+            self.bar.close()
 
 
 class MovableCheckpoint(ModelCheckpoint):
@@ -336,7 +359,7 @@ def _fit(
     )
     callbacks = [History(out / "history.csv"), checkpoint]
     if progress:
-        callbacks.append(TQDMProgressBar(refresh_rate=max(1, len(batches) // 20)))
+        callbacks.append(Progress())
     last = out / "checkpoints" / "last.ckpt"
     with _quiet():
         trainer = lightning.Trainer(
@@ -348,7 +371,7 @@ def _fit(
             gradient_clip_val=stage.gradient_clip or None,
             callbacks=callbacks,
             logger=False,
-            enable_progress_bar=progress,
+            enable_progress_bar=False,  # `Progress` is ours
             enable_model_summary=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
@@ -391,13 +414,13 @@ def _check_parts(parts: dict[str, Database]) -> None:
     for name, database in parts.items():
         if not len(database):
             raise ValueError(f"the {name} part of {database.name} is empty")
-        for reference in database.references:
-            if (database.name, reference) in seen:
+        for content in set(database.contents.values()):
+            if (database.name, content) in seen:
                 raise ValueError(
-                    f"reference {reference} of {database.name} is in both {seen[database.name, reference]} and {name}: "
+                    f"content {content} of {database.name} is in both {seen[database.name, content]} and {name}: "
                     "parts must not share contents"
                 )
-            seen[database.name, reference] = name
+            seen[database.name, content] = name
 
 
 def _record(model: VTAMIQ, stage: Stage, parts: dict[str, Database], labels: LabelScale) -> dict[str, Any]:
@@ -422,6 +445,13 @@ def _describe(database: Database) -> dict[str, Any]:
         "synthetic": database.synthetic,
         "rows_sha256": hashlib.sha256(rows.encode()).hexdigest()[:16],
     }
+
+
+def _in_words(stage: Stage, training: Database) -> str:
+    """For the model card."""
+    kind = "SYNTHETIC scores, not human opinion" if training.synthetic else f"scores of people ({training.score_name})"
+    pairs = f"{len(training)} pairs of {len(training.references)} references of the database {training.name}"
+    return f"Stage {stage.name}: {pairs}, with {kind}."
 
 
 def _code_digest() -> str:
@@ -453,15 +483,13 @@ def _claim(out: Path, record: dict[str, Any], set_aside: bool) -> None:
     different = [key for key in record if key != "versions" and _essence(record[key]) != _essence(held.get(key))]
     if different and set_aside:
         aside = out.with_name(f"{out.name}.{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}")
-        log.warning("%s held another run (its %s differ), which is now %s", out, ", ".join(different), aside.name)
+        log.warning("%s held another run (other %s), which is now %s", out.name, ", ".join(different), aside.name)
         os.replace(out, aside)
         return _claim(out, record, set_aside)
     if different:
-        raise ValueError(
-            f"{out} holds another run: its {', '.join(different)} differ; choose another folder or remove it"
-        )
+        raise ValueError(f"{out} holds another run (other {', '.join(different)}); choose another folder or remove it")
     if record["versions"] != held.get("versions"):
-        log.warning("%s was begun with %s, now %s", out, held.get("versions"), record["versions"])
+        log.warning("%s was begun with %s, now %s", out.name, held.get("versions"), record["versions"])
 
 
 def _essence(part: Any) -> Any:

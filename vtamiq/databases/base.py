@@ -38,7 +38,7 @@ SUBSETS = ("train", "val", "test")
 PAIR_COLUMNS = {
     "database": "str",
     "subset": "str",  # train, val or test as distributed, or none
-    "ref_id": "str",  # the content; what splits go by
+    "ref_id": "str",  # the reference image; splits go by it, or by the optional column `content`
     "ref_path": "str",
     "dist_path": "str",
     "dist_type": "Int16",  # code of the database, <NA> if it has none
@@ -231,6 +231,15 @@ class Database:
         tables = [self.pairs] if self.preferences is None else [self.pairs, self.preferences]
         return sorted({reference for table in tables for reference in table["ref_id"].unique()})
 
+    @property
+    def contents(self) -> dict[str, str]:
+        """ref_id → content, which splits keep together: two views of one scene are two references of one content. They
+        are told by an optional column `content` of the pairs; without it, every reference is a content of its own."""
+        contents = {reference: reference for reference in self.references}
+        if "content" in self.pairs:
+            contents |= dict(zip(self.pairs["ref_id"], self.pairs["content"], strict=True))
+        return contents
+
     def path(self, relative: str) -> Path:
         """Absolute path of one of the table's paths; DatabaseError if it leads out of the root."""
         return self.root.joinpath(*_parts(relative)).absolute()
@@ -275,13 +284,15 @@ class Database:
         ratios = tuple(float(ratio) for ratio in ratios)
         if len(ratios) not in (2, 3) or not all(ratio > 0 for ratio in ratios) or abs(sum(ratios) - 1) > 1e-9:
             raise DatabaseError(f"a split needs two or three positive ratios with sum 1, got {ratios}")
-        references = np.array(self.references, dtype=object)
-        counts = [math.floor(ratio * len(references) + 1e-9) for ratio in ratios[1:]]  # 0.29 * 100 is below 29
-        counts.insert(0, len(references) - sum(counts))
+        of = self.contents
+        contents = np.array(sorted(set(of.values())), dtype=object)
+        counts = [math.floor(ratio * len(contents) + 1e-9) for ratio in ratios[1:]]  # 0.29 * 100 is below 29
+        counts.insert(0, len(contents) - sum(counts))
         if min(counts) < 1:
-            raise DatabaseError(f"{self.name} has {len(references)} references, too few for a split by {ratios}")
-        shuffled = references[np.random.default_rng(seed).permutation(len(references))]
-        return tuple(self.subset(part.tolist()) for part in np.split(shuffled, np.cumsum(counts)[:-1]))
+            raise DatabaseError(f"{self.name} has {len(contents)} contents, too few for a split by {ratios}")
+        shuffled = contents[np.random.default_rng(seed).permutation(len(contents))]
+        parts = (set(part) for part in np.split(shuffled, np.cumsum(counts)[:-1]))
+        return tuple(self.subset([reference for reference in of if of[reference] in part]) for part in parts)
 
     def distributed_split(self) -> tuple["Database", ...]:
         """The split that the database comes with: (train, val, test), or (train, test) if it has no val.
@@ -295,9 +306,9 @@ class Database:
                 f"{self.name} is not distributed with a train and a test part (found: {', '.join(subset.unique())}); "
                 "use split() for a random one"
             )
-        parts = self.pairs.groupby("ref_id")["subset"].nunique()
+        parts = self.pairs.groupby(self.pairs["ref_id"].map(self.contents))["subset"].nunique()
         if (parts > 1).any():
-            raise DatabaseError(f"{self.name}: reference {parts.idxmax()!r} is in more than one part")
+            raise DatabaseError(f"{self.name}: content {parts.idxmax()!r} is in more than one part")
         return tuple(self.subset((subset == name).to_numpy()) for name in present)
 
 

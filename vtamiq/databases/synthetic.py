@@ -49,6 +49,7 @@ def load_synthetic(root: str | Path, *, strict: bool = True) -> Database:
             raise DatabaseError(f"{index.root}: {message}; restore the file or load with strict=False")
         omissions = (message,)
     subsets = {entry["ref_id"]: entry["subset"] for entry in manifest["references"]}
+    contents = {entry["ref_id"]: entry.get("content", entry["ref_id"]) for entry in manifest["references"]}
     skipped = [f"{source} was skipped: {reason}" for source, reason in manifest["skipped"].items()]
     name = index.root.resolve().name
     score_name = f"synthetic MOS (consensus of {len(manifest['metrics'])} IQMs)"
@@ -68,6 +69,7 @@ def load_synthetic(root: str | Path, *, strict: bool = True) -> Database:
         score_lo=1.0,
         score_hi=5.0,
         label_source=table["label_source"],
+        content=table["ref_id"].map(contents).fillna(table["ref_id"]),
     )
     return Database(
         name=name,
