@@ -178,6 +178,16 @@ def test_data_without_any_trend_are_fitted_all_the_same(half, parameters):
     assert ours["degenerate"] or (ours["fit"].success and abs(ours["plcc"]) < 1e-9 and abs(ours["plcc_fitted"]) <= 1)
 
 
+def test_four_parameters_on_a_straight_line_with_a_long_tail():
+    rng = np.random.default_rng(1)
+    x = np.append(rng.normal(size=7), 1e6)
+    y = x + 1e-4 * x.std() * rng.normal(size=8)
+    fit = logistic_fit(x, y, parameters=4)
+    assert fit.success
+    assert "maximum number of function evaluations" in fit.message
+    assert correlations(x, y, higher_better=False, parameters=4)["plcc_fitted"] > 0.999
+
+
 def test_fitting_helps_a_saturating_metric():
     prediction, score = noisy_scores()
     ours = correlations(prediction, score, higher_better=False)

@@ -232,6 +232,13 @@ def test_views_of_one_content_stay_together(seed):
         database(torn).distributed_split()
 
 
+def test_content_is_checked():
+    with pytest.raises(DatabaseError, match="empty content"):
+        table(2, content=["a", None, "a", "b", "b", "b"])
+    with pytest.raises(DatabaseError, match="second content of one ref_id"):
+        table(2, content=["a", "a", "b", "b", "b", "b"])
+
+
 def test_distributed_split():
     subset = np.repeat(["test", "train", "train", "val"], 3)
     train, val, test = database(table(subset=subset)).distributed_split()

@@ -79,15 +79,18 @@ def test_every_weight_acts():
         assert alone.item() == pytest.approx(2 * parts[name].item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("weights", [{"mae": -1.0}, {"mae": 0.0, "rank": 0.0, "pearson": 0.0}])
+@pytest.mark.parametrize("weights", [{"mae": -1.0}, {"mae": float("nan")}, {"mae": 0.0, "rank": 0.0, "pearson": 0.0}])
 def test_bad_weights_are_refused(weights):
     with pytest.raises(ValueError, match="loss weights"):
         combined_loss(torch.rand(3), torch.rand(3), **weights)
 
 
-def test_shapes_must_agree():
+@pytest.mark.parametrize("loss", [mae_loss, rank_loss, pearson_loss, combined_loss, preference_loss])
+def test_shapes_must_agree(loss):
     with pytest.raises(ValueError, match=r"\(3,\) and \(4,\)"):
-        combined_loss(torch.rand(3), torch.rand(4))
+        loss(torch.rand(3), torch.rand(4))
+    with pytest.raises(ValueError, match=r"\(3,\) and \(3, 1\)"):
+        loss(torch.rand(3), torch.rand(3, 1))
 
 
 def test_preference_loss():

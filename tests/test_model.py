@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 
-from vtamiq.checkpoints import resize_position_table
+from vtamiq.checkpoints import _ratio, resize_position_table
 from vtamiq.model import VTAMIQ, CheckpointError, VTAMIQConfig, preference
 
 DATA = Path(__file__).parent / "data"
@@ -342,6 +342,8 @@ def test_adapters_start_as_identity(batch):
         ({"uv": lambda u: u + 1}, r"\[0, 1\)"),
         ({"uv": lambda u: u * float("nan")}, r"\[0, 1\)"),
         ({"scale": torch.zeros(2, 4, dtype=torch.long)}, "scale must be"),
+        ({"scale": torch.zeros(2, 10)}, "scale must be integers, got torch.float32"),
+        ({"patches": lambda p: p[:, :1]}, "at least 2 images"),
     ],
 )
 def test_bad_inputs_are_refused(tiny, batch, change, message):
@@ -350,6 +352,19 @@ def test_bad_inputs_are_refused(tiny, batch, change, message):
     uv = change.get("uv", lambda u: u)(uv)
     with pytest.raises(ValueError, match=message):
         tiny(patches, uv, change.get("scale"))
+
+
+def test_a_batch_of_nothing_has_no_scores(tiny, batch):
+    assert tiny(*(part[:0] for part in batch)).shape == (0, 2)
+
+
+def test_any_integers_say_the_scale(batch):
+    model = VTAMIQ(replace(TINY, num_scales=3)).eval()
+    scale = torch.arange(10).expand(2, 10) % 4  # 3 counts as the coarsest that the model knows
+    q = model(*batch, scale)
+    assert torch.equal(model(*batch, scale.to(torch.uint8)), q)
+    assert torch.equal(model(*batch, scale.clamp(max=2)), q)
+    assert not torch.equal(model(*batch, torch.zeros_like(scale)), q)
 
 
 def test_scale_is_required_by_a_multi_scale_model(batch):
@@ -366,6 +381,12 @@ def test_scale_is_required_by_a_multi_scale_model(batch):
         ({"mean": (1, 0)}, "mean"),
         ({"uv_anchor": "middle"}, "uv_anchor"),
         ({"width": -3}, "width"),
+        ({"width": 32, "num_heads": 3}, "width must divide by num_heads=3"),
+        ({"num_blocks": 2.5}, r"num_blocks must be int, got 2\.5"),
+        ({"num_blocks": True}, "num_blocks must be int"),
+        ({"zero_anchor": "no"}, "zero_anchor must be bool, got 'no'"),
+        ({"mean": "abc"}, "mean must be tuple"),
+        ({"backbone": 3}, "backbone must be str"),
     ],
 )
 def test_bad_configurations_are_refused(change, message):
@@ -384,6 +405,8 @@ def test_unknown_field_is_refused_with_a_hint():
         ("vit_bse_patch16_384", "near: vit_base_patch16_384"),
         ("resnet18", "ResNet|cannot be built"),
         ("deit_tiny_distilled_patch16_224", "distillation"),
+        ("vit_small_patch16_18x2_224", "blocks of another kind"),
+        ("vit_tiny_r_s16_p8_224", "does not project patches of pixels"),
     ],
 )
 def test_unusable_backbones_are_refused(backbone, message):
@@ -410,6 +433,22 @@ def test_save_and_load(tiny, batch, tmp_path):
 def test_default_constructed_config_survives_saving(tmp_path):
     VTAMIQ(TINY).save_pretrained(tmp_path)
     assert VTAMIQConfig.from_dict(json.loads((tmp_path / "config.json").read_text())) == TINY
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", '""', "{", '{"num_heads": 5}', '{"num_blocks": 2.5}', '{"mean": ["a"]}', '{"num_blocks": 99}'],
+)
+def test_bad_configuration_files_are_refused(tiny, tmp_path, text):
+    tiny.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"config\.json: not a VTAMIQ configuration"):
+        VTAMIQ.from_pretrained(tmp_path)
+
+
+def test_a_name_that_is_too_long_is_refused():
+    with pytest.raises(CheckpointError, match="xxx"):
+        VTAMIQ.from_pretrained("x" * 300)
 
 
 def test_missing_model_is_refused_without_network():
@@ -454,6 +493,61 @@ def test_original_checkpoint_file(tmp_path, wrapped):
     model = VTAMIQ.from_original(tmp_path / "latest.pth", num_heads=4, zero_anchor=True)
     assert model.config.zero_anchor
     assert (model(golden.patches[:, [0, 0]], golden.uv) == 0).all()
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model."])
+@pytest.mark.parametrize("srocc", [0.9, np.float32(0.9), np.float16(0.9), np.int64(1)])
+def test_wrapped_checkpoints_of_any_number_type(tmp_path, prefix, srocc):
+    golden = Golden("model_noscale")
+    state = {prefix + name: torch.from_numpy(value) for name, value in golden.weights.items()}
+    state |= {"pref_module.p": torch.tensor(6.0)}
+    torch.save({"model_state_dict": state, "SROCC": srocc}, tmp_path / "latest.pth")
+    model = VTAMIQ.from_original(tmp_path / "latest.pth", num_heads=4)
+    assert torch.equal(model.head.output.weight, golden.model.head.output.weight)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("attn.key.weight", r"no weights for encoder\.blocks\.0\.attn\.key\.weight"),
+        ("patch_embeddings", "no weights for encoder.patch_projection.weight"),
+        ("positional_embeddings", "no weights for encoder.position_table"),
+        ("transformer.encoder.layers.0.", "no weights for encoder.blocks.0"),
+        ("q_predictor", "head"),
+    ],
+)
+def test_original_without_a_part_is_refused(part, message):
+    weights = {name: value for name, value in Golden("model_noscale").weights.items() if part not in name}
+    with pytest.raises(CheckpointError, match=message):
+        VTAMIQ.from_original(weights, num_heads=4)
+
+
+def test_original_without_groups_is_a_network_without_groups():
+    weights = {k: v for k, v in Golden("model_noscale").weights.items() if not k.startswith("quality_decoder")}
+    assert VTAMIQ.from_original(weights, num_heads=4).config.num_groups == 0
+
+
+def test_original_with_heads_that_do_not_fit_is_refused():
+    with pytest.raises(CheckpointError, match="width must divide by num_heads=7"):
+        VTAMIQ.from_original(Golden("model_noscale").weights, num_heads=7)
+
+
+def test_damaged_original_files_are_refused(tmp_path):
+    torch.save({"transformer.embeddings.cls_token": torch.zeros(1, 1, 8)}, tmp_path / "whole.pth")
+    whole = bytearray((tmp_path / "whole.pth").read_bytes())
+    rng = np.random.default_rng(0)
+    for k in range(60):
+        broken = whole.copy()
+        for place in rng.integers(len(whole), size=20):
+            broken[place] = rng.integers(256)
+        (tmp_path / f"{k}.pth").write_bytes(broken)
+        with pytest.raises(CheckpointError):  # also where it can be read: there is next to nothing in it
+            VTAMIQ.from_original(tmp_path / f"{k}.pth")
+
+
+@pytest.mark.parametrize(("hidden", "width"), [(60, 44), (3072, 768), (28, 25)])
+def test_mlp_widths_survive_division(hidden, width):
+    assert int(width * _ratio(hidden, width)) == hidden
 
 
 class Danger:

@@ -61,8 +61,27 @@ def test_model_is_the_best_epoch(run):
         assert torch.equal(value, weights["state_dict"][f"model.{name}"])
 
 
-def test_labels_come_from_training_rows_only(run, parts):
-    assert run.labels == LabelScale.fit(parts[0])
+def test_the_best_epoch_is_kept_whatever_its_place(parts, tmp_path, monkeypatch):
+    from vtamiq.training import Fitting
+
+    sroccs = iter([0.1, 0.9, 0.5])
+
+    def pretend(self):
+        self._validated.clear()
+        self.log("val_srocc", next(sroccs), logger=False)
+        self.log("val_mae", 0.0, logger=False)
+
+    monkeypatch.setattr(Fitting, "on_validation_epoch_end", pretend)
+    run = train(fresh(), STAGE, *parts, out=tmp_path / "r", progress=False)
+    result = json.loads((run.folder / "result.json").read_text())
+    assert result == {"best_epoch": 1, "val_srocc": pytest.approx(0.9)}
+
+
+def test_labels_come_from_training_rows_only(parts, tmp_path):
+    training, validation, _ = parts
+    mild = training.subset(training.pairs["score"] < 4)  # validation has scores up to 4
+    run = train(fresh(), replace(STAGE, epochs=1), mild, validation, out=tmp_path / "r", progress=False)
+    assert run.labels == LabelScale(best=1, worst=3)
 
 
 def test_model_card_says_what_the_labels_are(run, parts, tmp_path):
@@ -99,6 +118,37 @@ def test_training_learns_the_obvious_order(parts, tmp_path):
 
 class Stop(RuntimeError):
     pass
+
+
+def test_a_loaded_model_is_trained_like_a_fresh_one(run, parts, tmp_path):
+    """Dropout acts, although `from_pretrained` gives a model in evaluation mode."""
+    fresh().save_pretrained(tmp_path / "start")
+    again = train(VTAMIQ.from_pretrained(tmp_path / "start"), STAGE, *parts, out=tmp_path / "r", progress=False)
+    pd.testing.assert_frame_equal(again.history, run.history)
+
+
+@pytest.mark.parametrize("interruption", [Stop, KeyboardInterrupt])
+@pytest.mark.parametrize("where", ["Fitting.validation_step", "predict"])
+def test_the_same_model_goes_on_after_an_interruption(run, parts, tmp_path, monkeypatch, where, interruption):
+    def stop(*_, **__):
+        raise interruption
+
+    model = fresh()
+    monkeypatch.setattr(f"vtamiq.training.{where}", stop)
+    with pytest.raises(interruption):
+        train(model, STAGE, *parts, out=tmp_path / "r", progress=False)
+    monkeypatch.undo()
+    resumed = train(model, STAGE, *parts, out=tmp_path / "r", progress=False)
+    pd.testing.assert_frame_equal(resumed.history, run.history)
+    pd.testing.assert_frame_equal(resumed.predictions, run.predictions)
+    assert not model.training
+
+
+def test_a_diverged_run_is_no_result(parts, tmp_path):
+    with pytest.raises(ValueError, match="training diverged"):
+        train(fresh(), replace(STAGE, learning_rate=1e30, gradient_clip=0), *parts, out=tmp_path / "r", progress=False)
+    assert not (tmp_path / "r" / "result.json").exists()
+    assert not (tmp_path / "r" / "model").exists()
 
 
 @pytest.mark.parametrize(("epoch", "interruption"), [(0, Stop), (2, Stop), (2, KeyboardInterrupt)])
@@ -164,9 +214,45 @@ def test_another_run_can_be_set_aside(run, parts, tmp_path):
     pd.testing.assert_frame_equal(Run.load(aside).history, run.history)
 
 
-def test_workers_make_no_other_run(run, parts):
-    again = train(fresh(), replace(STAGE, workers=1, in_memory=True), *parts, out=run.folder, progress=False)
+def test_runs_may_alternate(parts, tmp_path):
+    one, other = (replace(STAGE, epochs=n) for n in (1, 2))
+    for stage in (one, other, one, other, one):
+        run = train(fresh(), stage, *parts, out=tmp_path / "r", set_aside=True, progress=False)
+        assert len(run.history) == stage.epochs
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_workers_make_no_other_run(run, parts, tmp_path):
+    stage = replace(STAGE, workers=1, in_memory=True)
+    assert len(train(fresh(), stage, *parts, out=run.folder, progress=False).history) == 3  # the same run: loaded
+    again = train(fresh(), stage, *parts, out=tmp_path / "r", progress=False)
     pd.testing.assert_frame_equal(again.history, run.history)
+    pd.testing.assert_frame_equal(again.predictions, run.predictions)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"learning_rate": 1e-3}, {"weight_decay": 0.5}, {"schedule": "constant"}, {"final_rate": 0.5}, {"warmup": 0.0},
+        {"mae": 0.0}, {"rank": 0.0}, {"pearson": 0.0}, {"gradient_clip": 0.01}, {"flips": Flips()}, {"seed": 2},
+        {"precision": "bf16-mixed"}, {"batch_size": 6}, {"caps": CAPS(num_patches=13)},
+        {"caps": CAPS(num_patches=12, difference=0)}, {"test_patches": 13}, {"test_repeats": 3},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_setting_acts(run, parts, tmp_path, change):
+    """Each setting changes the weights after one epoch, or, where it concerns scoring, the predictions."""
+    stage = replace(STAGE, epochs=1)
+    base, changed = (
+        train(fresh(), s, *parts, out=tmp_path / name, progress=False)
+        for name, s in (("base", stage), ("changed", replace(stage, **change)))
+    )
+    weights = [r.model.head.output.weight for r in (base, changed)]
+    if change.keys() <= {"test_patches", "test_repeats"}:
+        assert torch.equal(*weights)
+        assert (base.predictions["q"] != changed.predictions["q"]).any()
+    else:
+        assert not torch.equal(*weights)
 
 
 def test_code_is_part_of_a_run(run, parts, monkeypatch):
@@ -196,6 +282,22 @@ def test_stage_survives_yaml(tmp_path):
     stage.save(tmp_path / "stage.yaml")
     assert Stage.load(tmp_path / "stage.yaml") == stage
     assert build(Stage, asdict(stage)) == stage
+
+
+def test_yaml_numbers_are_numbers(tmp_path):
+    (tmp_path / "stage.yaml").write_text("learning_rate: 1e-4\nweight_decay: 1\ncaps: {num_patches: 5}\n")
+    stage = Stage.load(tmp_path / "stage.yaml")
+    assert (stage.learning_rate, stage.weight_decay, stage.caps) == (1e-4, 1.0, CAPS(num_patches=5))
+    for text, message in (
+        ("epochs: 2.5", "Stage.epochs must be int, got 2.5"),
+        ("epochs: true", "Stage.epochs must be int, got True"),
+        ("in_memory: perhaps", "Stage.in_memory must be bool, got 'perhaps'"),
+        ("caps: 5", "Stage.caps must be CAPS, got 5"),
+        ("- 3", "Stage is made from named values"),
+    ):
+        (tmp_path / "stage.yaml").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            Stage.load(tmp_path / "stage.yaml")
 
 
 def test_unknown_stage_field_is_refused_with_a_hint(tmp_path):

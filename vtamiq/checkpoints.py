@@ -5,7 +5,6 @@ those of the public repository ch-andrei/VTAMIQ (states of October 2021 and May 
 """
 
 import math
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,17 +61,21 @@ _BLOCK_PARTS = {
 }
 
 
+# Prefixes that data-parallel training and compilation put before all names.
+_WRAPPERS = r"^(module\.|_orig_mod\.|model\.)+"
+_INDISPENSABLE = ("encoder.patch_projection.weight", "encoder.position_table", "encoder.blocks.0.mlp.fc1.weight")
+
 # The original's checkpoints record their SROCC as a numpy scalar: data, not code, but torch wants to be told.
 _SCALAR = np.float64(0).__reduce__()[0]
 _NUMPY_SCALARS = [(_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-_NUMPY_SCALARS += [np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType]
+_NUMPY_SCALARS += [np.dtype, *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8"))]
 
 
 def read_original(source: str | Path | Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """The network's state dict from a checkpoint file or mapping of the original repository, without unpickling objects.
 
     Accepts the training checkpoint (entry `model_state_dict`) or a bare state dict, tensors or numpy arrays, with or
-    without the `module.` prefix of data-parallel training.
+    without the prefixes of data-parallel training and compilation.
 
     Raises:
         CheckpointError: file missing or damaged, holds more than tensors, or holds no VTAMIQ weights.
@@ -85,7 +88,7 @@ def read_original(source: str | Path | Mapping[str, Any]) -> dict[str, torch.Ten
         try:
             with torch.serialization.safe_globals(_NUMPY_SCALARS):
                 source = torch.load(source, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
+        except Exception as error:  # a damaged file can end in almost anything
             raise CheckpointError(
                 f"{where}: cannot be read as a checkpoint of tensors ({_first_line(error)})"
             ) from error
@@ -93,7 +96,7 @@ def read_original(source: str | Path | Mapping[str, Any]) -> dict[str, torch.Ten
             raise CheckpointError(f"{where}: holds a {type(source).__name__}, expected a state dict")
     state = source.get("model_state_dict", source)
     try:
-        state = {name.removeprefix("module."): _as_tensor(value) for name, value in state.items()}
+        state = {re.sub(_WRAPPERS, "", name): _as_tensor(value) for name, value in state.items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{where}: is no state dict of named tensors ({_first_line(error)})") from error
     if "transformer.embeddings.cls_token" not in state:
@@ -107,11 +110,14 @@ def convert_original(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any],
     The number of attention heads leaves no trace in shapes; the caller supplies it.
 
     Raises:
-        CheckpointError: a name that belongs to no known part of either published state.
+        CheckpointError: a name that belongs to no known part of either published state, or a part that is missing.
     """
     year = 2021 if any(name.startswith("transformer.encoder.layer.") for name in state) else 2024
-    converted = {_rename(name, year): value for name, value in state.items()}
+    converted = {_rename(name, year): value for name, value in state.items() if not name.startswith("pref_module.")}
     _merge_qkv(converted)
+    missing = [name for name in _INDISPENSABLE if name not in converted]
+    if missing:
+        raise CheckpointError(f"the checkpoint has no weights for {', '.join(missing)}")
     for name, value in converted.items():
         if name.endswith("weight") and value.ndim > 2:  # kernel-1 convolution, or the patch convolution
             converted[name] = value.flatten(1)
@@ -149,7 +155,11 @@ def _rename(name: str, year: int) -> str:
 
 def _merge_qkv(state: dict[str, torch.Tensor]) -> None:
     for name in [name for name in state if ".attn.query." in name]:
-        parts = [state.pop(name.replace("query", role)) for role in ("query", "key", "value")]
+        roles = [name.replace("query", role) for role in ("query", "key", "value")]
+        missing = [role for role in roles if role not in state]
+        if missing:
+            raise CheckpointError(f"the checkpoint has no weights for {', '.join(missing)}")
+        parts = [state.pop(role) for role in roles]
         state[name.replace("query", "qkv")] = torch.cat(parts)
 
 
@@ -167,17 +177,23 @@ def _config_fields(state: Mapping[str, torch.Tensor], year: int) -> dict[str, An
         "patch_size": patch_size,
         "image_size": grid * patch_size,
         "num_blocks": _count(state, r"encoder\.blocks\.(\d+)\."),
-        "mlp_ratio": state["encoder.blocks.0.mlp.fc1.weight"].shape[0] / width,
+        "mlp_ratio": _ratio(state["encoder.blocks.0.mlp.fc1.weight"].shape[0], width),
         "num_registers": state["encoder.registers"].shape[1] if "encoder.registers" in state else 0,
         "num_scales": len(state["encoder.scale_table"]) if "encoder.scale_table" in state else 1,
         "layer_scale": "encoder.blocks.0.ls1.gamma" in state,
         "difference_scale": "difference_scale" in state,
         "difference_gate": "difference_gate.linear.weight" in state,
         "num_groups": _count(state, r"diffnet\.groups\.(\d+)\."),
-        "blocks_per_group": _count(state, r"diffnet\.groups\.0\.blocks\.(\d+)\."),
+        "blocks_per_group": _count(state, r"diffnet\.groups\.0\.blocks\.(\d+)\.") or 1,
         "reduction": width // squeeze.shape[0] if squeeze is not None else 16,
         "variant": year,
     }
+
+
+def _ratio(hidden: int, width: int) -> float:
+    """hidden / width, or the next number above it where timm, which cuts off decimals, would come out one too low."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def _as_tensor(value: Any) -> torch.Tensor:

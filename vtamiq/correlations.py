@@ -25,8 +25,8 @@ class LogisticFit:
     """A fitted logistic; call it on predictions to get them in the units of the scores.
 
     params: p0 … p3 or p0 … p4 of `logistic_fit`, NaN after a failed fit. rmse: root mean squared residual, in the units
-    of the scores, NaN after a failed fit. success, message: whether the solver converged and what it says, or why there
-    was nothing to fit; a failed fit turns every prediction into NaN.
+    of the scores, NaN after a failed fit. success, message: whether there is a fit, and what the solver says of it or why
+    there was nothing to fit; a failed fit turns every prediction into NaN.
     """
 
     params: tuple[float, ...]
@@ -126,8 +126,9 @@ def logistic_fit(prediction: ArrayLike, score: ArrayLike, *, parameters: int = 5
     per standard deviation of the prediction), so that a fit can straighten a metric but never reorder images. Of the fits
     from a few starts the best is taken; with five parameters it is never worse than the straight line.
 
-    A fit that fails (no spread in the data, fewer points than parameters, no convergence) comes back with `success`
-    False. Raises ValueError for the same bad input as `correlations`.
+    A fit that fails (no spread in the data, fewer points than parameters) comes back with `success` False; one that the
+    solver left on its way down a flat valley counts, and its message says so. Raises ValueError for the same bad input as
+    `correlations`.
     """
     if parameters not in (4, 5):
         raise ValueError(f"the logistic has 4 or 5 parameters, not {parameters}")
@@ -141,7 +142,7 @@ def logistic_fit(prediction: ArrayLike, score: ArrayLike, *, parameters: int = 5
     x = trend * (prediction - prediction.mean()) / prediction.std()
     y = (score - score.mean()) / score.std()
     solution = _fit_standardised(x, y, linear=parameters == 5)
-    if not solution.success:
+    if not np.isfinite(solution.cost):
         return _failed(parameters, solution.message)
     params = _original_units(solution.x, prediction, score, trend)
     return LogisticFit(tuple(params.tolist()), _rmse(_logistic(params, prediction), score), True, solution.message)
@@ -187,10 +188,10 @@ def _fit_standardised(x: np.ndarray, y: np.ndarray, *, linear: bool):
                 max_nfev=2000,  # data without a trend leave a flat valley, along which steps are small
             )
         )
-    best = min(solutions, key=lambda solution: (not solution.success, solution.cost))
+    best = min(solutions, key=lambda solution: solution.cost)  # also one that the limit stopped on its way down
     straight = 0.5 * np.square(line * x - y).sum()
-    if linear and not (best.success and best.cost <= straight):  # on straight data the fits end just short of the line
-        best.x, best.cost, best.success = np.array([0.0, 1.0, 0.0, line, 0.0]), straight, True
+    if linear and not best.cost <= straight:  # on straight data the fits end just short of the line
+        best.x, best.cost = np.array([0.0, 1.0, 0.0, line, 0.0]), straight
         best.message = "the straight line fits best"
     return best
 

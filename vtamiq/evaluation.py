@@ -20,7 +20,7 @@ _MEASURED_ON = ("database", "split", "stage", "num_patches", "repeats", "seed")
 
 
 def evaluate(
-    predictions: pd.DataFrame, by: Sequence[str] = ("database",), *, bootstrap: int = 1000, seed: int = 0
+    predictions: pd.DataFrame, by: str | Sequence[str] = ("database",), *, bootstrap: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
     """Correlations of predictions with scores in every group of rows.
 
@@ -34,12 +34,15 @@ def evaluate(
         One row per group: the `by` columns, what else its rows share (database, split, patches, …), n, srocc, krocc, plcc,
         rmse (before the fit, both min–max scaled), plcc_fitted, rmse_fitted (after the 5-parameter logistic, in score
         units), srocc_low, srocc_high, synthetic. Correlations are signed: positive means that the prediction agrees.
-        Groups of fewer than 3 rows are listed with n and NaN.
+        `degenerate` (constant values) and `fit_success` say why a value may be NaN. Groups of fewer than 3 rows are listed
+        with n and NaN.
 
     Raises:
         ValueError: a missing column, an empty table, or a non-finite prediction or score.
     """
-    by = list(by)
+    by = [by] if isinstance(by, str) else list(by)
+    if not by:
+        raise ValueError("name at least one column to group by")
     missing = [name for name in [*by, "q", "score", "higher_better", "synthetic"] if name not in predictions]
     if missing:
         raise ValueError(f"the prediction table has no column {', '.join(missing)}; it has {', '.join(predictions)}")

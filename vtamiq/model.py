@@ -12,6 +12,7 @@ import difflib
 import json
 import logging
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vtamiq.checkpoints import CheckpointError, convert_original, read_original, resize_position_table
-from vtamiq.configs import build, require
+from vtamiq.configs import build, conform, require
 
 __all__ = ["VTAMIQ", "CheckpointError", "VTAMIQConfig", "preference"]
 
@@ -93,8 +94,7 @@ class VTAMIQConfig:
     uv_anchor: str = "centre"
 
     def __post_init__(self):
-        object.__setattr__(self, "mean", tuple(self.mean))
-        object.__setattr__(self, "std", tuple(self.std))
+        conform(self)
         for name in ("num_blocks", "num_scales", "blocks_per_group", "reduction"):
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
         for name in ("num_registers", "num_groups"):
@@ -107,6 +107,8 @@ class VTAMIQConfig:
         for name in ("mean", "std"):
             require(self, name, len(getattr(self, name)) == 3, "must have three values, one per colour channel")
         require(self, "std", min(self.std) > 0, "must be positive")
+        if self.width and self.num_heads:
+            require(self, "width", self.width % self.num_heads == 0, f"must divide by num_heads={self.num_heads}")
         require(self, "uv_anchor", self.uv_anchor in ("centre", "corner"), 'must be "centre" or "corner"')
 
     @classmethod
@@ -213,7 +215,7 @@ class PatchEncoder(nn.Module):
         tokens = self.patch_projection(patches.flatten(2))  # (B, N, D)
         tokens = tokens + self.position_table[self.position_rows(uv)]
         if self.scale_table is not None:
-            tokens = tokens + self.scale_table[scale.clamp(0, len(self.scale_table) - 1)]
+            tokens = tokens + self.scale_table[scale.long().clamp(0, len(self.scale_table) - 1)]
         class_token = self.class_token + self.position_table[0] if self.class_token_position else self.class_token
         ahead = [class_token] if self.registers is None else [class_token, self.registers]
         ahead = torch.cat(ahead, dim=1).expand(len(tokens), -1, -1)
@@ -243,6 +245,10 @@ def _check_backbone(vit: nn.Module, config: VTAMIQConfig) -> None:
         refuse("has no class token")
     if vit.pos_embed is None:
         refuse("has no learned position table")
+    if not isinstance(vit.patch_embed.proj, nn.Conv2d) or vit.patch_embed.proj.in_channels != 3:
+        refuse("does not project patches of pixels")
+    if not all(hasattr(block, part) for block in vit.blocks for part in ("ls1", "ls2", "mlp")):
+        refuse("has blocks of another kind")
     if vit.num_prefix_tokens != 1 + (0 if vit.reg_token is None else vit.reg_token.shape[1]):
         refuse("has a distillation token")
     if vit.patch_embed.grid_size[0] != vit.patch_embed.grid_size[1]:
@@ -283,7 +289,7 @@ def _create_vit(config: VTAMIQConfig, pretrained: bool = False, **overrides: Any
             drop_path_rate=config.encoder_drop_path,
             **settings,
         )
-    except TypeError as error:  # a model of another family does not know these settings
+    except (TypeError, AssertionError) as error:  # another family does not know these settings, or they do not fit
         raise ValueError(f"backbone `{config.backbone}` cannot be built with {settings}: {error}") from error
 
 
@@ -429,6 +435,7 @@ class VTAMIQ(
         Raises:
             ValueError: shapes that do not fit the model or each other.
         """
+        self._check_inputs(patches, uv, scale, least=2)
         embedding = self.encode(patches, uv, scale)  # (B, K, D)
         q = self.compare(embedding[:, :1], embedding[:, 1:])  # (B, K-1)
         if self.config.zero_anchor:  # rounding may depend on the place in the batch: an exact copy is exactly 0
@@ -482,17 +489,22 @@ class VTAMIQ(
     def _decode(self, difference: Tensor, reference: Tensor) -> Tensor:
         return self.head(self.modulate(difference, reference))
 
-    def _check_inputs(self, patches: Tensor, uv: Tensor, scale: Tensor | None) -> None:
+    def _check_inputs(self, patches: Tensor, uv: Tensor, scale: Tensor | None, least: int = 1) -> None:
         P = self.encoder.patch_size
         if patches.ndim != 6 or patches.shape[3:] != (3, P, P):
             raise ValueError(f"patches must be (B, K, N, 3, {P}, {P}), got {tuple(patches.shape)}")
         B, K, N = patches.shape[:3]
+        if least > K:
+            raise ValueError(f"patches must have at least {least} images per item, got {tuple(patches.shape)}")
         if tuple(uv.shape) not in ((B, N, 2), (B, K, N, 2)):
             raise ValueError(f"uv must be {(B, N, 2)} or {(B, K, N, 2)} to fit the patches, got {tuple(uv.shape)}")
-        if uv.device.type == "cpu" and N and not (uv.min() >= 0 and uv.max() < 1):  # a check on a GPU would stall it
+        # A check on a GPU would stall it.
+        if uv.device.type == "cpu" and uv.numel() and not (uv.min() >= 0 and uv.max() < 1):
             raise ValueError(f"uv must lie in [0, 1), got values from {uv.min():g} to {uv.max():g}")
         if scale is not None and tuple(scale.shape) not in ((B, N), (B, K, N)):
             raise ValueError(f"scale must be {(B, N)} or {(B, K, N)} to fit the patches, got {tuple(scale.shape)}")
+        if scale is not None and (scale.is_floating_point() or scale.dtype == torch.bool):
+            raise ValueError(f"scale must be integers, got {scale.dtype}")
         if scale is None and self.encoder.scale_table is not None:
             raise ValueError(f"a model with num_scales={self.config.num_scales} needs the scale of every patch")
 
@@ -536,7 +548,8 @@ class VTAMIQ(
 
         Args:
             source: checkpoint file, or its (or its network's) state dict of tensors or arrays.
-            num_heads: attention heads, the one setting that the weights' shapes do not tell.
+            num_heads: attention heads, the one setting that the weights' shapes do not tell: with another number than
+                they were trained with, weights load all the same and scores are wrong.
             changes: further fields of `VTAMIQConfig`, for example `zero_anchor=True` or dropout rates.
 
         Returns:
@@ -547,7 +560,10 @@ class VTAMIQ(
         """
         read, state = convert_original(read_original(source))
         base = VTAMIQConfig.paper_2021() if read.pop("variant") == 2021 else VTAMIQConfig()
-        model = cls(replace(base, **(read | {"num_heads": num_heads} | changes)))
+        try:
+            model = cls(replace(base, **(read | {"num_heads": num_heads} | changes)))
+        except ValueError as error:
+            raise CheckpointError(f"original checkpoint: {error}") from error
         _load_strictly(model, state, "original checkpoint")
         return model.eval()
 
@@ -566,21 +582,20 @@ class VTAMIQ(
             CheckpointError: nothing there, damaged files, or weights of another configuration.
         """
         folder = Path(folder_or_id)
-        if not folder.is_dir():
+        if not os.path.isdir(folder):  # Path.is_dir raises where a name is too long
             folder = _snapshot(str(folder_or_id), download, revision)
         config_file, weights_file = folder / "config.json", folder / "model.safetensors"
         for file in (config_file, weights_file):
             if not file.is_file():
                 raise CheckpointError(f"{folder}: has no {file.name}; expected a folder written by `save_pretrained`")
         try:
-            config = VTAMIQConfig.from_dict(json.loads(config_file.read_text()))
-        except (ValueError, TypeError) as error:
+            model = cls(VTAMIQConfig.from_dict(json.loads(config_file.read_text())))
+        except (ValueError, OSError) as error:
             raise CheckpointError(f"{config_file}: not a VTAMIQ configuration ({error})") from error
         try:
             state = load_file(weights_file)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{weights_file}: damaged or truncated ({error})") from error
-        model = cls(config)
         _load_strictly(model, state, str(weights_file))
         return model.eval()
 

@@ -48,7 +48,7 @@ OWN = ("preset", "out")  # parameters that have an argument of their own
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _TRACEBACK_LINES = 15
-_SET_ASIDE = re.compile(r"\.[0-9a-f]{8}$")  # a training run that made way for another one; anyone may delete it
+_SET_ASIDE = re.compile(r"\.[0-9a-f]{8}(\.\d+)?$")  # a training run that made way for another one; anyone may delete it
 _HEARTBEAT = 2.0  # seconds
 
 

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from vtamiq.caps import CAPS
-from vtamiq.configs import build, require
+from vtamiq.configs import build, conform, require
 from vtamiq.databases import Database, LabelScale
 from vtamiq.losses import combined_loss
 from vtamiq.model import VTAMIQ
@@ -55,7 +56,7 @@ class Stage:
     """Everything that one stage of training is asked to do, beside its model and data.
 
     Attributes:
-        caps: patch sampling in training; patch size and position convention are taken from the model.
+        caps: patch sampling in training; patch size, position convention and scales are taken from the model.
         test_patches, test_repeats: patches per image, and draws averaged, when validation and test rows are scored at the
             end; validation after each epoch uses `test_patches` and one draw, the same for every epoch.
         learning_rate, weight_decay: of AdamW.
@@ -91,6 +92,7 @@ class Stage:
     seed: int = 0
 
     def __post_init__(self):
+        conform(self)
         for name in ("test_patches", "test_repeats", "epochs"):
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
         require(
@@ -186,14 +188,16 @@ def train(
     Labels are normalised on the training rows only. Test rows are scored once, at the end, with the best weights.
 
     Args:
-        model: trained in place; afterwards it holds the best weights, or its first ones if training was interrupted.
-            Its weights at the start are part of what makes a run the same, so call again with one built the same way.
+        model: trained in place; afterwards it is on the CPU, in evaluation mode, with the best weights, or after an
+            interruption with those that it came with. They are part of what makes a run the same, so call again with a
+            model built the same way.
         training, validation, test: parts without a common reference; `Database.split` makes such.
         out: run folder.
         set_aside: what to do if `out` holds another run: rename that folder and begin anew, instead of refusing.
 
     Raises:
-        ValueError: `out` holds a run of another stage, model, start, data or code, or parts share references.
+        ValueError: `out` holds a run of another stage, model, start, data or code, parts share contents, or training
+            diverged (try a lower learning rate).
         KeyboardInterrupt: after Ctrl-C; the last whole epoch is kept.
     """
     out = Path(out)
@@ -204,19 +208,27 @@ def train(
     if (out / "result.json").is_file():
         log.info("%s holds this run, finished; loaded, not trained again", out.name)
         run = Run.load(out)
-        model.load_state_dict(run.model.state_dict())
+        model.cpu().eval().load_state_dict(run.model.state_dict())
         return run
 
     stage.save(out / "stage.yaml")
-    best = _fit(model, stage, training, validation, labels, out, accelerator, progress)
-    checkpoint = torch.load(best, map_location="cpu", weights_only=True)
-    weights = checkpoint["state_dict"]
-    model.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()})
-    model.cpu().eval().save_pretrained(out / "model", model_card_kwargs={"training": _in_words(stage, training)})
-    _score_parts(model, stage, parts, out, accelerator, progress)
-    history = pd.read_csv(out / "history.csv")
-    val_srocc = history.set_index("epoch")["val_srocc"].loc[checkpoint["epoch"]]
-    _write_text(out / "result.json", json.dumps({"best_epoch": checkpoint["epoch"], "val_srocc": float(val_srocc)}))
+    start = copy.deepcopy(model.state_dict())
+    try:
+        best = _fit(model, stage, training, validation, labels, out, accelerator, progress)
+        checkpoint = torch.load(best, map_location="cpu", weights_only=True)
+        weights = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
+        if not all(value.isfinite().all() for value in weights.values()):
+            raise ValueError(f"{out.name}: training diverged, its weights are not finite; try a lower learning rate")
+        model.load_state_dict(weights)
+        model.cpu().eval().save_pretrained(out / "model", model_card_kwargs={"training": _in_words(stage, training)})
+        _score_parts(model, stage, parts, out, accelerator, progress)
+    except BaseException:
+        model.cpu().eval().load_state_dict(start)  # so that the same call can be made again
+        raise
+    history = pd.read_csv(out / "history.csv").set_index("epoch")
+    val_srocc = float(history["val_srocc"].loc[checkpoint["epoch"]])
+    result = {"best_epoch": checkpoint["epoch"], "val_srocc": val_srocc if math.isfinite(val_srocc) else None}
+    _write_text(out / "result.json", json.dumps(result))
     return Run.load(out)
 
 
@@ -376,14 +388,13 @@ def _fit(
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
         )
-        start = copy.deepcopy(model.state_dict())
+        model.train()  # Lightning keeps the mode: a loaded model would be trained without dropout
         on_interrupt = signal.getsignal(signal.SIGINT)
         try:
             resume_from = last if last.is_file() else None
             trainer.fit(Fitting(model, stage), batches, val_batches, ckpt_path=resume_from, weights_only=True)
-        except BaseException as error:
-            model.cpu().load_state_dict(start)  # so that the same call can be made again
-            if not (isinstance(error, SystemExit) and trainer.interrupted):
+        except SystemExit:
+            if not trainer.interrupted:
                 raise
             # Lightning answers Ctrl-C by leaving the process, with further ones ignored.
             signal.signal(signal.SIGINT, on_interrupt)
@@ -482,7 +493,7 @@ def _claim(out: Path, record: dict[str, Any], set_aside: bool) -> None:
     held = json.loads(path.read_text())
     different = [key for key in record if key != "versions" and _essence(record[key]) != _essence(held.get(key))]
     if different and set_aside:
-        aside = out.with_name(f"{out.name}.{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}")
+        aside = _unused(out.with_name(f"{out.name}.{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"))
         log.warning("%s held another run (other %s), which is now %s", out.name, ", ".join(different), aside.name)
         os.replace(out, aside)
         return _claim(out, record, set_aside)
@@ -490,6 +501,12 @@ def _claim(out: Path, record: dict[str, Any], set_aside: bool) -> None:
         raise ValueError(f"{out} holds another run (other {', '.join(different)}); choose another folder or remove it")
     if record["versions"] != held.get("versions"):
         log.warning("%s was begun with %s, now %s", out.name, held.get("versions"), record["versions"])
+
+
+def _unused(path: Path) -> Path:
+    """The path, or with .2, .3 … behind it if it is taken: the same run may be set aside more than once."""
+    numbered = (path.with_name(f"{path.name}.{n}") for n in count(2))
+    return next(candidate for candidate in chain([path], numbered) if not candidate.exists())
 
 
 def _essence(part: Any) -> Any:

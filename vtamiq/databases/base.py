@@ -108,7 +108,8 @@ def pair_table(**columns: Any) -> pd.DataFrame:
 
 
 def validate_pairs(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Return `pairs` itself if it follows the schema `PAIR_COLUMNS`; columns after those of the schema are free.
+    """Return `pairs` itself if it follows the schema `PAIR_COLUMNS`; columns after those of the schema are free, but
+    for `content` (`Database.contents`).
 
     Raises DatabaseError naming the first bad row and its label: a column is missing or of another type, a name is empty,
     a subset unknown, a path absolute or leading upwards, a score infinite, a pair listed twice, a content shown with two
@@ -126,6 +127,10 @@ def validate_pairs(pairs: pd.DataFrame) -> pd.DataFrame:
     )
     first = pairs.groupby("ref_id", sort=False)["ref_path"].transform("first")
     _refuse(pairs, pairs["ref_path"] != first, "second reference image of one ref_id")
+    if "content" in pairs:
+        _refuse(pairs, pairs["content"].isna(), "empty content")
+        first = pairs.groupby("ref_id", sort=False)["content"].transform("first")
+        _refuse(pairs, pairs["content"] != first, "second content of one ref_id")
     return pairs
 
 
