@@ -616,6 +616,14 @@ def test_regular_grid_leaves_the_remainder_out():
         regular_grid(noise(15, 50), patch_size=16)
 
 
+def test_numpy_numbers_become_plain_ones():
+    caps = CAPS(num_patches=np.int64(5), centre=np.float32(0.5), difference=2)
+    assert caps == CAPS(num_patches=5, centre=0.5, difference=2.0)
+    assert [type(caps.num_patches), type(caps.centre), type(caps.difference)] == [int, float, float]
+    with pytest.raises(ValueError, match="too large, their sum is inf"):
+        CAPS(difference=1e308, centre=1e308)
+
+
 def test_configuration():
     with pytest.raises(ValueError, match="all 0"):
         CAPS(difference=0, centre=0, uniform=0)

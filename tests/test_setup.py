@@ -31,10 +31,10 @@ FLOORS = {
     "synthesis": 2, "patches": 2, "predictions": 2, "attention": 2, "complexity": 2,
     "initialise": 2,
     "training": 3, "scoring": 3, "evaluation": 3,
-    "plots": 4, "explore": 4, "pipeline": 4, "presets": 4,
+    "plots": 4, "diagrams": 4, "explore": 4, "pipeline": 4, "presets": 4,
     "__main__": 5,
 }  # fmt: skip
-SAME_FLOOR = {("predictions", "patches")}
+SAME_FLOOR = {("predictions", "patches"), ("diagrams", "plots")}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 

@@ -19,6 +19,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 
+from vtamiq.configs import conform
 from vtamiq.images import ImageError, check_uint8_rgb
 
 DIFFERENCE_METRICS = ("mse", "absolute", "ssim")
@@ -328,6 +329,7 @@ class CAPS:
             raise ValueError(f"CAPS: difference, centre and uniform are too large, their sum is {total}")
         if total == 0:
             raise ValueError("CAPS: difference, centre and uniform are all 0, at least one must be positive")
+        conform(self)  # NumPy's numbers become Python's, so that the configuration can be saved as text
 
     def __call__(self, images: np.ndarray | Sequence[np.ndarray], seed: Seed) -> PatchSample:
         """Draw N places from the weight map and cut the patches of all images.

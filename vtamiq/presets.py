@@ -70,7 +70,7 @@ PRESETS = {
             caps=CAPS(num_patches=64),
             test_patches=128,
             test_repeats=4,
-            epochs=60,
+            epochs=24,
             batch_size=16,
             learning_rate=1e-3,
             schedule="cosine",

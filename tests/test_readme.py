@@ -1,0 +1,83 @@
+"""What the README says is so: its numbers, pictures, snippets and commands."""
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from vtamiq.__main__ import parser
+from vtamiq.pipeline import find_notebooks, parse_parameter
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+METRICS = {"VTAMIQ (demo)": "VTAMIQ", "PSNR": "psnr", "look-up of (distortion, level)": "lookup"}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def commands() -> list[list[str]]:
+    """Arguments of every `python -m vtamiq` in the README, those within `make reproduce` included."""
+    found = []
+    for line in "".join(blocks("sh")).splitlines():
+        words = shlex.split(line, comments=True)
+        if "vtamiq" in words:
+            found.append(words[words.index("vtamiq") + 1 :])
+        elif words[:2] == ["make", "reproduce"]:
+            given = dict(word.split("=", 1) for word in words[2:])
+            preset = ["--preset", given["PRESET"]] if "PRESET" in given else []
+            found.append(["reproduce", *preset, *shlex.split(given.get("ARGS", ""))])
+    return found
+
+
+def test_results_are_those_of_the_run():
+    """The table is `figures/evaluation.csv`, which notebook 06 wrote with the figures beside it."""
+    results = pd.read_csv(ROOT / "figures" / "evaluation.csv").set_index(["metric", "database"])
+    columns = ["srocc", "srocc_low", "srocc_high", "krocc", "plcc", "plcc_fitted"]
+    rows = re.findall(r"^\| ([^|]+) \| (photos|textures) \| (\d+) \| (.+) \|$", README, re.MULTILINE)
+    assert len(rows) == 6
+    for name, database, n, numbers in rows:
+        expected = results.loc[METRICS[name], database]
+        assert int(n) == expected["n"]
+        assert re.findall(r"-?\d\.\d{3}", numbers) == [f"{expected[column]:.3f}" for column in columns]
+    assert results["synthetic"].all()
+    assert "synthetic" in README
+
+
+def test_pictures_are_there_with_their_data():
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
+    assert len(set(pictures)) == len(pictures) > 8
+    for picture in pictures:
+        png = ROOT / picture
+        assert png.is_file()
+        assert png.with_suffix(".svg").is_file()
+        assert png.with_suffix(".csv").is_file() or png.with_suffix(".json").is_file()
+
+
+@pytest.mark.parametrize("snippet", blocks("python"))
+def test_snippets_are_python_and_import_what_exists(snippet):
+    tree = ast.parse(snippet)
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    assert imports
+    exec(compile(ast.Module(imports, []), "README", "exec"), {})
+
+
+@pytest.mark.parametrize("arguments", commands(), ids=" ".join)
+def test_commands_are_understood(arguments):
+    parsed = parser().parse_args(arguments)
+    if arguments[0] == "reproduce":
+        declared = {name for notebook in find_notebooks(ROOT / "notebooks") for name in notebook.parameters}
+        assert {parse_parameter(text)[0] for text in parsed.parameter} <= declared
+
+
+def test_commands_were_found():
+    assert {arguments[0] for arguments in commands()} == {"reproduce", "score", "synthesize"}
+
+
+def test_every_notebook_is_listed():
+    listed = re.findall(r"^\| `(\d\d_\w+)` \|", README, re.MULTILINE)
+    assert listed == sorted(notebook.name for notebook in find_notebooks(ROOT / "notebooks"))
