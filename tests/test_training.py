@@ -144,6 +144,28 @@ def test_the_same_model_goes_on_after_an_interruption(run, parts, tmp_path, monk
     assert not model.training
 
 
+def test_killed_while_a_checkpoint_is_written(run, parts, tmp_path, monkeypatch):
+    from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+    save, calls = TorchCheckpointIO.save_checkpoint, []
+
+    def half(self, checkpoint, path, storage_options=None):
+        calls.append(path)
+        save(self, checkpoint, path, storage_options)
+        if len(calls) == 3:
+            with open(path, "r+b") as file:
+                file.truncate(1000)
+            raise Stop
+
+    monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", half)
+    with pytest.raises(Stop):
+        train(fresh(), STAGE, *parts, out=tmp_path / "r", progress=False)
+    monkeypatch.undo()
+    resumed = train(fresh(), STAGE, *parts, out=tmp_path / "r", progress=False)
+    pd.testing.assert_frame_equal(resumed.history, run.history)
+    pd.testing.assert_frame_equal(resumed.predictions, run.predictions)
+
+
 def test_a_diverged_run_is_no_result(parts, tmp_path):
     with pytest.raises(ValueError, match="training diverged"):
         train(fresh(), replace(STAGE, learning_rate=1e30, gradient_clip=0), *parts, out=tmp_path / "r", progress=False)

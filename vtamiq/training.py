@@ -31,6 +31,7 @@ import pandas as pd
 import torch
 import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from scipy.stats import spearmanr
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -319,6 +320,15 @@ class Progress(Callback):
             self.bar.close()
 
 
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """A checkpoint is replaced in one step: a process killed while it writes leaves the one before."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        temporary = f"{path}.tmp"
+        super().save_checkpoint(checkpoint, temporary, storage_options)
+        os.replace(temporary, path)
+
+
 class MovableCheckpoint(ModelCheckpoint):
     """Still knows the best checkpoint after the run folder has been moved or renamed."""
 
@@ -382,6 +392,7 @@ def _fit(
             max_epochs=stage.epochs,
             gradient_clip_val=stage.gradient_clip or None,
             callbacks=callbacks,
+            plugins=[AtomicCheckpointIO()],
             logger=False,
             enable_progress_bar=False,  # `Progress` is ours
             enable_model_summary=False,
