@@ -184,14 +184,17 @@ def test_interrupted_run_ends_like_an_uninterrupted_one(run, parts, tmp_path, mo
             raise interruption
         return step(self, batch, index)
 
-    monkeypatch.setattr(Fitting, "training_step", stop_in_the_middle)
+    epochs = []
+    monkeypatch.setattr(Fitting, "on_train_epoch_start", lambda self: epochs.append(self.current_epoch))
     handler, model = signal.getsignal(signal.SIGINT), fresh()
+    monkeypatch.setattr(Fitting, "training_step", stop_in_the_middle)
     with pytest.raises(interruption):
         train(model, STAGE, *parts, out=tmp_path / "r", progress=False)
-    monkeypatch.undo()
+    monkeypatch.setattr(Fitting, "training_step", step)
     assert signal.getsignal(signal.SIGINT) is handler
     (tmp_path / "r").rename(tmp_path / "moved")  # a folder may move in between
     resumed = train(model, STAGE, *parts, out=tmp_path / "moved", progress=False)
+    assert sorted(epochs) == sorted([*range(STAGE.epochs), epoch])  # only the interrupted one twice
     pd.testing.assert_frame_equal(resumed.history, run.history)
     pd.testing.assert_frame_equal(resumed.predictions, run.predictions)
     for name, value in run.model.state_dict().items():

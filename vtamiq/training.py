@@ -370,19 +370,13 @@ def _fit(
         num_workers=stage.workers,
         persistent_workers=stage.workers > 0,
     )
-    checkpoint = MovableCheckpoint(
-        dirpath=out / "checkpoints",
-        filename="best",
-        monitor="val_srocc",
-        mode="max",
-        save_last=True,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
-    callbacks = [History(out / "history.csv"), checkpoint]
+    keep = {"dirpath": out / "checkpoints", "save_on_train_epoch_end": True, "enable_version_counter": False}
+    best = MovableCheckpoint(filename="best", monitor="val_srocc", mode="max", **keep)
+    last = MovableCheckpoint(filename="last", **keep)  # not `save_last`, which skips the epochs that are not the best
+    callbacks = [History(out / "history.csv"), best, last]
     if progress:
         callbacks.append(Progress())
-    last = out / "checkpoints" / "last.ckpt"
+    resume_from = out / "checkpoints" / "last.ckpt"
     with _quiet():
         trainer = lightning.Trainer(
             default_root_dir=out,
@@ -402,15 +396,15 @@ def _fit(
         model.train()  # Lightning keeps the mode: a loaded model would be trained without dropout
         on_interrupt = signal.getsignal(signal.SIGINT)
         try:
-            resume_from = last if last.is_file() else None
-            trainer.fit(Fitting(model, stage), batches, val_batches, ckpt_path=resume_from, weights_only=True)
+            ckpt_path = resume_from if resume_from.is_file() else None
+            trainer.fit(Fitting(model, stage), batches, val_batches, ckpt_path=ckpt_path, weights_only=True)
         except SystemExit:
             if not trainer.interrupted:
                 raise
             # Lightning answers Ctrl-C by leaving the process, with further ones ignored.
             signal.signal(signal.SIGINT, on_interrupt)
             raise KeyboardInterrupt("training interrupted; the same call goes on after the last whole epoch") from None
-    return Path(checkpoint.best_model_path or last)
+    return Path(best.best_model_path)
 
 
 def _score_parts(
