@@ -401,7 +401,8 @@ def test_other_versions_on_resuming_are_told(tmp_path, monkeypatch, caplog):
     monkeypatch.undo()
     monkeypatch.setattr(synthesis, "__version__", "0.0.0")
     synthesize(PICTURES, tmp_path / "out", **QUICK)
-    assert any("was begun with" in message and "'vtamiq': '0.0.0'" in message for message in caplog.messages)
+    assert any("out was begun with" in message and "'vtamiq': '0.0.0'" in message for message in caplog.messages)
+    assert str(tmp_path) not in caplog.text  # notebooks show what is logged
 
 
 def test_changed_photographs_are_noticed(photos, tmp_path):

@@ -315,10 +315,10 @@ def _claim(folder: Path, request: dict[str, Any]) -> bool:
         )
         raise DatabaseError(f"{folder} was made with other arguments ({details}); remove it or choose a new folder")
     if not manifest["complete"]:
-        log.info("%s is unfinished; going on", folder)
-        begun_with = manifest.get("versions")
-        if begun_with != _versions():
-            log.warning("%s was begun with %s, now %s: images and scores may differ", folder, begun_with, _versions())
+        log.info("%s is unfinished; going on", folder.name)
+        then, now = manifest.get("versions"), _versions()
+        if then != now:
+            log.warning("%s was begun with %s, now %s: images and scores may differ", folder.name, then, now)
     return manifest["complete"]
 
 
