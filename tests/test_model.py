@@ -248,6 +248,26 @@ def tiny():
     return VTAMIQ(TINY).eval()
 
 
+def test_gradients_are_the_same_every_time():
+    """Bit by bit, on several threads: otherwise no run could be repeated, nor an interrupted one go on as it would have."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(2, threads))
+    try:
+        torch.manual_seed(0)
+        model = VTAMIQ(replace(TINY, image_size=384, width=96, num_heads=3, num_scales=3)).eval()
+        patches, uv = torch.randn(16, 2, 64, 3, 16, 16), torch.rand(16, 64, 2)
+        scale = torch.randint(0, 3, (16, 64))
+        gradients = []
+        for _ in range(12):
+            model.zero_grad()
+            model(patches, uv, scale).sum().backward()
+            gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    finally:
+        torch.set_num_threads(threads)
+    for again in gradients[1:]:
+        assert [name for name, value in again.items() if not torch.equal(value, gradients[0][name])] == []
+
+
 def test_order_of_patches_does_not_matter(tiny, batch):
     patches, uv = batch
     order = torch.randperm(10)

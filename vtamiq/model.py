@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
@@ -213,9 +214,10 @@ class PatchEncoder(nn.Module):
             (B, T, D): class token, registers, then the patches in the given order.
         """
         tokens = self.patch_projection(patches.flatten(2))  # (B, N, D)
-        tokens = tokens + self.position_table[self.position_rows(uv)]
+        # F.embedding, not indexing: the gradient of an indexed table is summed in any order by the threads of a CPU.
+        tokens = tokens + F.embedding(self.position_rows(uv), self.position_table)
         if self.scale_table is not None:
-            tokens = tokens + self.scale_table[scale.long().clamp(0, len(self.scale_table) - 1)]
+            tokens = tokens + F.embedding(scale.long().clamp(0, len(self.scale_table) - 1), self.scale_table)
         class_token = self.class_token + self.position_table[0] if self.class_token_position else self.class_token
         ahead = [class_token] if self.registers is None else [class_token, self.registers]
         ahead = torch.cat(ahead, dim=1).expand(len(tokens), -1, -1)
