@@ -201,6 +201,25 @@ def test_interrupted_run_ends_like_an_uninterrupted_one(run, parts, tmp_path, mo
         assert torch.equal(value, resumed.model.state_dict()[name]), name
 
 
+def test_an_interrupted_run_with_workers_ends_like_one_without(run, parts, tmp_path, monkeypatch):
+    from vtamiq.training import Fitting
+
+    step = Fitting.training_step
+
+    def stop(self, batch, index):
+        if self.current_epoch == 1:
+            raise Stop
+        return step(self, batch, index)
+
+    stage = replace(STAGE, workers=1)
+    monkeypatch.setattr(Fitting, "training_step", stop)
+    with pytest.raises(Stop):
+        train(fresh(), stage, *parts, out=tmp_path / "r", progress=False)
+    monkeypatch.undo()
+    resumed = train(fresh(), stage, *parts, out=tmp_path / "r", progress=False)
+    pd.testing.assert_frame_equal(resumed.history, run.history)
+
+
 def test_finished_run_is_loaded_not_trained_again(run, parts, monkeypatch):
     monkeypatch.setattr("vtamiq.training._fit", lambda *args: pytest.fail("trained again"))
     model = fresh()

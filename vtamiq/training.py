@@ -397,6 +397,8 @@ def _fit(
         on_interrupt = signal.getsignal(signal.SIGINT)
         try:
             ckpt_path = resume_from if resume_from.is_file() else None
+            if ckpt_path:  # Lightning says the epoch too late: workers fetch their first batches before
+                batches.sampler.set_epoch(torch.load(ckpt_path, map_location="cpu", weights_only=True)["epoch"] + 1)
             trainer.fit(Fitting(model, stage), batches, val_batches, ckpt_path=ckpt_path, weights_only=True)
         except SystemExit:
             if not trainer.interrupted:
