@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -14,13 +15,11 @@ from vtamiq.databases import LOADERS, Database, DatabaseError, FolderIndex, Labe
 from vtamiq.databases.base import (
     PAIR_COLUMNS,
     PREFERENCE_COLUMNS,
-    locate_images,
-    numbers,
     pair_table,
-    read_table,
     validate_pairs,
     validate_preferences,
 )
+from vtamiq.databases.reading import LabelRows
 from vtamiq.images import write_png
 
 
@@ -334,16 +333,17 @@ def test_files_that_differ_only_by_case_are_ambiguous(folder):
 def test_label_files_in_all_accepted_forms(tmp_path, ending, mark):
     lines = [b"image, Score ,more", b"a.png,1.5,x", b"", b'"b,c.png", 2 ,y']
     (tmp_path / "labels.csv").write_bytes(mark + ending.join(lines))
-    read = read_table(FolderIndex(tmp_path), "LABELS.csv", ("score", "image"))
-    assert list(read) == ["score", "image", "label_source"]
-    assert read.values.tolist() == [["1.5", "a.png", "labels.csv:2"], ["2", "b,c.png", "labels.csv:4"]]
-    assert numbers(read, "score").tolist() == [1.5, 2.0]
+    rows = LabelRows.read(FolderIndex(tmp_path), "LABELS.csv", ("score", "image"))
+    assert list(rows.table) == ["score", "image", "label_source"]
+    assert rows.table.values.tolist() == [["1.5", "a.png", "labels.csv:2"], ["2", "b,c.png", "labels.csv:4"]]
+    rows.number("score")
+    assert rows.table["score"].tolist() == [1.5, 2.0]
 
 
 def test_label_files_without_header(tmp_path):
     (tmp_path / "mos.txt").write_bytes(b"5.5 i01_01_1.bmp\r\n4 i01_01_2.bmp\r\n")
-    read = read_table(FolderIndex(tmp_path), "mos.txt", ("mos", "name"), header=False, separator=None)
-    assert read.values.tolist() == [["5.5", "i01_01_1.bmp", "mos.txt:1"], ["4", "i01_01_2.bmp", "mos.txt:2"]]
+    rows = LabelRows.read(FolderIndex(tmp_path), "mos.txt", ("mos", "name"), header=False, separator=None)
+    assert rows.table.values.tolist() == [["5.5", "i01_01_1.bmp", "mos.txt:1"], ["4", "i01_01_2.bmp", "mos.txt:2"]]
 
 
 @pytest.mark.parametrize(
@@ -365,15 +365,35 @@ def test_label_files_without_header(tmp_path):
 def test_damaged_label_files_are_refused_by_name_and_line(tmp_path, content, message):
     (tmp_path / "labels.csv").write_bytes(content)
     with pytest.raises(DatabaseError, match=message):
-        read_table(FolderIndex(tmp_path), "labels.csv", ("image", "score"))
+        LabelRows.read(FolderIndex(tmp_path), "labels.csv", ("image", "score"))
 
 
 @pytest.mark.parametrize("value", ["", "x", "nan", "inf", "1,5", "1.5.2"])
 def test_a_score_that_is_no_number_is_refused_by_file_and_line(tmp_path, value):
     (tmp_path / "labels.csv").write_text(f"image;score\na;1\nb;{value}\n")
-    read = read_table(FolderIndex(tmp_path), "labels.csv", ("image", "score"), separator=";")
-    with pytest.raises(DatabaseError, match=rf"labels\.csv:3: score must be a finite number, found '{value}'"):
-        numbers(read, "score")
+    index = FolderIndex(tmp_path)
+    rows = LabelRows.read(index, "labels.csv", ("image", "score"), separator=";")
+    message = rf"labels\.csv:3: score must be a finite number, found '{value}'"
+    with pytest.raises(DatabaseError, match=message):
+        rows.number("score")
+    rows = LabelRows.read(index, "labels.csv", ("image", "score"), separator=";", strict=False)
+    rows.number("score")
+    assert rows.table.values.tolist() == [["a", 1.0, "labels.csv:2"]]
+    assert re.fullmatch(message, rows.omissions[0])
+
+
+def test_an_empty_field_may_stand_for_no_number(tmp_path):
+    (tmp_path / "labels.csv").write_text("image,score\na,\nb,1\n")
+    rows = LabelRows.read(FolderIndex(tmp_path), "labels.csv", ("image", "score"))
+    rows.number("score", blank=True)
+    np.testing.assert_array_equal(rows.table["score"], [np.nan, 1.0])
+
+
+def test_lines_of_another_length_are_left_out_if_asked(tmp_path):
+    (tmp_path / "labels.csv").write_text("image,score\na,1\nb\nc,2,3\nd,4\n")
+    rows = LabelRows.read(FolderIndex(tmp_path), "labels.csv", ("image", "score"), strict=False)
+    assert rows.table["image"].tolist() == ["a", "d"]
+    assert rows.omissions == ["labels.csv:3: 2 fields expected, found 1", "labels.csv:4: 2 fields expected, found 3"]
 
 
 def labels(*names):
@@ -381,23 +401,26 @@ def labels(*names):
 
 
 def test_images_are_located_whatever_their_case(folder):
-    found, omissions = locate_images(FolderIndex(folder), labels("i01.bmp", "I02.bmp"), {"name": "images"})
-    assert found["name"].tolist() == ["Images/I01.BMP", "Images/i02.bmp"]
-    assert omissions == ()
+    rows = LabelRows(FolderIndex(folder), labels("i01.bmp", "I02.bmp"))
+    rows.locate("name", "elsewhere", "images")
+    assert rows.table["name"].tolist() == ["Images/I01.BMP", "Images/i02.bmp"]
+    assert rows.omissions == []
 
 
 def test_missing_images_are_an_error_or_a_stated_omission(folder):
-    index, names = FolderIndex(folder), labels("i01.bmp", "i03.bmp", "i02.bmp")
-    with pytest.raises(DatabaseError, match=r"1 of 3 rows have no name in .*first i03\.bmp \(l\.txt:2\).*strict=False"):
-        locate_images(index, names, {"name": "images"})
-    found, omissions = locate_images(index, names, {"name": "images"}, strict=False)
-    assert found["name"].tolist() == ["Images/I01.BMP", "Images/i02.bmp"]
-    assert found["label_source"].tolist() == ["l.txt:1", "l.txt:3"]
-    assert omissions == ("1 of 3 rows have no name in images, first i03.bmp (l.txt:2)",)
-    with pytest.raises(DatabaseError, match="2 of 2 rows"):
-        locate_images(index, labels("x", "y"), {"name": "images"}, strict=False)
+    index, names = FolderIndex(folder), labels("i01.bmp", "i03.bmp", "i02.bmp", "../i01.bmp")
+    with pytest.raises(DatabaseError, match=r"^l\.txt:2: no image i03\.bmp in images .*\(2 such rows\).*strict=False"):
+        LabelRows(index, names).locate("name", "images")
+    rows = LabelRows(index, names, strict=False)
+    rows.locate("name", "images")
+    assert rows.table["name"].tolist() == ["Images/I01.BMP", "Images/i02.bmp"]
+    assert rows.table["label_source"].tolist() == ["l.txt:1", "l.txt:3"]
+    assert rows.omissions[0] == "l.txt:2: no image i03.bmp in images (letter case does not matter)"
+    assert rows.omissions[1].startswith("l.txt:4: '../i01.bmp' is no path within the database")
+    with pytest.raises(DatabaseError, match="no row of 2 can be used"):
+        LabelRows(index, labels("x", "y"), strict=False).locate("name", "images")
     with pytest.raises(DatabaseError, match=r"l\.txt:1: '/i01\.bmp' is no path within"):
-        locate_images(index, labels("/i01.bmp"), {"name": "images"}, strict=False)
+        LabelRows(index, labels("/i01.bmp")).locate("name", "images")
 
 
 # ---- loading by name --------------------------------------------------------------------------------------------
@@ -487,11 +510,11 @@ def test_synthetic_database_is_found_by_its_folder_name(made, monkeypatch):
 
 def test_synthetic_database_reports_missing_images(made):
     (made / "images" / "I01_10_02.png").unlink()
-    with pytest.raises(DatabaseError, match=r"1 of 4 rows have no dist_img.*I01_10_02\.png \(dmos\.csv:3\)"):
+    with pytest.raises(DatabaseError, match=r"dmos\.csv:3: no image I01_10_02\.png"):
         load_database("synthetic", made)
     data = load_database("synthetic", made, strict=False)
     assert len(data) == 3
-    assert "I01_10_02.png (dmos.csv:3)" in data.omissions[1]
+    assert data.omissions[1].startswith("dmos.csv:3: no image I01_10_02.png")
 
 
 def test_synthetic_database_reports_missing_rows(made):
@@ -508,7 +531,7 @@ def test_synthetic_database_reports_missing_rows(made):
         ("I01_10_01.png,I01.png,high,0.5", r"dmos\.csv:2: dmos must be a finite number, found 'high'"),
         ("I01_10_01.png,I01.png,4,nan", r"dmos\.csv:2: var must be a finite number"),
         ("I01.png,I01.png,4,0.5", r"dmos\.csv:2: expected <reference>_<type>_<level>\.png"),
-        ("I02_10_01.png,I01.png,4,0.5", r"dmos\.csv:2: expected"),
+        ("I02_10_01.png,I01.png,4,0.5", r"dmos\.csv:2: 'I02_10_01\.png' is not of 'I01\.png'"),
         ("../I01_10_01.png,../I01.png,4,0.5", r"dmos\.csv:2: '\.\./I01\.png' is no path within"),
         ("I01_10_01.png,I01.png,4", r"dmos\.csv:2: 4 fields expected"),
     ],

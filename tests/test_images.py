@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from vtamiq.images import ImageError, check_uint8_rgb, read_image, read_images, write_png
+from vtamiq.images import ImageError, check_uint8_rgb, image_size, read_image, read_images, write_png
 
 RGB = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
 GREY = RGB[:, :, 0]
@@ -398,3 +398,45 @@ def test_check_uint8_rgb_returns_the_image_and_names_a_bad_one():
     assert check_uint8_rgb(RGB) is RGB
     with pytest.raises(ImageError, match="reference must be a uint8 RGB"):
         check_uint8_rgb(GREY, "reference")
+
+
+# ---- sizes from headers -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "jpg", "webp", "tif"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P"])
+def test_size_comes_from_the_header_and_a_cut_off_file_is_refused(tmp_path, suffix, mode):
+    if mode == "P" and suffix in ("jpg", "webp"):
+        pytest.skip("the format has no palettes")
+    path = tmp_path / f"image.{suffix}"
+    noise = np.random.default_rng(0).integers(0, 256, (31, 45, 3), dtype=np.uint8)
+    Image.fromarray(noise).convert(mode).save(path)
+    assert image_size(path) == (45, 31)
+    content = path.read_bytes()
+    for kept in (len(content) * 3 // 4, 20, 0):
+        path.write_bytes(content[:kept])
+        with pytest.raises(ImageError, match=rf"cannot read .*image\.{suffix}"):
+            image_size(path)
+
+
+def test_size_of_a_turned_photograph_is_the_one_it_is_read_with(tmp_path):
+    image = Image.new("RGB", (40, 30))
+    exif = image.getexif()
+    exif[274] = 6
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    assert image_size(tmp_path / "turned.jpg") == (30, 40)
+    assert read_image(tmp_path / "turned.jpg").shape == (40, 30, 3)
+
+
+def test_bytes_after_the_end_of_a_file_are_no_damage(tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    with (tmp_path / "a.png").open("ab") as file:
+        file.write(b"more")
+    assert image_size(tmp_path / "a.png") == (40, 30)
+
+
+@pytest.mark.parametrize("path", ["none.png", "a.png/b.png"])
+def test_size_of_a_file_that_is_not_there(tmp_path, path):
+    (tmp_path / "a.png").touch()
+    with pytest.raises(ImageError, match="no such file"):
+        image_size(tmp_path / path)

@@ -99,15 +99,15 @@ def test_sampler_visits_every_row_once_per_epoch_in_a_new_order():
 
 
 def test_in_memory_reads_once_and_changes_nothing(database, monkeypatch):
-    import vtamiq.patches
+    import vtamiq.pairs
 
     kept, plain = (PairPatches(database, CAPS_8, flips=Flips(0.5, 0.5), in_memory=memory) for memory in (True, False))
     n, reads = len(kept), []
-    read = vtamiq.patches.read_images
+    read = vtamiq.pairs.read_image
     expected = [plain[epoch * n + 3] for epoch in range(4)]
-    monkeypatch.setattr(vtamiq.patches, "read_images", lambda sources: reads.append(sources) or read(sources))
+    monkeypatch.setattr(vtamiq.pairs, "read_image", lambda source: reads.append(source) or read(source))
     assert all(same(kept[epoch * n + 3], expected[epoch]) for epoch in range(4))
-    assert len(reads) == 1
+    assert len(reads) == 2
 
 
 def test_missing_image_stops_with_its_name(tmp_path):

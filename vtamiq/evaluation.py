@@ -8,8 +8,8 @@ from tqdm.auto import tqdm
 
 from vtamiq.correlations import correlations
 from vtamiq.databases import Database, LabelScale
-from vtamiq.images import read_images
 from vtamiq.metrics import IQMS, iqm_scores, psnr
+from vtamiq.pairs import PairImages
 from vtamiq.predictions import PAIR_COLUMNS
 
 __all__ = ["beside_baselines", "cross_database", "evaluate", "iqm_predictions", "lookup_predictions"]
@@ -114,11 +114,9 @@ def iqm_predictions(
     """
     iqms = [name for name in names if name != "psnr"]
     scored: list[Mapping[str, float]] = []
-    paths = zip(database.pairs["ref_path"], database.pairs["dist_path"], strict=True)
-    for paths_of_pair in tqdm(
-        paths, total=len(database), desc=f"IQMs {database.name}", disable=not progress, leave=False
-    ):
-        pair = read_images([database.root / path for path in paths_of_pair])
+    images = PairImages(database)
+    for row in tqdm(range(len(database)), desc=f"IQMs {database.name}", disable=not progress, leave=False):
+        pair = images[row]
         values = iqm_scores(*pair, iqms) if iqms else {}
         scored.append(values | ({"psnr": psnr(*pair)} if "psnr" in names else {}))
     pairs = database.pairs[[name for name in PAIR_COLUMNS if name in database.pairs]].reset_index(drop=True)

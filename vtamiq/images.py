@@ -17,7 +17,7 @@ import sys
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -25,7 +25,17 @@ from PIL import ExifTags, Image, ImageOps
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ImageError", "ImageSource", "check_uint8_rgb", "describe", "read_image", "read_images", "write_png"]
+__all__ = [
+    "ImageError",
+    "ImageSource",
+    "centre_crop",
+    "check_uint8_rgb",
+    "describe",
+    "image_size",
+    "read_image",
+    "read_images",
+    "write_png",
+]
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor"
 WHITE = (255, 255, 255)
@@ -87,6 +97,38 @@ def read_images(sources: Iterable[ImageSource], *, background: tuple[int, int, i
     return np.stack(images)
 
 
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """(width, height) of an image file as `read_image` would return it, from its header; pixels are not decoded.
+
+    A file that does not end as its format ends (BMP, PNG, JPEG) is decoded as a whole, to tell odd from cut off.
+
+    Raises:
+        ImageError: the file is missing, of no known format, or cut off.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file, Image.open(file) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            size = image.size[::-1] if turned else image.size
+            whole = _ends_well(image, file)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ImageError(f"cannot read {path}: no such file") from error
+    except Exception as error:  # as in _from_file
+        raise ImageError(f"cannot read {path}: {error or type(error).__name__}") from error
+    if not whole:
+        read_image(path)
+    return size
+
+
+def centre_crop(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The middle of an image `(H, W, C)`, C-contiguous; `size` is (width, height). ImageError if the image is smaller."""
+    height, width = image.shape[:2]
+    if width < size[0] or height < size[1]:
+        raise ImageError(f"{width} x {height} pixels are too few for a crop of {size[0]} x {size[1]}")
+    left, top = (width - size[0]) // 2, (height - size[1]) // 2
+    return np.ascontiguousarray(image[top : top + size[1], left : left + size[0]])
+
+
 def write_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
     """Write a uint8 RGB image `(H, W, 3)` as PNG: the file appears complete or not at all, without metadata.
 
@@ -135,6 +177,20 @@ def _from_file(path: Path, name: str, background: np.ndarray) -> np.ndarray:
         raise ImageError(f"cannot read {name}: no such file") from error
     except Exception as error:  # Pillow's readers raise almost anything on a damaged file
         raise ImageError(f"cannot read {name}: {error or type(error).__name__}") from error
+
+
+def _ends_well(image: Image.Image, file: BinaryIO) -> bool:
+    """Whether an opened file has the end of its format; False for formats whose end is not known here."""
+    length = file.seek(0, os.SEEK_END)
+    if image.format == "BMP" and len(image.tile) == 1 and image.tile[0][0] == "raw":
+        _, _, offset, (_, stride, *_) = image.tile[0]
+        return offset + stride * image.height <= length
+    ends = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
+    if image.format not in ends:
+        return False
+    end = ends[image.format]
+    file.seek(max(0, length - len(end)))
+    return file.read() == end
 
 
 def _from_pil(image: Image.Image, name: str, background: np.ndarray) -> np.ndarray:

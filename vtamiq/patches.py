@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vtamiq.caps import CAPS
 from vtamiq.databases import Database, LabelScale
-from vtamiq.images import ImageError, read_images
+from vtamiq.images import ImageError
+from vtamiq.pairs import PairImages
 
 __all__ = ["EpochSampler", "Flips", "PairPatches", "patch_loader"]
 
@@ -57,21 +58,17 @@ class PairPatches(Dataset):
         in_memory: bool = False,
         seed: int = 0,
     ):
-        self.root = database.root
-        # Plain arrays: a worker then shares the table's memory instead of copying it object by object.
-        self.reference_paths = database.pairs["ref_path"].to_numpy(dtype=str)
-        self.distorted_paths = database.pairs["dist_path"].to_numpy(dtype=str)
+        self.images = PairImages(database, keep=in_memory)
         self.targets = None if labels is None else _targets(database, labels)
         self.caps, self.flips, self.seed = caps, flips, seed
-        self._decoded: dict[int, np.ndarray] | None = {} if in_memory else None
 
     def __len__(self) -> int:
-        return len(self.reference_paths)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         epoch, row = divmod(int(index), len(self))
         rng = np.random.default_rng([self.seed, epoch, row])
-        images = self._read(row)
+        images = self.images[row]
         if rng.random() < self.flips.horizontal:
             images = images[:, :, ::-1]
         if rng.random() < self.flips.vertical:
@@ -79,20 +76,11 @@ class PairPatches(Dataset):
         try:
             sample = self.caps(images, rng)
         except ImageError as error:  # CAPS does not know where its images come from
-            raise ImageError(f"{self.distorted_paths[row]}: {error}") from error
+            raise ImageError(f"{self.images.distorted_paths[row]}: {error}") from error
         item = {"patches": sample.patches, "uv": sample.uv, "scale": sample.scale, "row": torch.tensor(row)}
         if self.targets is not None:
             item["target"] = torch.tensor(self.targets[row])
         return item
-
-    def _read(self, row: int) -> np.ndarray:
-        """The pair of a row, (2, H, W, 3) uint8."""
-        if self._decoded is not None and row in self._decoded:
-            return self._decoded[row]
-        images = read_images([self.root / self.reference_paths[row], self.root / self.distorted_paths[row]])
-        if self._decoded is not None:
-            self._decoded[row] = images
-        return images
 
 
 class EpochSampler(Sampler[int]):

@@ -38,7 +38,7 @@ from vtamiq.databases import Database, DatabaseError, load_database
 from vtamiq.databases.base import SUBSETS
 from vtamiq.databases.synthetic import MANIFEST, MANIFEST_FORMAT, read_manifest
 from vtamiq.distortions import LEVELS, distort, find_distortion
-from vtamiq.images import ImageError, ImageSource, read_image, write_png
+from vtamiq.images import ImageError, ImageSource, centre_crop, read_image, write_png
 from vtamiq.metrics import CHEAP_IQMS, IQMS, QuantileTables, iqm_scores, scale_regime, weak_labels
 
 __all__ = [
@@ -370,22 +370,13 @@ def _prepare_reference(job: tuple[Source, Path, tuple[int, int] | None]) -> tupl
     try:
         image = read_image(source.image)
         if size is not None:
-            image = _centre_crop(image, size)
+            image = centre_crop(image, size)
         elif min(image.shape[:2]) < 8:
             raise ImageError(f"{image.shape[1]} x {image.shape[0]} pixels are too few, 8 x 8 are needed")
     except ImageError as error:
         return (0, 0), str(error).replace(str(source.image), source.key)  # manifests carry no machine paths
     write_png(path, image)
     return image.shape[:2], None
-
-
-def _centre_crop(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The middle of an image; `size` is (width, height)."""
-    height, width = image.shape[:2]
-    if width < size[0] or height < size[1]:
-        raise ImageError(f"{width} x {height} pixels are too few for a crop of {size[0]} x {size[1]}")
-    left, top = (width - size[0]) // 2, (height - size[1]) // 2
-    return np.ascontiguousarray(image[top : top + size[1], left : left + size[0]])
 
 
 def _render_all(
@@ -614,7 +605,7 @@ class Photograph:
         """The views of this photograph, (width, height) pixels each: name → uint8 RGB."""
         image = self.load()
         if self.views == 1:
-            return {self.name: _centre_crop(image, size)}
+            return {self.name: centre_crop(image, size)}
         tops, lefts = (0, image.shape[0] - size[1]), (0, image.shape[1] - size[0])
         corners = [(tops[0], lefts[0]), (tops[1], lefts[1]), (tops[0], lefts[1]), (tops[1], lefts[0])][: self.views]
         return {

@@ -16,11 +16,12 @@ from vtamiq.databases.base import (
     PREFERENCE_COLUMNS,
     Database,
     DatabaseError,
-    FolderIndex,
     LabelScale,
     validate_pairs,
     validate_preferences,
 )
+from vtamiq.databases.kadid import load_kadid10k
+from vtamiq.databases.reading import FolderIndex
 from vtamiq.databases.synthetic import load_synthetic
 
 __all__ = [
@@ -47,6 +48,7 @@ class Loader:
 
 
 LOADERS: dict[str, Loader] = {
+    "kadid10k": Loader(load_kadid10k, ("kadid10k",)),
     "synthetic": Loader(load_synthetic, ("synthetic",)),
 }
 

@@ -1,11 +1,9 @@
 """What every database becomes: a table of image pairs, split by reference content, with scores of known direction.
 
-A loader turns the layout of a database on disk into such a table. This file has all that loaders share: the schema,
-look-up of files whatever their letter case, reading of label files, and errors that name the file and the line.
+A loader turns the layout of a database on disk into such a table (`vtamiq.databases.reading` has what loaders share). This
+file has the schema, the database with its splits, and the one place where the direction of scores is handled.
 """
 
-import csv
-import io
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,17 +15,16 @@ import numpy as np
 import pandas as pd
 
 __all__ = [
+    "EXTRA_COLUMNS",
     "PAIR_COLUMNS",
     "PREFERENCE_COLUMNS",
     "SUBSETS",
     "Database",
     "DatabaseError",
-    "FolderIndex",
     "LabelScale",
-    "locate_images",
-    "numbers",
     "pair_table",
-    "read_table",
+    "path_parts",
+    "preference_table",
     "validate_pairs",
     "validate_preferences",
 ]
@@ -68,6 +65,13 @@ PREFERENCE_COLUMNS = {
     "label_source": "str",
 }
 
+# A table may have these too. A row with a recipe has no file for its distorted image: the reference is distorted by
+# `vtamiq.distortions` as `dist_type`, `level` and the seed say, and `dist_path` is only its name.
+EXTRA_COLUMNS = {
+    "content": "str",  # splits keep the references of one content together
+    "recipe_seed": "uint64",
+}
+
 _OPTIONAL = {  # what `pair_table` fills in
     "subset": "none",
     "dist_type": pd.NA,
@@ -79,7 +83,6 @@ _OPTIONAL = {  # what `pair_table` fills in
     "score_hi": math.nan,
 }
 _UNSAFE_PATH = r"^/|^[A-Za-z]:|\\|\x00|(?:^|/)\.\.(?:/|$)"
-_CLUTTER = re.compile(r"\._.*|\.ds_store|thumbs\.db|desktop\.ini", re.IGNORECASE)
 
 
 class DatabaseError(ValueError):
@@ -103,19 +106,37 @@ def pair_table(**columns: Any) -> pd.DataFrame:
     if missing:
         raise DatabaseError(f"a pair table needs the columns {', '.join(missing)}")
     extra = [name for name in table if name not in PAIR_COLUMNS]
-    table = table[[*PAIR_COLUMNS, *extra]].astype(PAIR_COLUMNS)
+    extra_types = {name: EXTRA_COLUMNS[name] for name in extra if name in EXTRA_COLUMNS}
+    table = table[[*PAIR_COLUMNS, *extra]].astype(PAIR_COLUMNS | extra_types)
     return validate_pairs(table.sort_values("ref_id", kind="stable", ignore_index=True))
+
+
+def preference_table(**columns: Any) -> pd.DataFrame:
+    """A valid preference table from columns (arrays, or one value for all rows), in the given order.
+
+    May be left out: `subset` ("none"), `a_is_ref` (False), `p_a_raw` (NaN), `kind` ("").
+
+    Raises DatabaseError as `validate_preferences` does.
+    """
+    values = {name: column.array if isinstance(column, pd.Series) else column for name, column in columns.items()}
+    table = pd.DataFrame({"subset": "none", "a_is_ref": False, "p_a_raw": math.nan, "kind": ""} | values)
+    missing = [name for name in PREFERENCE_COLUMNS if name not in table]
+    if missing:
+        raise DatabaseError(f"a preference table needs the columns {', '.join(missing)}")
+    extra = [name for name in table if name not in PREFERENCE_COLUMNS]
+    return validate_preferences(table[[*PREFERENCE_COLUMNS, *extra]].astype(PREFERENCE_COLUMNS))
 
 
 def validate_pairs(pairs: pd.DataFrame) -> pd.DataFrame:
     """Return `pairs` itself if it follows the schema `PAIR_COLUMNS`; columns after those of the schema are free, but
-    for `content` (`Database.contents`).
+    for those of `EXTRA_COLUMNS`.
 
     Raises DatabaseError naming the first bad row and its label: a column is missing or of another type, a name is empty,
     a subset unknown, a path absolute or leading upwards, a score infinite, a pair listed twice, a content shown with two
-    reference images, rows not sorted by `ref_id`, or `database`, `score_name`, `higher_better` not the same throughout.
+    reference images, a recipe without type and level, rows not sorted by `ref_id`, or `database`, `score_name`,
+    `higher_better` not the same throughout.
     """
-    _check_columns(pairs, PAIR_COLUMNS)
+    _check_columns(pairs, PAIR_COLUMNS | {name: EXTRA_COLUMNS[name] for name in EXTRA_COLUMNS if name in pairs})
     _check_rows(pairs, ("ref_path", "dist_path"))
     for name in ("score", "score_std", "score_lo", "score_hi"):
         _refuse(pairs, np.isinf(pairs[name]), f"infinite {name}")
@@ -131,6 +152,8 @@ def validate_pairs(pairs: pd.DataFrame) -> pd.DataFrame:
         _refuse(pairs, pairs["content"].isna(), "empty content")
         first = pairs.groupby("ref_id", sort=False)["content"].transform("first")
         _refuse(pairs, pairs["content"] != first, "second content of one ref_id")
+    if "recipe_seed" in pairs:
+        _refuse(pairs, pairs[["dist_type", "level"]].isna().any(axis=1), "a recipe needs a type and a level")
     return pairs
 
 
@@ -186,8 +209,10 @@ class Database:
         score_name: what the scores are, for example "MOS".
         higher_better: whether a higher score is a better image.
         synthetic: whether the scores come from other metrics rather than from people.
-        preferences: pairwise preferences, schema `PREFERENCE_COLUMNS`, or None.
-        omissions: what was left out on loading, one sentence each.
+        preferences: pairwise preferences about references of the pairs, schema `PREFERENCE_COLUMNS`, or None.
+        omissions: what was left out on loading or is not as published, one sentence each.
+        crop: (width, height) to which the centre of every reference is cropped before it is used; None for no crop.
+            Only for pairs with recipes.
 
     Raises:
         DatabaseError: a table breaks its schema or contradicts the attributes.
@@ -201,12 +226,17 @@ class Database:
     synthetic: bool
     preferences: pd.DataFrame | None = None
     omissions: tuple[str, ...] = ()
+    crop: tuple[int, int] | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "root", Path(self.root))
         validate_pairs(self.pairs)
         if self.preferences is not None:
             validate_preferences(self.preferences)
+            known = self.preferences["ref_id"].isin(self.pairs["ref_id"])
+            _refuse(self.preferences, ~known, "a preference about a reference that has no pairs")
+        if self.crop is not None and "recipe_seed" not in self.pairs:
+            raise DatabaseError(f"{self.name}: only pairs with recipes can be cropped on reading")
         for column, value in (
             ("database", self.name),
             ("score_name", self.score_name),
@@ -233,21 +263,18 @@ class Database:
     @property
     def references(self) -> list[str]:
         """All `ref_id`, in plain character order."""
-        tables = [self.pairs] if self.preferences is None else [self.pairs, self.preferences]
-        return sorted({reference for table in tables for reference in table["ref_id"].unique()})
+        return self.pairs["ref_id"].unique().tolist()  # the table is sorted by it
 
     @property
     def contents(self) -> dict[str, str]:
         """ref_id → content, which splits keep together: two views of one scene are two references of one content. They
         are told by an optional column `content` of the pairs; without it, every reference is a content of its own."""
-        contents = {reference: reference for reference in self.references}
-        if "content" in self.pairs:
-            contents |= dict(zip(self.pairs["ref_id"], self.pairs["content"], strict=True))
-        return contents
+        column = "content" if "content" in self.pairs else "ref_id"
+        return dict(zip(self.pairs["ref_id"], self.pairs[column], strict=True))
 
     def path(self, relative: str) -> Path:
         """Absolute path of one of the table's paths; DatabaseError if it leads out of the root."""
-        return self.root.joinpath(*_parts(relative)).absolute()
+        return self.root.joinpath(*path_parts(relative)).absolute()
 
     def subset(self, selection: Iterable[str] | np.ndarray | pd.Series) -> "Database":
         """The rows of a boolean mask (length `len(self)`), or all rows of the given `ref_id`; rows are renumbered.
@@ -366,197 +393,9 @@ class LabelScale:
         return cls(best=float(values["best"]), worst=float(values["worst"]))
 
 
-# ---- files on disk ----------------------------------------------------------------------------------------------
-
-
-class FolderIndex:
-    """Look-up of files below a root without regard to letter case; each folder is listed once.
-
-    Names use "/" or "\\". Absolute names and ".." are refused before the disk is touched. Clutter that operating systems
-    leave (.DS_Store, Thumbs.db, ._*) does not exist. Two entries that differ only by case are an error when asked for.
-    """
-
-    def __init__(self, root: str | Path):
-        self.root = Path(root)
-        if not self.root.is_dir():
-            raise DatabaseError(f"no such folder: {self.root}")
-        self._listings: dict[str, dict[str, list[str]]] = {}
-
-    def get(self, name: str) -> str | None:
-        """Path relative to the root as it is on disk, or None if there is no such file or folder."""
-        found = ""
-        for part in _parts(name):
-            matches = self._listing(found).get(part.lower(), [])
-            if len(matches) > 1:
-                folder = self.root / found
-                raise DatabaseError(f"{' and '.join(matches)} in {folder} differ only by letter case; remove one")
-            if not matches:
-                return None
-            found = f"{found}/{matches[0]}" if found else matches[0]
-        return found
-
-    def find(self, name: str) -> str:
-        """Like `get`, but DatabaseError if there is no such file or folder."""
-        found = self.get(name)
-        if found is None:
-            raise DatabaseError(f"{self.root} has no {name} (letter case does not matter); is the copy complete?")
-        return found
-
-    def first(self, *names: str) -> str:
-        """The first of several names in circulation that exists; DatabaseError listing them if none does."""
-        for name in names:
-            if (found := self.get(name)) is not None:
-                return found
-        raise DatabaseError(f"{self.root} has none of {', '.join(names)} (letter case does not matter)")
-
-    def files(self, folder: str = "", suffixes: Iterable[str] = ()) -> list[str]:
-        """Paths of the files in a folder, in plain character order; only those with one of the suffixes, if given."""
-        found = self.find(folder) if folder else ""
-        prefix = f"{found}/" if found else ""
-        endings = tuple(suffix.lower() for suffix in suffixes)
-        names = sorted(name for matches in self._listing(found).values() for name in matches)
-        names = [name for name in names if not endings or name.lower().endswith(endings)]
-        return [prefix + name for name in names if (self.root / prefix / name).is_file()]
-
-    def _listing(self, folder: str) -> dict[str, list[str]]:
-        """Lower-cased name → names on disk."""
-        if folder not in self._listings:
-            path = self.root / folder
-            listing: dict[str, list[str]] = {}
-            for entry in sorted(path.iterdir()) if path.is_dir() else ():
-                if not _CLUTTER.fullmatch(entry.name):
-                    listing.setdefault(entry.name.lower(), []).append(entry.name)
-            self._listings[folder] = listing
-        return self._listings[folder]
-
-
-def _parts(name: str) -> list[str]:
+def path_parts(name: str) -> list[str]:
     """Components of a relative path; DatabaseError if it is absolute, leads upwards or is empty."""
     parts = [part for part in name.replace("\\", "/").split("/") if part != "."]
     if re.search(_UNSAFE_PATH, name.replace("\\", "/")) or not all(parts) or not parts:
         raise DatabaseError(f"{name!r} is no path within the database: absolute names and '..' are refused")
     return parts
-
-
-def read_table(
-    index: FolderIndex, name: str, columns: Sequence[str], *, header: bool = True, separator: str | None = ","
-) -> pd.DataFrame:
-    """Read a text file of labels.
-
-    The file is UTF-8 with or without byte-order mark, with LF or CRLF; blank lines are skipped.
-
-    Args:
-        index: of the database.
-        name: the file, relative to the root.
-        columns: the columns to return. With a header they are looked up in it, without regard to case and surrounding
-            blanks; without one, they are the names of all columns.
-        header: whether the first line names the columns.
-        separator: None splits at any white space.
-
-    Returns:
-        Table of stripped strings with these columns, and `label_source` ("file:line").
-
-    Raises:
-        DatabaseError: file missing, empty or in another encoding, column missing, or a line with too few or many fields.
-    """
-    name = index.find(name)
-    lines = _read_lines(index.root / name, name)
-    rows = _split_fields([line for _, line in lines], separator)
-    if len(rows) != len(lines):
-        raise DatabaseError(f"{name}: a quotation mark is not closed")
-    names = [word.lower() for word in rows[0]] if header else [column.lower() for column in columns]
-    missing = [column for column in columns if column.lower() not in names]
-    if missing:
-        raise DatabaseError(f"{name}:{lines[0][0]}: no column {', '.join(missing)}; the header is {', '.join(rows[0])}")
-    sources = [f"{name}:{number}" for number, _ in lines]
-    if header:
-        rows, sources = rows[1:], sources[1:]
-    if not rows:
-        raise DatabaseError(f"{name} has no rows below its header; is the copy complete?")
-    for source, row in zip(sources, rows, strict=True):
-        if len(row) != len(names):
-            raise DatabaseError(f"{source}: {len(names)} fields expected, found {len(row)}")
-    table = pd.DataFrame(rows, columns=names, dtype="str")[[column.lower() for column in columns]]
-    return table.set_axis(list(columns), axis=1).assign(label_source=pd.Series(sources, dtype="str"))
-
-
-def numbers(table: pd.DataFrame, column: str) -> np.ndarray:
-    """A column of `read_table` as float64; DatabaseError with file and line for one that is no finite number."""
-    values = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=np.float64)
-    bad = ~np.isfinite(values)
-    if bad.any():
-        row = table.iloc[int(np.argmax(bad))]
-        raise DatabaseError(f"{row['label_source']}: {column} must be a finite number, found {row[column]!r}")
-    return values
-
-
-def locate_images(
-    index: FolderIndex, table: pd.DataFrame, folders: Mapping[str, str], *, strict: bool = True
-) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Replace image names by paths as they are on disk.
-
-    Args:
-        index: of the database.
-        table: from `read_table`.
-        folders: column of names → folder that they are relative to ("" for the root).
-        strict: whether a missing image is an error; otherwise its rows are left out, and the omission is stated.
-
-    Returns:
-        The table without the rows left out, and the omissions, one sentence per column.
-
-    Raises:
-        DatabaseError: images are missing (all of them, if not strict), a name leads out of the root, or two files differ
-            only by letter case.
-    """
-    omissions = []
-    for column, folder in folders.items():
-        labels = zip(table[column], table["label_source"], strict=True)
-        paths = [_locate(index, folder, name, source) for name, source in labels]
-        missing = np.array([path is None for path in paths])
-        if missing.any():
-            row = table.iloc[int(np.argmax(missing))]
-            what = (
-                f"{missing.sum()} of {len(table)} rows have no {column} in {index.root / folder}, "
-                f"first {row[column]} ({row['label_source']})"
-            )
-            if strict or missing.all():
-                raise DatabaseError(f"{what}; complete the copy" + (" or load with strict=False" if strict else ""))
-            omissions.append(what.replace(str(index.root / folder), folder or "the root"))
-        table = table.assign(**{column: pd.Series(paths, index=table.index, dtype="str")})[~missing]
-    return table.reset_index(drop=True), tuple(omissions)
-
-
-def _locate(index: FolderIndex, folder: str, name: str, source: str) -> str | None:
-    try:
-        _parts(name)  # before it is joined: "/name" would otherwise pass
-        return index.get(f"{folder}/{name}" if folder else name)
-    except DatabaseError as error:
-        raise DatabaseError(f"{source}: {error}") from error
-
-
-def _read_lines(path: Path, name: str) -> list[tuple[int, str]]:
-    """Lines that are not blank, with their numbers from 1."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DatabaseError(f"cannot read {path}: {error.strerror}") from error
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise DatabaseError(f"{name}:{line}: not UTF-8; save the file as UTF-8 text") from error
-    stray = re.search("\r(?!\n)|\0", text)
-    if stray:
-        line = text[: stray.start()].count("\n") + 1
-        raise DatabaseError(f"{name}:{line}: not UTF-8 text with LF or CRLF line ends; save it so")
-    lines = [(number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    if not lines:
-        raise DatabaseError(f"{name} is empty; is the copy complete?")
-    return lines
-
-
-def _split_fields(lines: list[str], separator: str | None) -> list[list[str]]:
-    if separator is None:
-        return [line.split() for line in lines]
-    rows = csv.reader(io.StringIO("\n".join(lines), newline=""), delimiter=separator)
-    return [[field.strip() for field in row] for row in rows]

@@ -12,25 +12,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+from vtamiq.databases.base import Database, DatabaseError
+from vtamiq.databases.kadid import read_kadid_layout
+from vtamiq.databases.reading import Facts, FolderIndex
 
-from vtamiq.databases.base import (
-    Database,
-    DatabaseError,
-    FolderIndex,
-    locate_images,
-    numbers,
-    pair_table,
-    read_table,
-)
-
-__all__ = ["MANIFEST", "MANIFEST_FORMAT", "load_synthetic", "read_kadid_layout", "read_manifest"]
+__all__ = ["MANIFEST", "MANIFEST_FORMAT", "load_synthetic", "read_manifest"]
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
 
 
-def load_synthetic(root: str | Path, *, strict: bool = True) -> Database:
+def load_synthetic(root: str | Path, *, strict: bool = True, check_images: bool = True) -> Database:
     """Load a folder that `vtamiq.synthesis.synthesize` has finished; the database is called after the folder.
 
     Raises DatabaseError if the folder is unfinished or none of its kind, a label is damaged, or (unless `strict` is off)
@@ -42,69 +34,30 @@ def load_synthetic(root: str | Path, *, strict: bool = True) -> Database:
         raise DatabaseError(f"{index.root} has no {MANIFEST}: vtamiq did not make this folder")
     if not manifest["complete"]:
         raise DatabaseError(f"{index.root} is unfinished; call synthesize again with the same arguments to go on")
-    table, omissions = read_kadid_layout(index, strict=strict)
-    if len(table) != manifest["pairs"] and not omissions:
+    rows = read_kadid_layout(index, strict=strict)
+    table = rows.table
+    if len(table) != manifest["pairs"] and not rows.omissions:
         message = f"dmos.csv has {len(table)} rows, {manifest['pairs']} were written"
         if strict:
             raise DatabaseError(f"{index.root}: {message}; restore the file or load with strict=False")
-        omissions = (message,)
+        rows.omissions.append(message)
+    skipped = [f"{source} was skipped: {reason}" for source, reason in manifest["skipped"].items()]
+    rows.omissions[:0] = skipped
     subsets = {entry["ref_id"]: entry["subset"] for entry in manifest["references"]}
     contents = {entry["ref_id"]: entry.get("content", entry["ref_id"]) for entry in manifest["references"]}
-    skipped = [f"{source} was skipped: {reason}" for source, reason in manifest["skipped"].items()]
-    name = index.root.resolve().name
-    score_name = f"synthetic MOS (consensus of {len(manifest['metrics'])} IQMs)"
-    pairs = pair_table(
-        database=name,
+    rows.table = table.assign(
         subset=table["ref_id"].map(subsets).fillna("none"),
-        ref_id=table["ref_id"],
-        ref_path=table["ref_img"],
-        dist_path=table["dist_img"],
-        dist_type=table["dist_type"],
+        content=table["ref_id"].map(contents).fillna(table["ref_id"]),
         dist_name=table["dist_type"].astype("str").map(manifest["types"]).fillna(""),
-        level=table["level"],
-        score=table["score"],
-        score_name=score_name,
+    )
+    facts = Facts(
+        name=index.root.resolve().name,
+        score_name=f"synthetic MOS (consensus of {len(manifest['metrics'])} IQMs)",
         higher_better=True,
-        score_std=table["score_std"],
         score_lo=1.0,
         score_hi=5.0,
-        label_source=table["label_source"],
-        content=table["ref_id"].map(contents).fillna(table["ref_id"]),
     )
-    return Database(
-        name=name,
-        root=index.root,
-        pairs=pairs,
-        score_name=score_name,
-        higher_better=True,
-        synthetic=True,
-        omissions=(*skipped, *omissions),
-    )
-
-
-def read_kadid_layout(index: FolderIndex, *, strict: bool = True) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Read `dmos.csv` and find its images.
-
-    Returns a table with `ref_id, ref_img, dist_img, dist_type, level, score, score_std, label_source`, and omissions.
-    """
-    table = read_table(index, "dmos.csv", ("dist_img", "ref_img", "dmos", "var"))
-    parts = table["dist_img"].str.extract(r"^(?P<ref_id>.+)_(?P<dist_type>\d{1,3})_(?P<level>\d{1,3})\.\w+$")
-    stem = table["ref_img"].str.replace(r"\.\w+$", "", regex=True)
-    bad = parts["ref_id"].isna() | (parts["ref_id"].str.lower() != stem.str.lower())
-    if bad.any():
-        row = table[bad].iloc[0]
-        raise DatabaseError(
-            f"{row['label_source']}: expected <reference>_<type>_<level>.png and <reference>.png, "
-            f"found {row['dist_img']!r} and {row['ref_img']!r}"
-        )
-    table = table.assign(
-        ref_id=stem,
-        dist_type=pd.to_numeric(parts["dist_type"]).astype("Int16"),
-        level=pd.to_numeric(parts["level"]).astype("Int16"),
-        score=numbers(table, "dmos"),
-        score_std=numbers(table, "var"),
-    ).drop(columns=["dmos", "var"])
-    return locate_images(index, table, {"ref_img": "images", "dist_img": "images"}, strict=strict)
+    return rows.database(facts, check_images=check_images, synthetic=True)
 
 
 def read_manifest(root: Path) -> dict[str, Any] | None:

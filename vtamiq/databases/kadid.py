@@ -1,0 +1,52 @@
+"""KADID-10k: 81 references × 25 distortions × 5 levels, rated by crowd workers.
+
+    images/I01.png … I81.png                 references
+    images/I01_01_01.png … I81_25_05.png     distorted: reference, type, level
+    dmos.csv                                 dist_img,ref_img,dmos,var
+
+What the file calls "dmos" is a mean opinion score: 5 is imperceptible, 1 very annoying, and the official page says itself
+that higher is better. What it calls "var" is a standard deviation: the two rows that could be checked equal that of 30
+whole votes, and cannot be their variance. H. Lin, V. Hosu, D. Saupe, KADID-10k, QoMEX 2019.
+"""
+
+from pathlib import Path
+
+from vtamiq.databases.base import Database
+from vtamiq.databases.reading import Facts, FolderIndex, LabelRows
+from vtamiq.distortions import DISTORTIONS
+
+__all__ = ["KADID10K", "load_kadid10k", "read_kadid_layout"]
+
+KADID10K = Facts(
+    name="kadid10k", score_name="MOS", higher_better=True, references=81, pairs=10125, score_mean=3.03263,
+    score_lo=1, score_hi=5,
+)  # fmt: skip
+
+
+def load_kadid10k(root: str | Path, *, strict: bool = True, check_images: bool = True) -> Database:
+    """Load KADID-10k; arguments and errors as for `vtamiq.databases.load_database`."""
+    rows = read_kadid_layout(FolderIndex(root), strict=strict)
+    names = {type: distortion.name for type, distortion in DISTORTIONS.items()}
+    rows.table["dist_name"] = rows.table["dist_type"].map(names).fillna("")
+    return rows.database(KADID10K, check_images=check_images)
+
+
+def read_kadid_layout(index: FolderIndex, *, strict: bool = True) -> LabelRows:
+    """The rows of `dmos.csv` with images located and `ref_id, ref_path, dist_path, dist_type, level, score, score_std`."""
+    rows = LabelRows.read(index, "dmos.csv", ("dist_img", "ref_img", "dmos", "var"), strict=strict)
+    expected = "<reference>_<type>_<level>.png"
+    rows.extract(
+        "dist_img", r"(?P<stem>.+)_(?P<dist_type>\d{1,3})_(?P<level>\d{1,3})\.\w+", expected, ("dist_type", "level")
+    )
+    rows.extract("ref_img", r"(?P<ref_id>.+)\.\w+", "<reference>.png")
+    rows.refuse(
+        rows.table["stem"].str.lower() != rows.table["ref_id"].str.lower(), "{dist_img!r} is not of {ref_img!r}"
+    )
+    rows.number("dmos")
+    rows.number("var")
+    rows.table = rows.table.rename(
+        columns={"dmos": "score", "var": "score_std", "ref_img": "ref_path", "dist_img": "dist_path"}
+    )
+    rows.locate("ref_path", "images")
+    rows.locate("dist_path", "images")
+    return rows

@@ -1,0 +1,81 @@
+"""The images of a database's pairs: both read, or the distorted one made from its reference as a recipe says."""
+
+from collections import OrderedDict
+
+import numpy as np
+
+from vtamiq.databases import Database
+from vtamiq.distortions import distort
+from vtamiq.images import ImageError, centre_crop, read_image
+
+__all__ = ["PairImages"]
+
+_RECENT = 4  # references kept: rows are sorted by reference, so that neighbours share theirs
+
+
+class PairImages:
+    """Pairs of images by row number: `images[row]` is uint8 `(2, H, W, 3)`, read-only, the reference first.
+
+    Args:
+        database: whose `pairs` are read.
+        keep: keep every pair that was asked for; for databases that fit into memory, 6 bytes a pixel and pair.
+
+    Raises (on access):
+        ImageError: an image is missing, damaged or too small for its recipe, or the two differ in size.
+    """
+
+    def __init__(self, database: Database, *, keep: bool = False):
+        self.root, self.crop = database.root, database.crop
+        # Plain arrays: a worker process then shares the table's memory instead of copying it object by object.
+        self.reference_paths = database.pairs["ref_path"].to_numpy(dtype=str)
+        self.distorted_paths = database.pairs["dist_path"].to_numpy(dtype=str)
+        self.recipes = None
+        if "recipe_seed" in database.pairs:
+            columns = ("dist_type", "level", "recipe_seed")
+            self.recipes = tuple(database.pairs[name].to_numpy(dtype=np.uint64) for name in columns)
+        self._kept: dict[int, np.ndarray] | None = {} if keep else None
+        self._references: OrderedDict[str, np.ndarray] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.reference_paths)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        if self._kept is not None and row in self._kept:
+            return self._kept[row]
+        reference = self._reference(self.reference_paths[row])
+        distorted = self._distorted(row, reference)
+        if distorted.shape != reference.shape:
+            sizes = [f"{image.shape[1]} x {image.shape[0]}" for image in (reference, distorted)]
+            raise ImageError(
+                f"{self.reference_paths[row]} is {sizes[0]} and {self.distorted_paths[row]} is {sizes[1]} "
+                "(width x height); a pair must have one size"
+            )
+        pair = np.stack([reference, distorted])
+        pair.flags.writeable = False
+        if self._kept is not None:
+            self._kept[row] = pair
+        return pair
+
+    def _distorted(self, row: int, reference: np.ndarray) -> np.ndarray:
+        if self.recipes is None:
+            return read_image(self.root / self.distorted_paths[row])
+        type, level, seed = (int(column[row]) for column in self.recipes)
+        try:
+            return distort(reference, type, level, seed)
+        except ValueError as error:  # too small for this type, or no such type
+            raise ImageError(f"{self.distorted_paths[row]} cannot be made: {error}") from error
+
+    def _reference(self, path: str) -> np.ndarray:
+        if path in self._references:
+            self._references.move_to_end(path)
+            return self._references[path]
+        image = read_image(self.root / path)
+        if self.crop is not None:
+            try:
+                image = centre_crop(image, self.crop)
+            except ImageError as error:
+                raise ImageError(f"{path}: {error}") from error
+        self._references[path] = image
+        if len(self._references) > _RECENT:
+            self._references.popitem(last=False)
+        return image
