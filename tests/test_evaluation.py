@@ -1,14 +1,24 @@
 """Correlation tables: by hand where possible, signed, and loud about rows that cannot be used."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import kendalltau, pearsonr, spearmanr
 
 from tests.small import small_database
-from vtamiq.evaluation import beside_baselines, cross_database, evaluate, iqm_predictions, lookup_predictions
-from vtamiq.images import read_images
-from vtamiq.metrics import iqm_scores, psnr
+from vtamiq.correlations import correlations, logistic_fit
+from vtamiq.databases.base import preference_table
+from vtamiq.evaluation import (
+    beside_published,
+    cross_database,
+    evaluate,
+    evaluate_preferences,
+    evaluate_within,
+    significance,
+)
 
 
 def predictions(n=40, seed=0, **columns):
@@ -108,38 +118,142 @@ def test_cross_database_is_a_matrix():
     assert matrix.shape == (2, 2)
 
 
-def test_conventional_metrics_have_their_values_and_directions(tmp_path):
+def test_cross_database_keeps_the_order_and_warns_of_pictures_in_common(caplog):
+    pairs = [("live", "tid2013"), ("live", "csiq"), ("csiq", "tid2013"), ("csiq", "csiq")]
+    parts = [predictions(seed=s, trained_on=t, database=d) for s, (t, d) in enumerate(pairs)]
+    matrix = cross_database(pd.concat(parts))
+    assert (list(matrix.index), list(matrix.columns)) == (["live", "csiq"], ["tid2013", "csiq"])
+    assert [record.getMessage() for record in caplog.records] == [
+        "live and tid2013 have pictures from the same source: Kodak"
+    ]
+    by_method = cross_database(pd.concat(parts).assign(method="m" + pd.concat(parts)["trained_on"]), rows="method")
+    assert list(by_method.index) == ["mlive", "mcsiq"]
+
+
+def test_both_logistics_and_their_parameters_are_kept():
+    table = predictions(n=60)
+    row = evaluate(table, bootstrap=0).iloc[0]
+    for key, parameters in (("fit", 5), ("fit4", 4)):
+        fit = logistic_fit(table["q"], table["score"], parameters=parameters)
+        np.testing.assert_allclose(json.loads(row[key]), fit.params)
+        assert row["rmse_fitted" + "4" * (parameters == 4)] == pytest.approx(fit.rmse)
+    assert row["rmse_fitted"] <= row["rmse_fitted4"] + 1e-6  # the four are among the five
+
+
+def test_a_fit_that_fails_says_so():
+    row = evaluate(predictions(n=4), bootstrap=0).iloc[0]
+    assert not row["fit_success"]
+    assert row["fit"] is None
+    assert "too few" in row["fit_message"]
+    assert np.isfinite(row["srocc"])
+
+
+def test_references_are_resampled_as_wholes():
+    table = predictions(n=60).assign(ref_id=[f"r{i // 6}" for i in range(60)])
+    offset = np.repeat(
+        np.random.default_rng(5).normal(0, 3, 10), 6
+    )  # pictures differ: pairs of one are no independent draws
+    table["q"] += offset
+    by_pair, by_reference = (
+        evaluate(table, bootstrap=500, resample=resample).iloc[0] for resample in ("pairs", "references")
+    )
+    assert by_pair["srocc"] == by_reference["srocc"]
+    width = [row["srocc_high"] - row["srocc_low"] for row in (by_pair, by_reference)]
+    assert width[1] > width[0]
+    few = evaluate(table[table["ref_id"] < "r4"], bootstrap=100, resample="references").iloc[0]
+    assert np.isnan(few["srocc_low"])
+    with pytest.raises(ValueError, match="must be 'pairs' or 'references'"):
+        evaluate(table, resample="images")
+
+
+def test_within_references_by_hand():
+    rng = np.random.default_rng(0)
+    parts = []
+    for r in range(4):
+        score = rng.permutation(6).astype(float)
+        q = -score + 100 * r  # perfect within each picture, hopeless across them
+        parts.append(pd.DataFrame({"q": q, "score": score, "ref_id": f"r{r}"}))
+    parts[3]["q"] *= -1
+    parts.append(pd.DataFrame({"q": [1.0, 2], "score": [1.0, 2], "ref_id": "few"}))
+    table = pd.concat(parts).assign(database="d", higher_better=True, synthetic=False)
+    row = evaluate_within(table, "ref_id").iloc[0]
+    assert (row["groups"], row["left_out"]) == (4, 1)
+    np.testing.assert_allclose([row["srocc_mean"], row["srocc_median"], row["srocc_min"]], [0.5, 1, -1])
+    assert row["srocc_std"] == pytest.approx(1)  # 1, 1, 1, -1 with ddof 1
+    assert row["accuracy"] == pytest.approx(3 * 15 / (4 * 15 + 1))
+    assert evaluate(table, bootstrap=0)["srocc"].iloc[0] < 0.3
+
+
+def metrics(n=60):
+    table = predictions(n).assign(
+        ref_id=[f"r{i // 6}" for i in range(n)], ref_path="r", dist_path=[f"d{i}" for i in range(n)]
+    )
+    noisy = table.assign(q=table["q"] + 3 * np.random.default_rng(9).standard_normal(n), metric="noisy")
+    similarity = table.assign(q=-table["q"], lower_better=False, metric="similarity")
+    return pd.concat([table.assign(metric="good", lower_better=True), noisy.assign(lower_better=True), similarity])
+
+
+def test_metrics_are_compared_on_the_same_images():
+    table = metrics()
+    shuffled = table.sample(frac=1, random_state=0)  # the order of rows must not matter
+    result = significance(shuffled, bootstrap=200).set_index(["first", "second"])
+    assert len(result) == 3
+    good = next(pair for pair in result.index if set(pair) == {"good", "similarity"})
+    assert result.loc[good, "difference"] == pytest.approx(0)
+    noisy = next(pair for pair in result.index if set(pair) == {"good", "noisy"})
+    sign = 1 if noisy[0] == "good" else -1
+    assert sign * result.loc[noisy, "difference"] > 0.2
+    assert result.loc[noisy, "p"] < 0.05
+    expected = correlations(
+        table.query("metric == 'noisy'")["q"], table.query("metric == 'noisy'")["score"], higher_better=True
+    )["srocc"]
+    assert result.loc[noisy, f"srocc_{'second' if sign == 1 else 'first'}"] == pytest.approx(expected)
+
+
+def test_metrics_on_other_images_cannot_be_compared():
+    table = metrics()
+    with pytest.raises(ValueError, match="has not been measured once on each of the same 60 images"):
+        significance(table[~((table["metric"] == "noisy") & (table["dist_path"] == "d5"))])
+    with pytest.raises(ValueError, match="one metric only"):
+        significance(table.query("metric == 'good'"))
+
+
+def test_preferences_are_predicted_through_the_scores_of_their_images(tmp_path):
     database = small_database(tmp_path, references=2)
-    table = iqm_predictions(database, ("psnr", "ssim", "gmsd"), progress=False)
-    pair = read_images([database.path(database.pairs.loc[2, name]) for name in ("ref_path", "dist_path")])
-    row = table[table["dist_path"] == database.pairs.loc[2, "dist_path"]].set_index("metric")
-    assert row.loc["psnr", "q"] == pytest.approx(psnr(*pair))
-    assert row.loc["gmsd", "q"] == pytest.approx(iqm_scores(*pair, ["gmsd"])["gmsd"])
-    results = evaluate(table, by=("metric",), bootstrap=0).set_index("metric")
-    assert (results["srocc"] > 0.7).all()  # DMOS grows with noise; PSNR falls, GMSD grows: all agree
+    pairs = database.pairs
+    asked = preference_table(
+        database="small", ref_id=["r0", "r0", "r1"], subset=["train", "test", "test"],
+        ref_path=["images/r0.png", "images/r0.png", "images/r1.png"],
+        a_path=["images/r0_1.png", "images/r0_2.png", "images/r1.png"],
+        b_path=["images/r0_4.png", "images/r0_1.png", "images/r1_1.png"],
+        a_is_ref=[False, False, True], p_a=[0.9, 0.7, 1.0], label_source="l:1",
+    )  # fmt: skip
+    database = replace(database, preferences=asked)
+    q = pairs.assign(q=pairs["level"].astype(float), synthetic=True)
+    table = evaluate_preferences(q, database).set_index("subset")
+    assert (table.loc["train", "accuracy"], table.loc["train", "left_out"]) == (1, 0)
+    assert (table.loc["test", "accuracy"], table.loc["test", "left_out"]) == (0, 1)
+    turned = evaluate_preferences(q.assign(q=-q["q"], lower_better=False), database).set_index("subset")
+    assert turned.loc["train", "accuracy"] == 1
+    copies = q.iloc[[4]].assign(dist_path="images/r1.png", q=0.0)
+    whole = evaluate_preferences(pd.concat([q, copies]), database).set_index("subset")
+    assert (whole.loc["test", "accuracy"], whole.loc["test", "left_out"]) == (0.5, 0)
+    with pytest.raises(ValueError, match="no prediction is about an image"):
+        evaluate_preferences(q.assign(ref_path="x"), database)
+    with pytest.raises(ValueError, match="an image is predicted twice"):
+        evaluate_preferences(pd.concat([q, q]), database)
+    with pytest.raises(ValueError, match="has no preferences"):
+        evaluate_preferences(q, replace(database, preferences=None))
 
 
-def test_a_model_beside_its_baselines(tmp_path):
-    database = small_database(tmp_path, references=4)
-    training, test = database.subset(["r0", "r1", "r2"]), database.subset(["r3"])
-    pairs = test.pairs.assign(q=test.pairs["score"] ** 2, synthetic=True)
-    table = beside_baselines(pairs, test, training, ["psnr", "gmsd"])
-    assert table.groupby("metric", sort=False).size().to_dict() == {"VTAMIQ": 4, "psnr": 4, "gmsd": 4, "lookup": 4}
-    results = evaluate(table, by=["metric"], bootstrap=0).set_index("metric")
-    assert (results["srocc"] == 1).all()  # every direction is known
-    assert table.loc[table["metric"] == "psnr", "lower_better"].eq(False).all()
-
-
-def test_lookup_knows_cells_only(tmp_path):
-    database = small_database(tmp_path, references=4)
-    training, test = database.subset(["r0", "r1", "r2"]), database.subset(["r3"])
-    table = lookup_predictions(training, test)
-    np.testing.assert_allclose(table["q"], [0, 1 / 3, 2 / 3, 1])
-    assert table["dist_path"].tolist() == test.pairs["dist_path"].tolist()
-
-
-def test_lookup_of_an_unseen_cell_is_the_mean(tmp_path):
-    database = small_database(tmp_path, references=2)
-    training = database.subset(((database.pairs["level"] < 4) & (database.pairs["ref_id"] == "r0")).to_numpy())
-    table = lookup_predictions(training, database.subset(["r1"]))
-    np.testing.assert_allclose(table["q"], [0, 0.5, 1, 0.5])
+def test_published_numbers_stand_below_measured_ones():
+    table = pd.concat([predictions(database=d, metric=m) for d, m in (("tid2013", "psnr"), ("toy", "psnr"))])
+    both = beside_published(evaluate(table, by=["database", "metric"], bootstrap=0))
+    rows = both.query("database == 'tid2013' and metric == 'psnr'")
+    assert rows["origin"].tolist() == ["measured", "published", "published", "published"]
+    assert rows["srocc"].tolist()[1:] == [0.6869, 0.6869, 0.687]
+    assert rows["n"].tolist()[0] == 40
+    assert set(both["database"]) == {"tid2013", "toy"}
+    assert both["source"].notna().all()
+    with pytest.raises(ValueError, match="no column metric"):
+        beside_published(evaluate(table, by=["database"], bootstrap=0))

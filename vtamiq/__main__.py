@@ -1,4 +1,4 @@
-"""The command line: `python -m vtamiq score`, `synthesize` and `reproduce`. Parses, calls, prints."""
+"""The command line: `python -m vtamiq score`, `databases`, `synthesize` and `reproduce`. Parses, calls, prints."""
 
 import argparse
 import json
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vtamiq.model import VTAMIQ
 
 TRAINED = "runs/demo/03_weak_pretraining/run/model"  # what `make reproduce` leaves for --model
+SHOWN_PROBLEMS = 3  # of a database
 ERROR_WIDTH = 60  # of the printed summary; summary.csv has errors whole
 
 
@@ -66,6 +67,63 @@ def _load(folder_or_id: str) -> "VTAMIQ":
         if Path(folder_or_id).is_dir():
             raise
         raise CheckpointError(f"no such folder: {folder_or_id}; `make reproduce` trains one into {TRAINED}") from error
+
+
+def run_databases(arguments: argparse.Namespace) -> int:
+    from vtamiq.databases import LOADERS, data_folder, find_databases
+    from vtamiq.survey import check_known_answer, survey
+
+    data = Path(arguments.data) if arguments.data else data_folder()
+    table = survey(data, arguments.names or None, check_images=not arguments.fast)
+    for row in table.to_dict("records"):
+        print(_database_line(row))
+        shown = row["problems"] if arguments.all else row["problems"][:SHOWN_PROBLEMS]
+        for problem in shown:
+            print(f"    {problem}")
+        if len(shown) < len(row["problems"]):
+            print(f"    … and {len(row['problems']) - len(shown)} more (--all)")
+    if not arguments.names:
+        absent = [name for name, loader in LOADERS.items() if name not in find_databases(data) and loader.marks]
+        print(f"not found in {data}: {', '.join(absent)}" if absent else f"all are in {data}")
+    fine = table["status"].eq("complete").all()
+    if arguments.check:
+        names = [name for name in find_databases(data) if name in set(table["database"])]
+        agree = [_print_check(check_known_answer, name, data, arguments.workers) for name in names]
+        fine &= all(agree)
+    return 0 if fine else 1
+
+
+def _database_line(row: dict) -> str:
+    if row["status"] in ("not found", "unusable"):
+        return f"{row['database']}: {row['status']}"
+    folder = "" if row["folder"] in (".", row["database"]) else f" in {row['folder']}"
+    counts = f"{row['pairs']} pairs of {row['references']} references"
+    if row["preferences"]:
+        counts += f", {row['preferences']} preferences"
+    scores = f"{row['score']} ({row['better']} is better)"
+    if row["mean"] == row["mean"]:  # NaN without any score
+        scores += f" {row['lowest']:.5g} … {row['highest']:.5g}, mean {row['mean']:.5f}"
+    return f"{row['database']}{folder}: {row['status']}, {counts}; {scores}"
+
+
+def _print_check(check, name: str, data: Path, workers: int | None) -> bool:
+    """Whether PSNR has its published correlations, or nothing is published."""
+    from vtamiq.databases import DatabaseError, find_databases
+    from vtamiq.published import known_answer
+
+    if known_answer(name) is None:
+        return True
+    try:
+        result = check(name, find_databases(data)[name], workers=workers)
+    except DatabaseError as error:
+        print(f"{name}: not checked: {error}")
+        return False
+    measured, known = (
+        f"SROCC {result[f'srocc{suffix}']:.4f}, KROCC {result[f'krocc{suffix}']:.4f}" for suffix in ("", "_published")
+    )
+    verdict = "agrees" if result["agrees"] else "DIFFERS"
+    print(f"{name}: PSNR has {measured}; published: {known}: {verdict}")
+    return bool(result["agrees"])
 
 
 def run_synthesize(arguments: argparse.Namespace) -> int:
@@ -128,6 +186,15 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--repeats", type=_positive, default=1, metavar="K", help="draws of patches to average")
     command.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the first draw")
     command.add_argument("--json", action="store_true", help="print the score with all that it depends on")
+
+    command = commands.add_parser("databases", allow_abbrev=False, help="what databases are here, and are they whole?")
+    command.set_defaults(run=run_databases)
+    command.add_argument("names", nargs="*", metavar="NAME", help="only these (default: all that are found)")
+    command.add_argument("--data", metavar="DIR", help="folder of databases (default: $VTAMIQ_DATA, or data)")
+    command.add_argument("--check", action="store_true", help="compare PSNR's correlations with the published ones")
+    command.add_argument("--fast", action="store_true", help="read labels and names only, open no image")
+    command.add_argument("--all", action="store_true", help="print every problem")
+    command.add_argument("--workers", type=int, metavar="N", help="processes of --check (default: one per core)")
 
     command = commands.add_parser("synthesize", allow_abbrev=False, help="make a database from photographs, resuming")
     command.set_defaults(run=run_synthesize)

@@ -47,6 +47,7 @@ def correlations(
     lower_better: bool = True,
     parameters: int = 5,
     bootstrap: int = 0,
+    groups: ArrayLike | None = None,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def correlations(
 
     lower_better: direction of the prediction. higher_better: direction of the score (True for MOS, False for DMOS).
     parameters: 5 or 4, of the logistic fit. bootstrap: number of resamples for intervals at the level `confidence`
-    (`bootstrap_intervals`), 0 for none.
+    (`bootstrap_intervals`), 0 for none. groups: (n,) labels that are drawn as wholes, None to draw single pairs.
 
     Returns a dictionary of
     - `srocc`, `krocc` (Kendall's tau-b), `plcc`: correlations as they are, no fit;
@@ -81,19 +82,26 @@ def correlations(
         result["rmse_fitted"] = fit.rmse
         result["plcc_fitted"] = _plcc_fitted(fit(prediction), score, result["plcc"])
     if bootstrap:
-        intervals = bootstrap_intervals(turned, score, resamples=bootstrap, confidence=confidence, seed=seed)
+        intervals = bootstrap_intervals(turned, score, groups, resamples=bootstrap, confidence=confidence, seed=seed)
         for name, (low, high) in intervals.items():
             result |= {f"{name}_low": low, f"{name}_high": high}
     return result
 
 
 def bootstrap_intervals(
-    prediction: ArrayLike, score: ArrayLike, *, resamples: int = 1000, confidence: float = 0.95, seed: int = 0
+    prediction: ArrayLike,
+    score: ArrayLike,
+    groups: ArrayLike | None = None,
+    *,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
     """Percentile intervals of SROCC and PLCC (no fit) of (n,) pairs drawn with replacement: {"srocc": (low, high), …}.
 
-    Both arguments are taken as they are, without turning. Pairs are drawn one by one: where many share a reference image,
-    they are not independent and the intervals are too narrow; repeated splits by reference tell more.
+    Predictions and scores are taken as they are, without turning. Pairs are drawn one by one: where many share a reference
+    image, they are not independent and the intervals are too narrow. With `groups` (n,), for example the reference of each
+    pair, whole groups are drawn instead; fewer than 5 groups give (NaN, NaN), since their resamples hardly differ.
     A resample of equal values has no correlation and is left out; (NaN, NaN) if none is left.
     """
     prediction, score = _check_pairs(prediction, score)
@@ -102,10 +110,16 @@ def bootstrap_intervals(
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
     srocc, plcc = [], []
-    for rows in _resampled_rows(len(score), resamples, seed):
+    draws = (
+        _resampled_rows(len(score), resamples, seed)
+        if groups is None
+        else _drawn_groups(groups, len(score), resamples, seed)
+    )
+    for rows in draws:
         plcc.append(_pearson(prediction[rows], score[rows]))
         srocc.append(_pearson(rankdata(prediction[rows], axis=1), rankdata(score[rows], axis=1)))
-    return {name: _percentiles(np.concatenate(r), confidence) for name, r in (("srocc", srocc), ("plcc", plcc))}
+    drawn = (("srocc", srocc), ("plcc", plcc))
+    return {name: _percentiles(np.concatenate([np.empty(0), *r]), confidence) for name, r in drawn}
 
 
 # ------------------------------------------------------------------------------------------------------------ the fit
@@ -265,6 +279,21 @@ def _resampled_rows(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     block = max(1, 1_000_000 // n)
     for start in range(0, resamples, block):
         yield rng.integers(n, size=(min(block, resamples - start), n))
+
+
+_MIN_GROUPS = 5
+
+
+def _drawn_groups(groups: ArrayLike, n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Row numbers (1, number of rows) of each resample of whole groups, whose sizes may differ."""
+    groups = np.asarray(groups)
+    if groups.shape != (n,):
+        raise ValueError(f"{n} pairs need {n} groups, got the shape {groups.shape}")
+    _, codes = np.unique(groups, return_inverse=True)
+    members = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
+    rng = np.random.default_rng(seed)
+    for _ in range(resamples if len(members) >= _MIN_GROUPS else 0):
+        yield np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])[None]
 
 
 def _percentiles(values: np.ndarray, confidence: float) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import seaborn
 from matplotlib import colormaps, rcParams, style
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
@@ -37,6 +38,7 @@ __all__ = [
     "bars",
     "contact_sheet",
     "draws_spread",
+    "heatmap",
     "learning_curves",
     "pair_scores",
     "patch_canvas",
@@ -840,6 +842,53 @@ def bars(
     if group:
         figure.legend(loc="outside right upper")
         figure.set_figwidth(COLUMN * 1.55)
+    return figure
+
+
+@_styled
+def heatmap(
+    matrix: pd.DataFrame,
+    *,
+    label: str = "SROCC",
+    labels: tuple[str, str] = ("", ""),
+    marked: pd.DataFrame | None = None,
+    limits: tuple[float, float] | None = None,
+    title: str | None = None,
+) -> Figure:
+    """A matrix of numbers as colours with the numbers in them, for example trained on × tested on.
+
+    Args:
+        matrix: names of rows and columns are its index and columns; NaN leaves a cell empty.
+        label: of the colours.
+        labels: of the vertical and the horizontal axis.
+        marked: booleans of the same shape; those cells bear a star, to be explained in the title.
+        limits: values of the first and last colour; by default the smallest and largest.
+        title: say here what the scores are, above all if they are synthetic labels.
+    """
+    if matrix.empty:
+        raise ValueError("the matrix is empty")
+    if marked is not None and marked.shape != matrix.shape:
+        raise ValueError(f"marked must have the shape {matrix.shape} of the matrix, got {marked.shape}")
+    stars = np.zeros(matrix.shape, dtype=bool) if marked is None else marked.to_numpy(dtype=bool)
+    values = matrix.to_numpy(dtype=float)
+    texts = [
+        ["" if math.isnan(v) else f"{v:.3f}{'*' if star else ''}" for v, star in zip(*row, strict=True)]
+        for row in zip(values, stars, strict=True)
+    ]
+    rows, columns = matrix.shape
+    width = 1.5 + 0.065 * max(len(str(name)) for name in matrix.index) + 0.62 * columns
+    figure = _figure(min(width, PAGE), 0.9 + 0.24 * rows + (0.2 if title else 0))
+    ax = figure.subplots()
+    low, high = limits or (np.nanmin(values), np.nanmax(values))
+    seaborn.heatmap(
+        matrix.astype(float), ax=ax, annot=np.array(texts), fmt="", vmin=low, vmax=high, cmap="viridis",
+        linewidths=0.5, annot_kws={"size": 7}, cbar_kws={"label": label},
+    )  # fmt: skip
+    ax.grid(False)
+    ax.tick_params(length=0)
+    ax.tick_params(axis="x", rotation=30 if columns > 3 else 0)
+    ax.tick_params(axis="y", rotation=0)
+    ax.set(ylabel=labels[0], xlabel=labels[1], title=title)
     return figure
 
 

@@ -96,7 +96,10 @@ def predict(
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> Path:
-    """Write a table as parquet or CSV by its suffix; the file appears complete or not at all."""
+    """Write a table as parquet, CSV or LaTeX (booktabs, three decimals) by its suffix, without its index.
+
+    The file appears complete or not at all.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
@@ -104,7 +107,9 @@ def write_table(table: pd.DataFrame, path: str | Path) -> Path:
         table.to_parquet(temporary, index=False)
     elif path.suffix == ".csv":
         table.to_csv(temporary, index=False)
+    elif path.suffix == ".tex":
+        table.to_latex(temporary, index=False, float_format="%.3f", escape=True)
     else:
-        raise ValueError(f"{path}: tables are written as .parquet or .csv")
+        raise ValueError(f"{path}: tables are written as .parquet, .csv or .tex")
     os.replace(temporary, path)
     return path

@@ -5,6 +5,7 @@ authors' network (2024 state) on a database of your own, for a GPU.
 """
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,8 @@ from vtamiq.caps import CAPS
 from vtamiq.configs import did_you_mean
 from vtamiq.databases import Database, load_database
 from vtamiq.model import VTAMIQConfig
+from vtamiq.predictions import write_table
+from vtamiq.protocol import Candidate, load_candidate
 from vtamiq.synthesis import demo_database
 from vtamiq.training import Stage
 
@@ -141,6 +144,56 @@ class Workspace:
         pairs = load_database("synthetic", self.path(database))
         return pairs.split(seed=seed) if (pairs.pairs["subset"] == "none").any() else pairs.distributed_split()
 
+    def databases(self, names: str = "", database: str = "", seed: int = 0) -> list[Database]:
+        """What to test on: only pairs with a score, and of synthetic ones only pairs that a distortion has changed, since
+        every metric gets the others right.
+
+        Args:
+            names: of `load_database`, with commas between; empty for the test part of `parts` and the demo textures.
+            database, seed: as for `parts`.
+
+        Raises:
+            DatabaseError: one is not found, or has no scores.
+        """
+        if names.strip():
+            loaded = [load_database(name.strip()) for name in names.split(",")]
+        else:
+            loaded = [self.parts(database, seed)[-1], self.demo("textures")]
+        return [_worth_testing(database) for database in loaded]
+
+    def candidates(self, checkpoints: str = "", *, num_patches: int = 0) -> list[Candidate]:
+        """Models to test, the last one being the one that figures show.
+
+        Args:
+            checkpoints: paths for `vtamiq.protocol.load_candidate`, with commas between; empty for the run of notebook 03.
+            num_patches: in the test; 0 for the setting that each run tested with.
+        """
+        paths = [path.strip() for path in checkpoints.split(",") if path.strip()]
+        folders = [self.path(path) for path in paths] or [self.out / "03_weak_pretraining" / "run"]
+        return [load_candidate(folder, num_patches=num_patches or None) for folder in folders]
+
+    def overview(self, databases: Sequence[Database]) -> pd.DataFrame:
+        """One row per database: what it is and how much of it there is."""
+        rows = [
+            {
+                "database": database.name,
+                "pairs": len(database),
+                "references": len(database.references),
+                "distortions": database.pairs["dist_name"].nunique(),
+                "score": database.score_name,
+                "better": "higher" if database.higher_better else "lower",
+                "synthetic": database.synthetic,
+            }
+            for database in databases
+        ]
+        return pd.DataFrame(rows)
+
+    def publish(self, table: pd.DataFrame, name: str, folder: Path) -> None:
+        """Write a result table as CSV and LaTeX into the folder of the run, and as CSV beside the figures."""
+        write_table(table, folder / f"{name}.csv")
+        write_table(table, folder / f"{name}.tex")
+        write_table(table, self.figures / f"{name}.csv")
+
     def demo(self, name: str) -> Database:
         """The demo database of that name, in the size of the preset."""
         return demo_database(name, preset="smoke" if self.preset == "smoke" else "demo")
@@ -153,6 +206,13 @@ class Workspace:
     def versions() -> pd.DataFrame:
         """One row: the versions that a result depends on."""
         return pd.DataFrame([{"python": platform.python_version()} | {name: version(name) for name in _VERSIONS_OF}])
+
+
+def _worth_testing(database: Database) -> Database:
+    score = database.pairs["score"]
+    best = database.pairs["score_hi" if database.higher_better else "score_lo"]
+    kept = score.notna() & ~(database.synthetic & (score == best))
+    return database.subset(kept.to_numpy())
 
 
 def workspace(preset: str = "demo", out: str = "") -> Workspace:

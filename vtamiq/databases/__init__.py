@@ -1,16 +1,16 @@
 """Full-reference image quality databases, each as one table of image pairs.
 
-`load_database` finds and loads one by name. A new loader is a function `load(root, *, strict=True, **options)` that
-returns a `Database`, and a line in `LOADERS`.
+`load_database` finds and loads one by name, `find_databases` says what is there. A new loader is a function
+`load(root, *, strict=True, **options)` that returns a `Database`, and a line in `LOADERS`.
 """
 
-import difflib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vtamiq.configs import did_you_mean
 from vtamiq.databases.base import (
     PAIR_COLUMNS,
     PREFERENCE_COLUMNS,
@@ -21,7 +21,9 @@ from vtamiq.databases.base import (
     validate_preferences,
 )
 from vtamiq.databases.kadid import load_kadid10k
+from vtamiq.databases.labels import Linearisation
 from vtamiq.databases.reading import FolderIndex
+from vtamiq.databases.splits import leave_one_out, original_split, repeated_splits, shared_pictures
 from vtamiq.databases.synthetic import load_synthetic
 
 __all__ = [
@@ -32,8 +34,15 @@ __all__ = [
     "DatabaseError",
     "FolderIndex",
     "LabelScale",
+    "Linearisation",
     "Loader",
+    "data_folder",
+    "find_databases",
+    "leave_one_out",
     "load_database",
+    "original_split",
+    "repeated_splits",
+    "shared_pictures",
     "validate_pairs",
     "validate_preferences",
 ]
@@ -41,15 +50,25 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Loader:
-    """How one database is loaded, and the folder names under which it is in circulation (in any letter case)."""
+    """How one database is loaded and recognised.
+
+    Attributes:
+        load: the function that does it.
+        folders: names of its folder in circulation (in any letter case).
+        marks: files or folders of which its root has at least one; a folder without them may hold the root one level
+            deeper, under one of the same names, as some archives unpack.
+        title: what people call it.
+    """
 
     load: Callable[..., Database]
     folders: tuple[str, ...]
+    marks: tuple[str, ...]
+    title: str
 
 
 LOADERS: dict[str, Loader] = {
-    "kadid10k": Loader(load_kadid10k, ("kadid10k",)),
-    "synthetic": Loader(load_synthetic, ("synthetic",)),
+    "kadid10k": Loader(load_kadid10k, ("kadid10k", "kadid-10k", "kadid"), ("dmos.csv",), "KADID-10k"),
+    "synthetic": Loader(load_synthetic, ("synthetic",), ("manifest.json",), "made by `python -m vtamiq synthesize`"),
 }
 
 
@@ -62,8 +81,10 @@ def load_database(
         name: a key of `LOADERS`, in any letter case.
         root: folder of the database. None looks in `$VTAMIQ_DATA` (by default `data` in the current folder) for the
             folder names in circulation.
-        strict: refuse incomplete copies; otherwise load what is there and list the rest in `Database.omissions`.
-        options: of the loader.
+        strict: refuse incomplete or damaged copies; otherwise load what can be used and list the rest in
+            `Database.omissions`.
+        options: of the loader, for example `realigned=False` for LIVE, `part="val"` for PIPAL, or `check_images=False`
+            (most loaders open every image once, to find missing, cut off and mismatched ones before a training does).
 
     Raises:
         DatabaseError: unknown name, missing folder, or anything wrong inside it.
@@ -71,23 +92,59 @@ def load_database(
     """
     key = str(name).lower()
     if key not in LOADERS:
-        near = difflib.get_close_matches(key, LOADERS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise DatabaseError(f"unknown database {name!r}; {hint}Known: {', '.join(sorted(LOADERS))}")
-    loader = LOADERS[key]
-    folder = _search(key, loader.folders) if root is None else Path(root)
+        raise DatabaseError(
+            f"unknown database {name!r}{did_you_mean(key, LOADERS)}; there are {', '.join(sorted(LOADERS))}"
+        )
+    folder = _search(key) if root is None else _unpacked(Path(root), LOADERS[key])
     if not folder.is_dir():
         raise DatabaseError(f"no folder {folder} for database {key}")
-    return loader.load(folder, strict=strict, **options)
+    return LOADERS[key].load(folder, strict=strict, **options)
 
 
-def _search(name: str, folders: tuple[str, ...]) -> Path:
-    data = Path(os.environ.get("VTAMIQ_DATA") or "data")
+def data_folder() -> Path:
+    """Where databases are looked for: `$VTAMIQ_DATA`, or `data` in the current folder."""
+    return Path(os.environ.get("VTAMIQ_DATA") or "data")
+
+
+def find_databases(data: str | os.PathLike[str] | None = None) -> dict[str, Path]:
+    """Name → root of every database in a folder (None for `data_folder()`), by the folder names in circulation.
+
+    Raises DatabaseError if there is no such folder, or two entries in it differ only by letter case.
+    """
+    data = data_folder() if data is None else Path(data)
+    if not data.is_dir():
+        raise DatabaseError(f"no folder {data}; put databases there, or set VTAMIQ_DATA to the folder that has them")
+    index = FolderIndex(data)
+    found = {name: _find(index, loader) for name, loader in LOADERS.items()}
+    return {name: folder for name, folder in found.items() if folder is not None}
+
+
+def _find(index: FolderIndex, loader: Loader) -> Path | None:
+    found = (index.get(name) for name in loader.folders)
+    return next((_unpacked(index.root / path, loader) for path in found if path is not None), None)
+
+
+def _unpacked(folder: Path, loader: Loader) -> Path:
+    """The folder itself, or the one inside it that an archive unpacked to."""
+    if not folder.is_dir():
+        return folder
+    index = FolderIndex(folder)
+    if not loader.marks or any(index.get(mark) for mark in loader.marks):
+        return folder
+    for name in loader.folders:
+        inner = index.get(name)
+        if inner is not None and any(FolderIndex(folder / inner).get(mark) for mark in loader.marks):
+            return folder / inner
+    return folder
+
+
+def _search(name: str) -> Path:
+    data, loader = data_folder(), LOADERS[name]
     where = f"{data} (VTAMIQ_DATA)" if os.environ.get("VTAMIQ_DATA") else f"{data.absolute()} (VTAMIQ_DATA is not set)"
     if not data.is_dir():
         raise DatabaseError(f"database {name} not found: no folder {where}; set VTAMIQ_DATA or give root=")
-    index = FolderIndex(data)
-    found = next((path for path in map(index.get, folders) if path is not None), None)
+    found = _find(FolderIndex(data), loader)
     if found is None:
-        raise DatabaseError(f"database {name} not found in {where}: looked for {', '.join(folders)}; or give root=")
-    return data / found
+        names = ", ".join(loader.folders)
+        raise DatabaseError(f"database {name} not found in {where}: looked for {names}; or give root=")
+    return found

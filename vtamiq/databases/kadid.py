@@ -26,8 +26,11 @@ KADID10K = Facts(
 def load_kadid10k(root: str | Path, *, strict: bool = True, check_images: bool = True) -> Database:
     """Load KADID-10k; arguments and errors as for `vtamiq.databases.load_database`."""
     rows = read_kadid_layout(FolderIndex(root), strict=strict)
+    known = rows.table["dist_type"].isin(list(DISTORTIONS)) & rows.table["level"].between(1, 5)
+    rows.refuse(~known, "types are 1 to 25 and levels 1 to 5, not those of {dist_path!r}")
     names = {type: distortion.name for type, distortion in DISTORTIONS.items()}
-    rows.table["dist_name"] = rows.table["dist_type"].map(names).fillna("")
+    names[15] = "denoise"  # ours says that it is a stand-in
+    rows.table["dist_name"] = rows.table["dist_type"].map(names)
     return rows.database(KADID10K, check_images=check_images)
 
 

@@ -5,14 +5,18 @@ A loader reads its label file into `LabelRows`, says how names become paths, typ
 out, and listed. A row is never dropped in silence.
 """
 
+import codecs
 import csv
 import io
 import logging
 import math
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 import numpy as np
@@ -21,11 +25,12 @@ import pandas as pd
 from vtamiq.databases.base import PAIR_COLUMNS, Database, DatabaseError, pair_table, path_parts
 from vtamiq.images import ImageError, image_size
 
-__all__ = ["Facts", "FolderIndex", "LabelRows"]
+__all__ = ["Facts", "FolderIndex", "LabelRows", "read_lines"]
 
 log = logging.getLogger(__name__)
 
 _CLUTTER = re.compile(r"\._.*|\.ds_store|thumbs\.db|desktop\.ini", re.IGNORECASE)
+_BLOCK = 20_000  # lines split at a time: their fields as Python strings take ten times the room of the table
 _MEAN_TOLERANCE = 1e-4  # of the mean or of 1: published means have five digits
 
 
@@ -74,8 +79,9 @@ class LabelRows:
         name: str,
         columns: Sequence[str],
         *,
-        header: bool = True,
+        header: bool | None = True,
         separator: str | None = ",",
+        optional: Sequence[str] = (),
         strict: bool = True,
     ) -> "LabelRows":
         """Read a text file of labels: UTF-8 with or without byte-order mark, with LF or CRLF; blank lines are skipped.
@@ -85,34 +91,39 @@ class LabelRows:
             name: the file, relative to the root.
             columns: the columns to keep, as stripped strings. With a header they are looked up in it, without regard to
                 case and surrounding blanks; without one, they are the names of all columns.
-            header: whether the first line names the columns.
+            header: whether the first line names the columns. None if it does, but in words that are not known: then
+                `columns` are the names of all columns as well.
             separator: None splits at any white space.
+            optional: columns to keep as well if the header has them.
 
         Raises:
             DatabaseError: file missing, empty or in another encoding, a column missing, or (if strict) a line with too few
                 or too many fields.
         """
         name = index.find(name)
-        lines = _read_lines(index.root / name, name)
-        fields = _split_fields([line for _, line in lines], separator)
-        if len(fields) != len(lines):
-            raise DatabaseError(f"{name}: a quotation mark is not closed")
-        names = [word.lower() for word in fields[0]] if header else [column.lower() for column in columns]
-        missing = [column for column in columns if column.lower() not in names]
-        if missing:
-            found = ", ".join(fields[0])
-            raise DatabaseError(f"{name}:{lines[0][0]}: no column {', '.join(missing)}; the header is {found}")
-        sources = [f"{name}:{number}" for number, _ in lines]
-        if header:
-            fields, sources = fields[1:], sources[1:]
-        if not fields:
+        lines = _lines(index.root / name, name)
+        names = [column.lower() for column in columns]
+        if header is not False:
+            number, first = next(lines)
+            words = _split_fields([first], separator)[0]
+            names = _header(words, columns, f"{name}:{number}") if header else names
+            if header is None and any(map(_is_number, words)):
+                raise DatabaseError(f"{name}:{number}: a header was expected, found numbers")
+            columns = [*columns, *(column for column in optional if column.lower() in names)]
+        blocks = []
+        while block := list(islice(lines, _BLOCK)):
+            fields = _split_fields([line for _, line in block], separator)
+            if len(fields) != len(block):
+                raise DatabaseError(f"{name}: a quotation mark is not closed")
+            whole = (row if len(row) == len(names) else [""] * len(names) for row in fields)
+            values = dict(zip(names, zip(*whole, strict=True), strict=True))
+            block_table = pd.DataFrame({column: values[column.lower()] for column in columns}, dtype="str")
+            block_table["label_source"] = pd.Series([f"{name}:{number}" for number, _ in block], dtype="str")
+            blocks.append(block_table.assign(fields=[len(row) for row in fields]))
+        if not blocks:
             raise DatabaseError(f"{name} has no rows below its header; is the copy complete?")
-        widths = np.array([len(row) for row in fields])
-        whole = [row if len(row) == len(names) else [""] * len(names) for row in fields]
-        table = pd.DataFrame(whole, columns=names, dtype="str")[[column.lower() for column in columns]]
-        table = table.set_axis(list(columns), axis=1).assign(label_source=pd.Series(sources, dtype="str"))
-        rows = cls(index, table.assign(fields=widths), strict=strict)
-        rows.refuse(widths != len(names), f"{len(names)} fields expected, found {{fields}}")
+        rows = cls(index, pd.concat(blocks, ignore_index=True), strict=strict)
+        rows.refuse(rows.table["fields"] != len(names), f"{len(names)} fields expected, found {{fields}}")
         rows.table = rows.table.drop(columns="fields")
         return rows
 
@@ -129,9 +140,12 @@ class LabelRows:
         bad = np.asarray(bad, dtype=bool)
         if not bad.any():
             return
-        refused = self.table[bad]
-        said = [f"{row['label_source']}: {why.format_map(row)}" for row in refused.to_dict("records")]
-        more = f" ({len(said)} such rows)" if len(said) > 1 else ""
+        refused = self.table.loc[bad, list(dict.fromkeys(["label_source", *_fields(why)]))]
+        said = [
+            f"{row['label_source']}: {why.format_map(row)}"
+            for row in refused.iloc[: 1 if self.strict or bad.all() else None].to_dict("records")
+        ]
+        more = f" ({len(refused)} such rows)" if len(refused) > 1 else ""
         if self.strict:
             raise DatabaseError(f"{said[0]}{more}; mend the copy, or leave such rows out with strict=False")
         if bad.all():
@@ -155,12 +169,13 @@ class LabelRows:
             expected: how the error message describes the pattern.
             numeric: groups that become Int16.
         """
-        groups = self.table[column].str.extract(f"^(?:{pattern})$", flags=re.IGNORECASE)
-        bad = groups.isna().all(axis=1)
+        rows, values = pd.factorize(self.table[column])  # large tables have few different ones
+        groups = pd.Series(values, dtype="str").str.extract(f"^(?:{pattern})$", flags=re.IGNORECASE)
+        bad = groups.isna().all(axis=1).to_numpy()[rows]
         self.refuse(bad, f"expected {expected}, found {{{column}!r}}")
         for name in groups:
-            values = groups.loc[~bad, name].reset_index(drop=True)
-            self.table[name] = pd.to_numeric(values).astype("Int16") if name in numeric else values
+            values = pd.to_numeric(groups[name]).astype("Int16") if name in numeric else groups[name]
+            self.table[name] = values.take(rows[~bad]).set_axis(self.table.index)
 
     def locate(self, column: str, *folders: str) -> None:
         """Turn a column of names into paths as they are on disk, relative to the root.
@@ -169,13 +184,15 @@ class LabelRows:
             folders: that the names are relative to, the first that has the file counts; "" is the root. A template such as
                 "{folder}" is filled in with the row's values.
         """
-        paths, problems = [], []
-        for row in self.table.to_dict("records"):
-            path, problem = self._locate(row[column], [folder.format_map(row) for folder in folders or ("",)])
-            paths.append(path)
-            problems.append(problem)
-        self.table[column] = pd.Series(paths, index=self.table.index, dtype="str")
-        self.table["problem"] = pd.Series(problems, index=self.table.index, dtype="str")
+        folders = folders or ("",)
+        keys = list(dict.fromkeys([column, *(name for folder in folders for name in _fields(folder))]))
+        rows = self.table.groupby(keys, sort=False, dropna=False).ngroup()  # large tables name an image many times
+        found = []
+        for values in zip(*(key for _, key in self.table[keys].drop_duplicates().items()), strict=True):
+            row = dict(zip(keys, values, strict=True))
+            found.append(self._locate(row[column], [folder.format_map(row) for folder in folders]))
+        for name, values in zip((column, "problem"), zip(*found, strict=True), strict=True):
+            self.table[name] = pd.Series(values, dtype="str").take(rows).set_axis(self.table.index)
         self.refuse(self.table["problem"] != "", "{problem}")
         self.table = self.table.drop(columns="problem")
 
@@ -215,11 +232,14 @@ class LabelRows:
         except ImageError as error:
             return str(error).replace(str(self.index.root / path), path)
 
-    def database(self, facts: Facts, *, check_images: bool = True, **fields: Any) -> Database:
+    def database(
+        self, facts: Facts, *, check_images: bool = True, extra: Sequence[str] = (), **fields: Any
+    ) -> Database:
         """The finished database from the columns of the table that the schema knows.
 
         Args:
             check_images: open every image once, see the method of that name.
+            extra: further columns that the pairs shall have.
             fields: further attributes of `Database`.
 
         Raises:
@@ -228,14 +248,14 @@ class LabelRows:
         if check_images:
             self.check_images()
         pairs = pair_table(
-            **{name: self.table[name] for name in self.table if name in PAIR_COLUMNS or name == "content"},
+            **{name: self.table[name] for name in self.table if name in {*PAIR_COLUMNS, *extra, "content"}},
             database=facts.name,
             score_name=facts.score_name,
             higher_better=facts.higher_better,
             score_lo=facts.score_lo,
             score_hi=facts.score_hi,
         )
-        self._check_counts(facts, pairs)
+        self.check_counts(facts, pairs)
         return Database(
             **{"synthetic": False} | fields,
             name=facts.name,
@@ -246,7 +266,9 @@ class LabelRows:
             omissions=tuple(self.omissions),
         )
 
-    def _check_counts(self, facts: Facts, pairs: pd.DataFrame) -> None:
+    def check_counts(self, facts: Facts, pairs: pd.DataFrame) -> None:
+        """Compare the counts, or if they are right the mean score, with the facts. Other counts are an error, or (if not
+        strict) an omission; another mean is a warning and an omission."""
         found = {"pairs": len(pairs), "references": pairs["ref_id"].nunique()}
         wrong = [f"{n} of {getattr(facts, what)} {what}" for what, n in found.items() if getattr(facts, what) != n]
         wrong = [text for text in wrong if " of None " not in text]
@@ -320,36 +342,71 @@ class FolderIndex:
         if folder not in self._listings:
             path = self.root / folder
             listing: dict[str, list[str]] = {}
-            for entry in sorted(path.iterdir()) if path.is_dir() else ():
-                if not _CLUTTER.fullmatch(entry.name):
-                    listing.setdefault(entry.name.lower(), []).append(entry.name)
+            for name in sorted(os.listdir(path)) if path.is_dir() else ():
+                if not _CLUTTER.fullmatch(name):
+                    listing.setdefault(name.lower(), []).append(name)
             self._listings[folder] = listing
         return self._listings[folder]
 
 
-def _read_lines(path: Path, name: str) -> list[tuple[int, str]]:
+def read_lines(path: Path, name: str) -> list[tuple[int, str]]:
     """Lines that are not blank, with their numbers from 1."""
+    return list(_lines(path, name))
+
+
+def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
+    """`read_lines` one by one, for files that are large."""
+    empty = True
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            for number, raw in enumerate(file, start=1):
+                line = _decode(raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw, f"{name}:{number}")
+                if line.strip():
+                    empty = False
+                    yield number, line
     except OSError as error:
         raise DatabaseError(f"cannot read {path}: {error.strerror}") from error
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise DatabaseError(f"{name}:{line}: not UTF-8; save the file as UTF-8 text") from error
-    stray = re.search("\r(?!\n)|\0", text)
-    if stray:
-        line = text[: stray.start()].count("\n") + 1
-        raise DatabaseError(f"{name}:{line}: not UTF-8 text with LF or CRLF line ends; save it so")
-    lines = [(number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    if not lines:
+    if empty:
         raise DatabaseError(f"{name} is empty; is the copy complete?")
-    return lines
+
+
+def _decode(raw: bytes, source: str) -> str:
+    try:
+        line = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DatabaseError(f"{source}: not UTF-8; save the file as UTF-8 text") from error
+    line = line[:-2] if line.endswith("\r\n") else line.removesuffix("\n")
+    if "\r" in line or "\0" in line:
+        raise DatabaseError(f"{source}: not UTF-8 text with LF or CRLF line ends; save it so")
+    return line
+
+
+def _header(words: list[str], columns: Sequence[str], source: str) -> list[str]:
+    """Words of a header in lower case; DatabaseError if a column is not among them."""
+    names = [word.lower() for word in words]
+    missing = [column for column in columns if column.lower() not in names]
+    if missing:
+        raise DatabaseError(f"{source}: no column {', '.join(missing)}; the header is {', '.join(words)}")
+    return names
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _fields(template: str) -> list[str]:
+    """Names that a format string refers to."""
+    return [name for _, name, _, _ in Formatter().parse(template) if name]
 
 
 def _split_fields(lines: list[str], separator: str | None) -> list[list[str]]:
     if separator is None:
         return [line.split() for line in lines]
-    rows = csv.reader(io.StringIO("\n".join(lines), newline=""), delimiter=separator)
+    rows = list(csv.reader(io.StringIO("\n".join(lines), newline=""), delimiter=separator))
+    if not any(" " in line or "\t" in line for line in lines):
+        return rows  # most large files: half the time
     return [[field.strip() for field in row] for row in rows]

@@ -1,0 +1,126 @@
+"""Who may be tested on what, and everything measured on the same rows."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import vtamiq.protocol
+from tests.small import TINY, small_database
+from vtamiq.caps import CAPS
+from vtamiq.model import VTAMIQ, CheckpointError
+from vtamiq.predictions import predict
+from vtamiq.protocol import Candidate, held_out, load_candidate, lookup_rows, predict_all, shared_content
+from vtamiq.training import Stage, train
+
+QUIET = {"repeats": 1, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    return small_database(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def run(database, tmp_path_factory):
+    stage = Stage(name="test", caps=CAPS(num_patches=8), test_patches=12, test_repeats=1, epochs=1, batch_size=4)
+    parts = (database.subset(names) for names in (["r0", "r1"], ["r2"], ["r3"]))
+    return train(VTAMIQ(TINY), stage, *parts, out=tmp_path_factory.mktemp("run"), progress=False)
+
+
+def candidate(name="VTAMIQ", seen=None):
+    return Candidate(name, VTAMIQ(TINY).eval(), CAPS(num_patches=4), seen=seen or {})
+
+
+def test_a_run_knows_what_it_has_seen(run):
+    loaded = load_candidate(run.folder)
+    assert (loaded.name, loaded.trained_on) == ("VTAMIQ (small)", "small")
+    assert loaded.seen == {"small": {"r0", "r1", "r2"}}
+    assert loaded.caps.num_patches == 12
+    assert load_candidate(run.folder, "mine", num_patches=5).caps.num_patches == 5
+
+
+def test_a_model_without_its_run_does_not(run):
+    loaded = load_candidate(run.folder / "model")
+    assert (loaded.name, loaded.trained_on, loaded.seen) == ("VTAMIQ model", "unknown data", {})
+    assert not loaded.model.training
+    with pytest.raises(CheckpointError):
+        load_candidate(run.folder / "nothing")
+
+
+def test_only_what_nobody_has_seen_is_tested(database):
+    one, other = (
+        candidate("a", {"small": frozenset({"r0"})}),
+        candidate("b", {"small": frozenset({"r3"}), "x": frozenset({"r1"})}),
+    )
+    assert held_out(database, [one, other]).references == ["r1", "r2", "r4"]
+    assert held_out(database, []).references == database.references
+    assert held_out(database, [candidate(seen={"small": frozenset(database.references)})]) is None
+
+
+def test_another_view_of_a_seen_picture_is_seen(database):
+    views = database.pairs.assign(content=database.pairs["ref_id"].replace({"r1": "r0"}).astype("str"))
+    part = held_out(replace(database, pairs=views), [candidate(seen={"small": frozenset({"r0"})})])
+    assert part.references == ["r2", "r3", "r4"]
+
+
+def test_what_cannot_be_known_from_names_is_said(database):
+    pairs = database.pairs.assign(database="tid2013").astype({"database": "str"})
+    tid = replace(database, name="tid2013", pairs=pairs)
+    sentences = shared_content([candidate("a", {"live": frozenset({"x"})}), candidate("b")], [tid, database])
+    assert sentences == [
+        "a saw pictures of live, tid2013 has the same source: Kodak",
+        "b: it is not known which pictures it was trained on",
+    ]
+
+
+def test_everything_is_measured_on_the_same_rows(database):
+    part = database.subset(["r3", "r4"])
+    models = [candidate("a"), candidate("b")]
+    table = predict_all(models, [part], ["psnr", "ssim"], **QUIET)
+    assert table["method"].unique().tolist() == ["a", "b", "PSNR", "SSIM"]
+    for _, rows in table.groupby("method"):
+        assert rows["dist_path"].tolist() == part.pairs["dist_path"].tolist()
+    expected = predict(models[1].model, part, models[1].caps, progress=False)
+    np.testing.assert_array_equal(table.query("method == 'b'")["q"], expected["q"])
+    assert table.groupby("method")["lower_better"].first().to_dict() == {
+        "a": True,
+        "b": True,
+        "PSNR": False,
+        "SSIM": False,
+    }
+
+
+def test_finished_predictions_are_read_unless_something_changed(database, tmp_path, monkeypatch):
+    part, model = database.subset(["r3"]), candidate()
+    calls = []
+    monkeypatch.setattr(vtamiq.protocol, "predict", lambda *a, **o: calls.append(1) or predict(*a, **o))
+    options = QUIET | {"iqms": [], "cache": tmp_path}
+    first = predict_all([model], [part], **options)
+    pd.testing.assert_frame_equal(predict_all([model], [part], **options), first)
+    assert len(calls) == 1
+    predict_all([model], [part], **options | {"seed": 1})
+    predict_all([replace(model, caps=CAPS(num_patches=5))], [part], **options)
+    predict_all([candidate()], [part], **options)  # other weights
+    relabelled = part.pairs.assign(score=part.pairs["score"] + 1)
+    again = predict_all([model], [replace(part, pairs=relabelled)], **options)
+    assert len(calls) == 5
+    assert (again["score"] == first["score"] + 1).all()
+
+
+def test_the_look_up_is_for_synthetic_labels(database):
+    training, test = database.subset(["r0"]), database.subset(["r4"])
+    (table,) = lookup_rows(training, [test])
+    assert (table["method"] == "look-up").all()
+    assert lookup_rows(training, [replace(test, synthetic=False)]) == []
+    assert lookup_rows(replace(training, synthetic=False), [test]) == []
+    assert lookup_rows(None, [test]) == []
+
+
+def test_bad_calls_are_refused(database):
+    with pytest.raises(ValueError, match="different names, got a, a"):
+        predict_all([candidate("a"), candidate("a")], [database])
+    unlabelled = database.pairs.assign(score=np.nan)
+    with pytest.raises(ValueError, match="small: 20 pairs have no score"):
+        predict_all([candidate()], [replace(database, pairs=unlabelled)])

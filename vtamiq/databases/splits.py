@@ -1,0 +1,91 @@
+"""Splits beyond `Database.split`: repeated, the original authors' fixed ones, across databases; and pictures in common.
+
+All are by reference content, never by row: distorted versions of one picture are not independent.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from vtamiq.databases.base import Database, DatabaseError
+
+__all__ = ["ORIGINAL_SPLITS", "leave_one_out", "original_split", "repeated_splits", "shared_pictures"]
+
+# Half-open ranges of references in plain character order, from the configuration of the authors' repository (2024). PIPAL
+# is validated on its test part. KADIS has no entry: all of it is trained on.
+ORIGINAL_SPLITS: dict[str, tuple[tuple[int, int], ...]] = {
+    "live": ((0, 17), (17, 23), (23, 29)),
+    "csiq": ((0, 18), (18, 24), (24, 30)),
+    "tid2008": ((0, 15), (15, 20), (20, 25)),
+    "tid2013": ((0, 15), (15, 20), (20, 25)),
+    "kadid10k": ((0, 49), (49, 65), (65, 81)),
+    "pipal": ((0, 160), (160, 200), (160, 200)),
+    "pieapp": ((0, 130), (130, 135), (135, 140)),  # of its train part
+}
+
+# Where the reference pictures come from. Databases with a source in common may show the same scenes.
+_SOURCES = {
+    "live": "Kodak", "tid2008": "Kodak", "tid2013": "Kodak",
+    "kadid10k": "Pixabay (MMSP, Konstanz)", "kadis700k": "Pixabay (MMSP, Konstanz)",
+    "pipal": "PIPAL", "pipal_val": "PIPAL", "ntire2022_val": "PIPAL", "ntire2022_test": "PIPAL",
+}  # fmt: skip
+
+
+def repeated_splits(
+    database: Database, repeats: int = 10, ratios: Sequence[float] = (0.6, 0.2, 0.2), seed: int = 0
+) -> Iterator[tuple[Database, ...]]:
+    """`repeats` random splits, those of `Database.split` with the seeds seed, seed + 1, …; ratios may be (0.8, 0.2)."""
+    if repeats < 1:
+        raise DatabaseError(f"at least one repeat is needed, got {repeats}")
+    return (database.split(ratios, seed + repeat) for repeat in range(repeats))
+
+
+def original_split(database: Database, *, off_by_one: bool = False) -> tuple[Database, Database, Database]:
+    """(train, val, test) as fixed in the configuration of the authors' repository, by the order of the references.
+
+    Args:
+        database: a complete copy of a key of `ORIGINAL_SPLITS`; of PieAPP, its train part is split.
+        off_by_one: leave out the last reference of LIVE, womanhat, as that configuration does: its test range ends one too
+            early. For comparison with its numbers only.
+
+    Raises:
+        DatabaseError: there is no such split, the copy is incomplete, or `off_by_one` is asked of another database.
+    """
+    if database.name not in ORIGINAL_SPLITS:
+        known = ", ".join(ORIGINAL_SPLITS)
+        raise DatabaseError(f"the original configuration has no fixed split of {database.name!r}; it has {known}")
+    ranges = ORIGINAL_SPLITS[database.name]
+    if database.name == "pieapp":
+        database = database.subset((database.pairs["subset"] == "train").to_numpy())
+    references = database.references
+    if len(references) != ranges[-1][1]:
+        raise DatabaseError(
+            f"{database.name} has {len(references)} references here; the fixed split counts {ranges[-1][1]}, "
+            "in order, so that a partial copy would get other parts"
+        )
+    if off_by_one:
+        if database.name != "live":
+            raise DatabaseError(f"the original configuration loses a reference of live only, not of {database.name}")
+        ranges = (*ranges[:-1], (ranges[-1][0], ranges[-1][1] - 1))
+    return tuple(database.subset(references[start:stop]) for start, stop in ranges)
+
+
+def leave_one_out(databases: Sequence[Database]) -> Iterator[tuple[list[Database], Database]]:
+    """(databases to train on, database to test on), each database being tested on in turn.
+
+    Raises DatabaseError for fewer than two databases, or two of one name.
+    """
+    names = [database.name for database in databases]
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise DatabaseError(f"leaving one out needs two or more different databases, got {', '.join(names) or 'none'}")
+    return ((list(databases[:i]) + list(databases[i + 1 :]), database) for i, database in enumerate(databases))
+
+
+def shared_pictures(first: str, second: str) -> str | None:
+    """The source from which the pictures of both databases (by name) were taken, or None if none is known.
+
+    Results across such databases are not results on unseen contents. LIVE, TID2008 and TID2013 have photographs of the
+    Kodak set, TID's being crops; KADID-10k and KADIS-700k were collected together; the parts of PIPAL likewise.
+    """
+    if first == second:
+        return "the database itself"
+    source = _SOURCES.get(first)
+    return source if source is not None and source == _SOURCES.get(second) else None

@@ -1,0 +1,184 @@
+"""Any models and metrics on any databases, each tested on the same rows: those that no model was trained or chosen on."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from vtamiq.baselines import fingerprint, iqm_predictions, lookup_predictions
+from vtamiq.caps import CAPS
+from vtamiq.databases import Database, shared_pictures
+from vtamiq.metrics import IQMS
+from vtamiq.model import VTAMIQ
+from vtamiq.predictions import PAIR_COLUMNS, caps_for, predict, write_table
+from vtamiq.training import Run
+
+__all__ = ["Candidate", "held_out", "load_candidate", "lookup_rows", "predict_all", "shared_content"]
+
+log = logging.getLogger(__name__)
+
+UNKNOWN = "unknown data"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to be tested.
+
+    Attributes:
+        name: what tables call it.
+        model: in evaluation mode.
+        caps: how patches are drawn in the test.
+        trained_on: name of the database of its last training, or "unknown data".
+        seen: database → contents that it was trained or validated on.
+    """
+
+    name: str
+    model: VTAMIQ = field(repr=False)
+    caps: CAPS
+    trained_on: str = UNKNOWN
+    seen: Mapping[str, frozenset[str]] = field(default_factory=dict, repr=False)
+
+
+def load_candidate(
+    path: str | os.PathLike[str], name: str | None = None, *, num_patches: int | None = None
+) -> Candidate:
+    """A model from the folder of a finished run, a folder of `save_pretrained`, or a checkpoint of the authors' repository.
+
+    Only the first knows what it was trained on; whatever is tested with the others must be known to be unseen.
+
+    Args:
+        name: default "VTAMIQ (<what it was trained on>)", or "VTAMIQ <folder or file>" where that is not known.
+        num_patches: patches per image in the test; default as the run tested, else that of `CAPS`.
+
+    Raises:
+        CheckpointError: no such file or folder, or no model in it.
+    """
+    path = Path(path)
+    if (path / "result.json").is_file():
+        run = Run.load(path)
+        seen = {}
+        for part in ("train", "val"):
+            data = run.record["data"][part]
+            seen[data["database"]] = seen.get(data["database"], frozenset()) | frozenset(data["references"])
+        caps = caps_for(run.model, run.stage.caps, num_patches=num_patches or run.stage.test_patches)
+        return Candidate(name or f"VTAMIQ ({run.trained_on})", run.model, caps, run.trained_on, seen)
+    model = VTAMIQ.from_original(path) if path.is_file() else VTAMIQ.from_pretrained(path)
+    changes = {"num_patches": num_patches} if num_patches else {}
+    return Candidate(name or f"VTAMIQ {path.name}", model.eval(), caps_for(model, **changes))
+
+
+def held_out(database: Database, candidates: Iterable[Candidate]) -> Database | None:
+    """The pairs whose contents no candidate was trained or validated on; None if none is left.
+
+    References go by name and database; `shared_content` tells of those that go by other names elsewhere.
+    """
+    seen = frozenset().union(*(candidate.seen.get(database.name, frozenset()) for candidate in candidates))
+    of = database.contents
+    contents = {of[reference] for reference in seen if reference in of}
+    kept = [reference for reference, content in of.items() if content not in contents]
+    return database.subset(kept) if kept else None
+
+
+def shared_content(candidates: Iterable[Candidate], databases: Iterable[Database]) -> list[str]:
+    """A sentence for every candidate and database whose pictures come from one source, so that it is no test on unseen
+    contents; and for every candidate of which nobody knows what it has seen."""
+    sentences = []
+    for candidate in candidates:
+        if not candidate.seen:
+            sentences.append(f"{candidate.name}: it is not known which pictures it was trained on")
+        for database in databases:
+            for name in candidate.seen:
+                source = shared_pictures(name, database.name)
+                if source is not None and name != database.name:
+                    sentences.append(
+                        f"{candidate.name} saw pictures of {name}, {database.name} has the same source: {source}"
+                    )
+    return sentences
+
+
+def predict_all(
+    candidates: Sequence[Candidate],
+    databases: Sequence[Database],
+    iqms: Sequence[str] = ("psnr", "ssim"),
+    *,
+    repeats: int = 4,
+    seed: int = 0,
+    batch_size: int = 16,
+    workers: int = 0,
+    cache: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Prediction rows of every candidate and conventional metric on every pair.
+
+    Args:
+        databases: already reduced to what may be tested (`held_out`).
+        iqms: as for `vtamiq.baselines.iqm_predictions`.
+        repeats, seed, batch_size: as for `vtamiq.predictions.predict`.
+        workers: processes that load images, or that measure conventional metrics.
+        cache: folder that keeps what is finished: candidate by candidate, and metrics in chunks of pairs.
+
+    Returns:
+        Columns of `predict` and: `method`, the name of a row of result tables; `metric`, "VTAMIQ" or the metric's key;
+        `trained_on` (empty for conventional metrics); `lower_better`.
+
+    Raises:
+        ValueError: two candidates of one name, or rows without a score.
+    """
+    names = [candidate.name for candidate in candidates]
+    if len(set(names)) < len(names):
+        raise ValueError(f"candidates need different names, got {', '.join(names)}")
+    tables = []
+    for database in databases:
+        if database.pairs["score"].isna().any():
+            raise ValueError(
+                f"{database.name}: {database.pairs['score'].isna().sum()} pairs have no score to compare with"
+            )
+        for candidate in candidates:
+            options = {
+                "repeats": repeats,
+                "seed": seed,
+                "batch_size": batch_size,
+                "workers": workers,
+                "progress": progress,
+            }
+            table = _predict(candidate, database, None if cache is None else Path(cache), options)
+            tables.append(
+                table.assign(method=candidate.name, metric="VTAMIQ", trained_on=candidate.trained_on, lower_better=True)
+            )
+        if iqms:
+            table = iqm_predictions(database, iqms, workers=workers, cache=cache, progress=progress)
+            labels = {name: iqm.label for name, iqm in IQMS.items()} | {"psnr": "PSNR"}
+            tables.append(table.assign(method=table["metric"].map(labels), trained_on=""))
+    return pd.concat(tables, ignore_index=True)
+
+
+def lookup_rows(training: Database | None, databases: Iterable[Database]) -> list[pd.DataFrame]:
+    """Rows of the look-up baseline for `predict_all`'s table, where it makes sense: on synthetic labels, with the
+    distortions numbered alike. None for `training` gives none."""
+    if training is None or not training.synthetic:
+        return []
+    return [
+        lookup_predictions(training, database).assign(method="look-up", trained_on=training.name)
+        for database in databases
+        if database.synthetic
+    ]
+
+
+def _predict(candidate: Candidate, database: Database, cache: Path | None, options: Mapping) -> pd.DataFrame:
+    if cache is None:
+        return predict(candidate.model, database, candidate.caps, **options)
+    digest = hashlib.sha256(repr((candidate.caps, options["repeats"], options["seed"])).encode())
+    for name, weights in candidate.model.state_dict().items():
+        digest.update(name.encode() + weights.detach().cpu().contiguous().numpy().tobytes())
+    key = f"{digest.hexdigest()[:16]}-{fingerprint(database, PAIR_COLUMNS)}"
+    path = cache / f"{database.name}-vtamiq-{key}.parquet"
+    if path.exists():
+        log.info("%s on %s: read from an earlier call", candidate.name, database.name)
+        return pd.read_parquet(path)
+    table = predict(candidate.model, database, candidate.caps, **options)
+    write_table(table, path)
+    return table
