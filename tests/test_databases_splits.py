@@ -59,12 +59,23 @@ class TestOriginal:
         train, val, test = original_split(named("pipal", 200))
         assert (len(train.references), val.references) == (160, test.references)
 
-    def test_of_pieapp_the_train_part_is_split(self):
+    def test_of_pieapp_the_train_part_is_split_in_the_order_of_its_label_files(self):
         pairs = table(143, 2, database="pieapp")
-        pairs["subset"] = np.where(pairs["ref_id"] < "r140", "train", "test")
+        number = pairs["ref_id"].str[1:].astype(int) + 1
+        ref_id = ("ref_" + number.astype(str)).astype("str")
+        pairs = pairs.assign(ref_id=ref_id, subset=np.where(number <= 140, "train", "test"))
+        pairs = pairs.astype({"subset": "str"}).sort_values("ref_id", kind="stable", ignore_index=True)
         parts = original_split(database(pairs, name="pieapp"))
         assert [len(part.references) for part in parts] == [130, 5, 5]
         assert all((part.pairs["subset"] == "train").all() for part in parts)
+        names = sorted(f"ref_{n}_pairwise_labels.csv" for n in range(1, 141))
+        assert names[:3] == [
+            "ref_100_pairwise_labels.csv",
+            "ref_101_pairwise_labels.csv",
+            "ref_102_pairwise_labels.csv",
+        ]
+        for part, expected in zip(parts, (names[:130], names[130:135], names[135:]), strict=True):
+            assert part.references == sorted(name.removesuffix("_pairwise_labels.csv") for name in expected)
 
     def test_the_lost_reference_of_live_is_lost_on_request_only(self):
         live = named("live", 29)

@@ -7,10 +7,14 @@ import shutil
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import papermill
 import pytest
 
+from tests.layouts import build_tid2013, noisy
+from tests.small import TINY
 from vtamiq import pipeline
+from vtamiq.model import VTAMIQ
 from vtamiq.pipeline import reproduce
 
 ROOT = Path(__file__).parents[1]
@@ -179,3 +183,37 @@ def test_machine_paths():
     output = nbformat.v4.new_output("stream", text="held in /tmp/x")
     cell = nbformat.v4.new_code_cell("1", outputs=[output], metadata={"seen": "/home/me"})
     assert len(machine_paths(nbformat.v4.new_notebook(cells=[cell], metadata={"path": str(ROOT / "x")}))) == 3
+
+
+def test_a_database_of_real_layout_runs_through_notebook_06(tmp_path, monkeypatch):
+    """All of TID2013 in its own layout, with small pictures, a model that comes from elsewhere, and no notebook 03."""
+    build_tid2013(tmp_path / "data" / "tid2013", image=noisy)
+    monkeypatch.setenv("VTAMIQ_DATA", str(tmp_path / "data"))
+    digest = pipeline._package_digest()
+    monkeypatch.setattr(pipeline, "_package_digest", lambda: digest)  # the source may be edited while this runs
+    VTAMIQ(TINY).save_pretrained(tmp_path / "model")
+    parameters = {"databases": "tid2013", "checkpoints": str(tmp_path / "model"), "iqms": "psnr", "bootstrap": 50}
+    parameters |= {"repeats": 1, "num_patches": 4}
+    options = {"only": ["06"], "out": tmp_path / "runs", "notebooks": ROOT / "notebooks"}
+    summary = reproduce("smoke", parameters=parameters, **options)
+    assert list(summary["status"]) == ["done"], summary["error"][0]
+    folder = tmp_path / "runs" / "smoke" / "06_cross_database"
+    results = pd.read_csv(folder / "evaluation.csv").set_index("method")
+    assert results["n"].to_dict() == {"VTAMIQ model": 3000, "PSNR": 3000}
+    assert not results["synthetic"].any()
+    assert results.loc["PSNR", "srocc"] > 0.99  # the noise follows the scores
+    matrix = pd.read_csv(folder / "cross_database.csv").set_index("method")
+    assert matrix.loc["PSNR", "tid2013"] == pytest.approx(results.loc["PSNR", "srocc"])
+    published = pd.read_csv(folder / "beside_published.csv").query("metric == 'psnr' and origin == 'published'")
+    assert 0.6869 in published["srocc"].tolist()
+    assert set(pd.read_csv(folder / "evaluation_by_distortion.csv")["n"]) == {125}
+    assert set(pd.read_csv(folder / "evaluation_by_reference.csv")["groups"]) == {25}
+    assert len(pd.read_csv(folder / "significance.csv")) == 1
+    assert (tmp_path / "runs" / "smoke" / "figures" / "scatter_tid2013.png").is_file()
+    assert list(reproduce("smoke", parameters=parameters, **options)["status"]) == ["cached"]
+    (tmp_path / "data" / "tid2013" / "new.txt").touch()  # the database has changed
+    (only,) = [notebook for notebook in pipeline.find_notebooks(ROOT / "notebooks") if notebook.name.startswith("06")]
+    run = pipeline.RunFolder(tmp_path / "runs" / "smoke", ROOT)
+    before = pipeline._inputs(only, parameters, run)
+    (tmp_path / "data" / "tid2013" / "new.txt").unlink()
+    assert pipeline._inputs(only, parameters, run)["databases"] != before["databases"]

@@ -75,7 +75,7 @@ def test_commands_are_understood(arguments):
 
 
 def test_commands_were_found():
-    assert {arguments[0] for arguments in commands()} == {"reproduce", "score", "synthesize"}
+    assert {arguments[0] for arguments in commands()} == {"databases", "reproduce", "score", "synthesize"}
 
 
 def test_every_notebook_is_listed():

@@ -1,7 +1,7 @@
 """From prediction tables to result tables: per database and distortion, across databases, metric against metric.
 
-Everything starts from a table with one row per pair (`vtamiq.predictions`, `vtamiq.baselines`), so that VTAMIQ and conventional
-metrics are measured by the same code on the same images.
+Everything starts from a table with one row per pair (`vtamiq.predictions`, `vtamiq.baselines`), so that VTAMIQ and
+conventional metrics are measured by the same code on the same images.
 """
 
 import json

@@ -38,6 +38,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from traitlets import default
 
 from vtamiq.configs import did_you_mean
+from vtamiq.databases import data_folder, find_databases
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ class Notebook:
     code: tuple[str, ...]  # source of the code cells that do something
     parameters: dict[str, Parameter]
     needs: tuple[str, ...]  # names of the notebooks whose results it reads
+    instead: str = ""  # the text parameter that, when given, takes the place of what it needs
 
     @property
     def name(self) -> str:
@@ -159,6 +161,7 @@ def _read_notebook(path: Path) -> Notebook:
         code=tuple(cell.source for cell in cells if cell.cell_type == "code" and cell.source.strip()),
         parameters=parameters,
         needs=tuple(metadata.get("vtamiq", {}).get("needs", ())),
+        instead=metadata.get("vtamiq", {}).get("instead", ""),
     )
 
 
@@ -267,10 +270,15 @@ def _versions() -> dict[str, str]:
 
 
 def _inputs(notebook: Notebook, parameters: Mapping, run: RunFolder) -> dict[str, object]:
-    """Fingerprints of the files and folders that text parameters name, given or by default: data change, paths stay."""
+    """Fingerprints of the files, folders and databases that text parameters name, given or by default, one or several
+    with commas between: data change, names stay."""
     values = {name: parameter.default for name, parameter in notebook.parameters.items()} | dict(parameters)
     texts = {name: value for name, value in values.items() if isinstance(value, str) and value and name not in OWN}
-    return {name: _fingerprint(run.root / text) for name, text in texts.items()}
+    databases = find_databases() if data_folder().is_dir() else {}
+    return {
+        name: [_fingerprint(databases.get(part.strip(), run.root / part.strip())) for part in text.split(",")]
+        for name, text in texts.items()
+    }
 
 
 def _fingerprint(path: Path) -> list | None:
@@ -525,7 +533,7 @@ def reproduce(
             for notebook in selected:
                 bar.set_description(notebook.name)
                 rows[notebook.name] = dict(zip(COLUMNS, (notebook.name, "interrupted", 0.0, "", ""), strict=True))
-                outcome = _blocked(notebook, rows, run)
+                outcome = _blocked(notebook, bound[notebook.name], rows, run)
                 outcome = outcome or _run_or_keep(notebook, bound[notebook.name], package, run, force, bar)
                 rows[notebook.name].update(outcome)
                 bar.n = sum(_steps(other) for other in selected[: len(rows)])  # also where cells were left out
@@ -536,8 +544,10 @@ def reproduce(
     return summary
 
 
-def _blocked(notebook: Notebook, rows: Mapping[str, Mapping], run: RunFolder) -> dict | None:
+def _blocked(notebook: Notebook, parameters: Mapping, rows: Mapping[str, Mapping], run: RunFolder) -> dict | None:
     """The outcome "skipped" where something that the notebook needs is not there, else None."""
+    if parameters.get(notebook.instead):
+        return None
     for need in notebook.needs:
         absent = "results are gone" if run.stamp(need).exists() else "not run yet"
         status = rows[need]["status"] if need in rows else absent

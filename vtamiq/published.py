@@ -1,4 +1,4 @@
-"""Published results of conventional metrics, as facts to stand beside one's own; every row names its protocol and source."""
+"""Published results of conventional metrics, to stand beside one's own; every row names its protocol and source."""
 
 from importlib import resources
 

@@ -16,8 +16,10 @@ __all__ = ["check_known_answer", "survey"]
 
 TOLERANCE = 0.001  # published values have four digits; PSNR leaves nothing to choose but the last of them
 
-# Databases that are distributed in parts are listed by part.
-_PARTS = {"pipal": ("train", "val", "ntire2022_val", "ntire2022_test")}
+# Databases that come in parts are listed by part: the options that load each.
+_PARTS = {"pipal": [{"part": part} for part in ("train", "val", "ntire2022_val", "ntire2022_test")]}
+# Those that people have in several states are loaded as the first of these that can be.
+_STATES = {"kadis700k": [{}, {"render": True}, {"labels": "none"}, {"labels": "none", "render": True}]}
 
 
 def survey(
@@ -65,20 +67,18 @@ def survey(
 
 def _look(name: str, folder: Path, check_images: bool) -> list[dict]:
     """A row for the database, or for each of its parts that is there."""
-    rows = []
-    for part in _PARTS.get(name, (None,)):
-        options = {} if part is None else {"part": part}
-        if name != "kadis700k":
-            options["check_images"] = check_images
+    checked = {} if name == "kadis700k" else {"check_images": check_images}
+    rows, problems = [], []
+    for options in _PARTS.get(name, _STATES.get(name, [{}])):
         try:
-            database = load_database(name, folder, strict=False, **options)
+            database = load_database(name, folder, strict=False, **options, **checked)
         except DatabaseError as error:
-            rows.append({"database": name if part is None else f"{name} ({part})", "problems": [str(error)]})
-            rows[-1]["status"] = "unusable"
+            problems.append(str(error))
             continue
         rows.append(_describe(database))
-    usable = [row for row in rows if row["status"] != "unusable"]
-    return usable or rows[:1]
+        if name in _STATES:
+            break
+    return rows or [{"database": name, "status": "unusable", "problems": problems}]
 
 
 def _describe(database: Database) -> dict:

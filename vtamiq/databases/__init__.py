@@ -20,11 +20,18 @@ from vtamiq.databases.base import (
     validate_pairs,
     validate_preferences,
 )
+from vtamiq.databases.csiq import load_csiq
 from vtamiq.databases.kadid import load_kadid10k
+from vtamiq.databases.kadis import load_kadis700k
 from vtamiq.databases.labels import Linearisation
+from vtamiq.databases.live import load_live
+from vtamiq.databases.pieapp import load_pieapp
+from vtamiq.databases.pipal import load_pipal
 from vtamiq.databases.reading import FolderIndex
 from vtamiq.databases.splits import leave_one_out, original_split, repeated_splits, shared_pictures
 from vtamiq.databases.synthetic import load_synthetic
+from vtamiq.databases.table import load_table
+from vtamiq.databases.tid import load_tid2008, load_tid2013
 
 __all__ = [
     "LOADERS",
@@ -67,8 +74,43 @@ class Loader:
 
 
 LOADERS: dict[str, Loader] = {
+    "live": Loader(
+        load_live,
+        ("databaserelease2", "LIVE", "LIVEIQA_release2", "LIVE_release2"),
+        ("refnames_all.mat", "refimgs"),
+        "LIVE Image Quality Assessment Database, release 2",
+    ),
+    "csiq": Loader(load_csiq, ("CSIQ",), ("src_imgs", "csiq.DMOS.xlsx"), "Categorical Subjective Image Quality"),
+    "tid2008": Loader(load_tid2008, ("tid2008",), ("mos_with_names.txt",), "Tampere Image Database 2008"),
+    "tid2013": Loader(load_tid2013, ("tid2013",), ("mos_with_names.txt",), "Tampere Image Database 2013"),
     "kadid10k": Loader(load_kadid10k, ("kadid10k", "kadid-10k", "kadid"), ("dmos.csv",), "KADID-10k"),
+    "kadis700k": Loader(
+        load_kadis700k,
+        ("kadis700k", "kadis-700k", "kadis"),
+        ("kadis700k_ref_imgs.csv", "kadis700k_friqa.csv", "ref_imgs"),
+        "KADIS-700k",
+    ),
+    "pieapp": Loader(
+        load_pieapp,
+        ("PieAPP_dataset_CVPR_2018", "all_data_PieAPP_dataset_CVPR_2018", "PieAPP"),
+        ("labels", "train_reference_list.txt"),
+        "PieAPP (CVPR 2018)",
+    ),
+    "pipal": Loader(
+        load_pipal,
+        ("PIPAL", "PIPAL22", "PIPAL2022"),
+        (
+            "Train_Label",
+            "MOS_Scores_train",
+            "Train_Ref",
+            "Val_Ref",
+            "NTIRE2022_FR_Valid_Ref",
+            "NTIRE2022_FR_Testing_Ref",
+        ),
+        "PIPAL",
+    ),
     "synthetic": Loader(load_synthetic, ("synthetic",), ("manifest.json",), "made by `python -m vtamiq synthesize`"),
+    "table": Loader(load_table, ("table",), (), "a CSV of your own"),
 }
 
 

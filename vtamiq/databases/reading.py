@@ -30,7 +30,7 @@ __all__ = ["Facts", "FolderIndex", "LabelRows", "read_lines"]
 log = logging.getLogger(__name__)
 
 _CLUTTER = re.compile(r"\._.*|\.ds_store|thumbs\.db|desktop\.ini", re.IGNORECASE)
-_BLOCK = 20_000  # lines split at a time: their fields as Python strings take ten times the room of the table
+_BLOCK = 5_000  # lines split at a time: as Python strings they take ten times the room of the table
 _MEAN_TOLERANCE = 1e-4  # of the mean or of 1: published means have five digits
 
 
@@ -382,11 +382,14 @@ def _decode(raw: bytes, source: str) -> str:
 
 
 def _header(words: list[str], columns: Sequence[str], source: str) -> list[str]:
-    """Words of a header in lower case; DatabaseError if a column is not among them."""
+    """Words of a header in lower case; DatabaseError if a column is not among them, or twice."""
     names = [word.lower() for word in words]
     missing = [column for column in columns if column.lower() not in names]
     if missing:
         raise DatabaseError(f"{source}: no column {', '.join(missing)}; the header is {', '.join(words)}")
+    twice = [column for column in columns if names.count(column.lower()) > 1]
+    if twice:
+        raise DatabaseError(f"{source}: more than one column {', '.join(twice)}; the header is {', '.join(words)}")
     return names
 
 

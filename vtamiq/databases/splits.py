@@ -6,6 +6,7 @@ All are by reference content, never by row: distorted versions of one picture ar
 from collections.abc import Iterator, Sequence
 
 from vtamiq.databases.base import Database, DatabaseError
+from vtamiq.databases.pieapp import listing_order
 
 __all__ = ["ORIGINAL_SPLITS", "leave_one_out", "original_split", "repeated_splits", "shared_pictures"]
 
@@ -18,7 +19,7 @@ ORIGINAL_SPLITS: dict[str, tuple[tuple[int, int], ...]] = {
     "tid2013": ((0, 15), (15, 20), (20, 25)),
     "kadid10k": ((0, 49), (49, 65), (65, 81)),
     "pipal": ((0, 160), (160, 200), (160, 200)),
-    "pieapp": ((0, 130), (130, 135), (135, 140)),  # of its train part
+    "pieapp": ((0, 130), (130, 135), (135, 140)),  # of its train part, in the order of its label files
 }
 
 # Where the reference pictures come from. Databases with a source in common may show the same scenes.
@@ -53,9 +54,10 @@ def original_split(database: Database, *, off_by_one: bool = False) -> tuple[Dat
         known = ", ".join(ORIGINAL_SPLITS)
         raise DatabaseError(f"the original configuration has no fixed split of {database.name!r}; it has {known}")
     ranges = ORIGINAL_SPLITS[database.name]
+    references = database.references
     if database.name == "pieapp":
         database = database.subset((database.pairs["subset"] == "train").to_numpy())
-    references = database.references
+        references = listing_order(database.references)
     if len(references) != ranges[-1][1]:
         raise DatabaseError(
             f"{database.name} has {len(references)} references here; the fixed split counts {ranges[-1][1]}, "

@@ -1,0 +1,172 @@
+"""KADIS-700k: 140,000 photographs, each at five levels of one of 25 distortions; scores of eleven metrics, none of people.
+
+    ref_imgs/<slug>.png            references
+    dist_imgs/<slug>_<TT>_<L>.bmp  distorted: type and level in two digits; not distributed, a MATLAB program makes them
+    kadis700k_friqa.csv            dist_im,ref_im,ssim,…,sr_sim: a row per distorted image, its scores by eleven metrics
+    kadis700k_ref_imgs.csv         ref_im,dist_type_1,…: a row per reference and the number of its distortion
+
+The csv of scores does not name files: `<slug>_<word>_<level>.png` there is `<slug>_<TT>_<LL>.bmp` on disk. The word becomes
+the type by the tags of `vtamiq.distortions`. It has both `colorsaturate` (7) and `saturate` (8), which are kept apart here;
+VTAMIQ's authors mapped both to 7, and left type 15 out as too slow to make: 134,260 references and 671,300 pairs.
+MDSI and GMSD are better when lower, the other nine when higher.
+
+Instead of images on disk, pairs can have recipes (`render=True`): `vtamiq.pairs` then distorts the reference on reading.
+Those are our versions of the 25 distortions, and the published scores were computed on the authors': close, not the same.
+H. Lin, V. Hosu, D. Saupe, DeepFL-IQA, arXiv:2001.08113, 2020.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from vtamiq.databases.base import Database, DatabaseError
+from vtamiq.databases.reading import Facts, FolderIndex, LabelRows
+from vtamiq.distortions import DISTORTIONS, LEVELS, find_distortion
+
+__all__ = ["KADIS700K", "METRICS", "load_kadis700k"]
+
+# Column of the csv → what it is called; in the order of the csv.
+METRICS = {
+    "ssim": "SSIM", "msssim": "MS-SSIM", "iwssim": "IW-SSIM", "mdsi": "MDSI", "vsi": "VSI", "fsim": "FSIM", "gmsd": "GMSD",
+    "sff": "SFF", "scqi": "SCQI", "add_gsim": "ADD-GSIM", "sr_sim": "SR-SIM",
+}  # fmt: skip
+_LOWER_BETTER = ("mdsi", "gmsd")
+_TYPES = {distortion.tag.lower(): type for type, distortion in DISTORTIONS.items()}
+
+KADIS700K = Facts(name="kadis700k", score_name="none published", higher_better=True, references=140_000, pairs=700_000)
+
+
+def load_kadis700k(
+    root: str | Path,
+    *,
+    strict: bool = True,
+    check_images: bool = False,
+    labels: str = "friqa",
+    score: str = "vsi",
+    render: bool = False,
+    seed: int = 0,
+    types: Sequence[int | str] | None = None,
+) -> Database:
+    """Load KADIS-700k; arguments and errors as for `vtamiq.databases.load_database`, and:
+
+    Args:
+        check_images: open every image once; takes long. With `render`, only references can be opened.
+        labels: "friqa" reads the csv with scores: one of them becomes the score, and all eleven are in columns such as
+            `native_ssim`, in their own units and directions. "none" reads the list of references: no scores, five levels for each.
+        score: the column of scores, a key of `METRICS`.
+        render: pairs have recipes, distorted images need not exist.
+        seed: of the recipes; all pairs of a photograph share one that is derived from this and the photograph's name.
+        types: distortions to keep, by number, tag or name; None for all.
+    """
+    if labels not in ("friqa", "none"):
+        raise DatabaseError(f"labels must be 'friqa' or 'none', got {labels!r}")
+    if score not in METRICS:
+        raise DatabaseError(f"KADIS-700k has no score {score!r}; it has {', '.join(METRICS)}")
+    index = FolderIndex(root)
+    if labels == "friqa":
+        rows, extra = _read_scores(index, score, strict), [f"native_{name}" for name in METRICS]
+        facts = replace(KADIS700K, score_name=METRICS[score], higher_better=score not in _LOWER_BETTER)
+    else:
+        rows, extra, facts = _read_references(index, strict), [], KADIS700K
+    if types is not None:
+        facts = _choose(rows, facts, types)
+    rows.table["dist_name"] = rows.table["dist_type"].map({type: d.name for type, d in DISTORTIONS.items()})
+    _locate(rows, render, check_images)
+    if render:
+        rows.table["recipe_seed"] = _seeds(rows.table["ref_id"], seed)
+        extra = [*extra, "recipe_seed"]
+    return rows.database(facts, check_images=check_images and not render, extra=extra, synthetic=True)
+
+
+def _choose(rows: LabelRows, facts: Facts, types: Sequence[int | str]) -> Facts:
+    """Keep the rows of some types; the facts of what stays."""
+    try:
+        chosen = [find_distortion(type).type for type in ([types] if isinstance(types, int | str) else types)]
+    except ValueError as error:
+        raise DatabaseError(f"types: {error}") from error
+    rows.check_counts(facts, rows.table)  # those of the whole, before a part of it is chosen
+    kept = rows.table["dist_type"].isin(chosen)
+    if not kept.any():
+        raise DatabaseError(f"no pair in {rows.index.root} is of one of the types {chosen}")
+    rows.omissions.append(f"{facts.name}: {(~kept).sum()} pairs of other types were left out as asked")
+    rows.table = rows.table[kept].reset_index(drop=True)
+    return replace(facts, references=None, pairs=None)
+
+
+def _read_scores(index: FolderIndex, score: str, strict: bool) -> LabelRows:
+    rows = LabelRows.read(index, "kadis700k_friqa.csv", ("dist_im", "ref_im", *METRICS), strict=strict)
+    for name in METRICS:
+        rows.number(name)
+    rows.extract("ref_im", r"(?P<ref_id>.+)\.\w+", "<slug>.png")
+    names = zip(rows.table["dist_im"], rows.table["ref_id"], strict=True)
+    tails = [name[len(slug) :] if name[: len(slug)].lower() == slug.lower() else "" for name, slug in names]
+    rows.table["tail"] = pd.Series(tails, dtype="str")
+    rows.refuse(rows.table["tail"] == "", "{dist_im!r} is not of {ref_im!r}")
+    expected = "_<word>_<level>.png after the name of the reference"
+    rows.extract("tail", r"_(?P<word>[a-z0-9]+)_(?P<level>\d{1,2})\.\w+", expected, ("level",))
+    rows.refuse(~rows.table["level"].isin(LEVELS), "level {level} of {dist_im!r} is not 1 to 5")
+    rows.table["dist_type"] = rows.table["word"].str.lower().map(_TYPES).astype("Int16")
+    rows.refuse(rows.table["dist_type"].isna(), "unknown distortion {word!r} in {dist_im!r}")
+    rows.table = rows.table.drop(columns=["dist_im", "tail", "word"])
+    rows.table = rows.table.rename(columns={"ref_im": "ref_path"} | {name: f"native_{name}" for name in METRICS})
+    rows.table["score"] = rows.table[f"native_{score}"]
+    return rows
+
+
+def _read_references(index: FolderIndex, strict: bool) -> LabelRows:
+    rows = LabelRows.read(index, "kadis700k_ref_imgs.csv", ("ref_im", "dist_type_1"), strict=strict)
+    rows.extract("ref_im", r"(?P<ref_id>.+)\.\w+", "<slug>.png")
+    words = {str(type): type for type in DISTORTIONS} | {f"{type:02d}": type for type in DISTORTIONS} | _TYPES
+    rows.table["dist_type"] = rows.table["dist_type_1"].str.lower().map(words).astype("Int16")
+    rows.refuse(rows.table["dist_type"].isna(), "dist_type_1 must be 1 to 25 or a tag, found {dist_type_1!r}")
+    references = len(rows.table)
+    rows.table = rows.table.loc[rows.table.index.repeat(len(LEVELS))].reset_index(drop=True)
+    rows.table["level"] = pd.array(LEVELS * references, dtype="Int16")
+    rows.table = rows.table.rename(columns={"ref_im": "ref_path"}).drop(columns="dist_type_1")
+    return rows
+
+
+def _locate(rows: LabelRows, render: bool, check_images: bool) -> None:
+    """Paths of references and distorted images. VTAMIQ's authors kept the csv files one folder above the images."""
+    index = rows.index
+    rows.locate("ref_path", index.first("ref_imgs", "kadis700k/ref_imgs"))
+    if render and check_images:
+        rows.table["dist_path"] = rows.table["ref_path"]  # there is nothing else to open
+        rows.check_images()
+    type, level = (rows.table[name].astype("str") for name in ("dist_type", "level"))
+    rows.table["dist_path"] = rows.table["ref_id"] + "_" + type.str.zfill(2) + "_0" + level + ".bmp"
+    if render:
+        rows.table["dist_path"] = "dist_imgs/" + rows.table["dist_path"]
+    else:
+        _locate_distorted(rows)
+
+
+def _locate_distorted(rows: LabelRows) -> None:
+    """As `LabelRows.locate`, at once for all names of one folder."""
+    folder = rows.index.get("dist_imgs") or rows.index.get("kadis700k/dist_imgs")
+    if folder is None:
+        raise DatabaseError(
+            f"{rows.index.root} has no dist_imgs: distorted images are not distributed. Make them with the authors' "
+            "program, or load with render=True"
+        )
+    files = pd.Series(os.listdir(rows.index.root / folder), dtype="str")
+    keys, wanted = files.str.lower(), rows.table["dist_path"].str.lower()
+    twice = keys.duplicated(keep=False)
+    files, places = files[~twice], pd.Index(keys[~twice]).get_indexer(wanted)
+    missing = np.asarray(places) < 0
+    ambiguous = missing & wanted.isin(keys[twice]).to_numpy()
+    rows.refuse(ambiguous, f"files in {folder} differ from {{dist_path}} only by letter case; remove one")
+    rows.refuse(missing[~ambiguous], f"no image {{dist_path}} in {folder} (letter case does not matter)")
+    rows.table["dist_path"] = folder + "/" + files.take(places[~missing]).set_axis(rows.table.index)
+
+
+def _seeds(references: pd.Series, seed: int) -> np.ndarray:
+    """uint64 of each row: the first eight bytes, little-endian, of the SHA-256 of "<seed> <slug>"."""
+    rows, slugs = pd.factorize(references)
+    digests = (hashlib.sha256(f"{seed} {slug}".encode()).digest() for slug in slugs)
+    return np.fromiter((int.from_bytes(digest[:8], "little") for digest in digests), np.uint64, len(slugs))[rows]

@@ -1,0 +1,153 @@
+"""LIVE, release 2: 29 references × 5 distortions, 779 distorted images of free strength.
+
+    refimgs/bikes.bmp …                                     references ("cemetry.bmp" is spelled so)
+    jp2k/img1.bmp … jpeg/ wn/ gblur/ fastfading/            distorted images and 203 unaltered copies of references
+    <type>/info.txt                                         "<reference> <image> <parameter>" per line, in no order
+    refnames_all.mat  dmos.mat  dmos_realigned.mat          arrays of 982 values; the last is a separate download
+
+The arrays have no file names. Value i belongs to image i of the five folders one after the other, counted as numbers: in a
+sorted listing img10 comes before img2, and every score is wrong without any error. `orgs` marks the unaltered copies, which
+are no distorted images and always left out. There are two scores that correlate at 0.947 only: say which in every result.
+
+H. R. Sheikh, Z. Wang, L. Cormack, A. C. Bovik, LIVE Image Quality Assessment Database Release 2; H. R. Sheikh, M. F. Sabir,
+A. C. Bovik, A statistical evaluation of recent full reference image quality assessment algorithms, IEEE TIP 15(11), 2006.
+"""
+
+import io
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pandas as pd
+from scipy.io import loadmat
+
+from vtamiq.databases.base import Database, DatabaseError
+from vtamiq.databases.reading import Facts, FolderIndex, LabelRows, read_lines
+
+__all__ = ["LIVE", "LIVE_REALIGNED", "load_live"]
+
+# 3 of the realigned scores are negative and 21 exceed 100, so that scale has no nominal range.
+LIVE_REALIGNED = Facts(
+    name="live", score_name="DMOS realigned", higher_better=False, references=29, pairs=779, score_mean=48.5812
+)
+LIVE = Facts(
+    name="live", score_name="DMOS", higher_better=False, references=29, pairs=779, score_mean=44.7655,
+    score_lo=0, score_hi=100,
+)  # fmt: skip
+
+FOLDERS = {  # in the order of the arrays: number of images, name of the distortion
+    "jp2k": (227, "JPEG2000"),
+    "jpeg": (233, "JPEG"),
+    "wn": (174, "white noise"),
+    "gblur": (174, "Gaussian blur"),
+    "fastfading": (174, "fast fading"),
+}
+IMAGES = sum(count for count, _ in FOLDERS.values())  # 982
+_HDF5 = (b"MATLAB 7.3", b"\x89HDF")
+
+
+def load_live(root: str | Path, *, strict: bool = True, check_images: bool = True, realigned: bool = True) -> Database:
+    """Load LIVE; `realigned=False` takes the older scores of dmos.mat. Else as for `vtamiq.databases.load_database`.
+
+    Raises DatabaseError, strict or not, for arrays of another length and for an `info.txt` that names other references
+    than the arrays do: nobody can tell then which score is whose.
+    """
+    index = FolderIndex(root)
+    rows = LabelRows(index, _read_arrays(index, realigned), strict=strict)
+    rows.extract("ref_path", r"(?P<ref_id>[^/\\]+)\.bmp", "<reference>.bmp")
+    rows.table["ref_id"] = rows.table["ref_id"].str.lower()
+    for folder in FOLDERS:
+        rows.omissions += _check_pairing(index, folder, rows.table)
+    for column in ("score", "score_std", "org") if realigned else ("score", "org"):
+        rows.number(column)
+    # A copy has the score 0, and nothing else has: a test that `orgs` belongs to the scores.
+    copy, zero = rows.table["org"] == 1, rows.table["score"].abs() < 1e-6
+    rows.refuse(
+        ~rows.table["org"].isin([0, 1]) | (copy != zero),
+        "orgs is {org} and the score {score}, but copies of references have 1 and 0, all others 0 and another score",
+    )
+    rows.table = rows.table[rows.table["org"] == 0].reset_index(drop=True)
+    rows.locate("ref_path", "refimgs")
+    rows.locate("dist_path")
+    return rows.database(LIVE_REALIGNED if realigned else LIVE, check_images=check_images)
+
+
+def _read_arrays(index: FolderIndex, realigned: bool) -> pd.DataFrame:
+    """One row per image, copies of references included, in the order of the arrays."""
+    if realigned and index.get("dmos_realigned.mat") is None:
+        raise DatabaseError(
+            f"{index.root} has no dmos_realigned.mat: it is a separate file on the page of the database; "
+            "realigned=False takes the older scores, those of dmos.mat"
+        )
+    columns = {"dmos_new": "score", "dmos_std": "score_std"} if realigned else {"dmos": "score"}
+    labels = index.find("dmos_realigned.mat" if realigned else "dmos.mat")
+    names = index.find("refnames_all.mat")
+    arrays = _load_mat(index, labels, (*columns, "orgs")) | _load_mat(index, names, ("refnames_all",))
+    if any(len(values) != IMAGES for values in arrays.values()):
+        lengths = ", ".join(f"{name} {len(values)}" for name, values in arrays.items())
+        raise DatabaseError(
+            f"{labels} and {names} must have {IMAGES} values each, found {lengths}; values are told by their position, so "
+            "filtered copies cannot be used: take the original files"
+        )
+    places = [
+        (*place, number) for place in enumerate(FOLDERS, start=1) for number in range(1, FOLDERS[place[1]][0] + 1)
+    ]
+    table = pd.DataFrame(arrays).rename(columns=columns | {"orgs": "org", "refnames_all": "ref_path"})
+    return table.assign(
+        dist_path=[f"{folder}/img{number}.bmp" for _, folder, number in places],
+        dist_type=[type for type, _, _ in places],
+        dist_name=[FOLDERS[folder][1] for _, folder, _ in places],
+        label_source=[f"{labels}:{position}" for position in range(1, IMAGES + 1)],
+    )
+
+
+def _load_mat(index: FolderIndex, name: str, wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """The wanted arrays of a MATLAB file, flattened; float64, or text if the name begins with "refnames"."""
+    path = index.root / name
+    try:
+        content = path.read_bytes()
+        if content.startswith(_HDF5):
+            raise DatabaseError(
+                "it is of MATLAB 7.3 (HDF5); take the original, or save it in MATLAB with the option -v7"
+            )
+        found = loadmat(io.BytesIO(content))
+        if missing := [array for array in wanted if array not in found]:
+            raise DatabaseError(f"it has no array {', '.join(missing)}")
+        return {array: (_texts if array.startswith("refnames") else _numbers)(found[array]) for array in wanted}
+    except Exception as error:  # scipy raises almost anything on a damaged file
+        raise DatabaseError(f"cannot read {path}: {error or type(error).__name__}; is it the original file?") from error
+
+
+def _numbers(array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind not in "biuf":
+        raise DatabaseError("it has something else where numbers are expected")
+    return array.ravel().astype(np.float64)
+
+
+def _texts(cells: np.ndarray) -> np.ndarray:
+    """Of a cell array of names; what is no text becomes "", which no name is."""
+    texts = [cell.item() if isinstance(cell, np.ndarray) and cell.size == 1 else cell for cell in cells.ravel()]
+    return np.array([text.strip() if isinstance(text, str) else "" for text in texts], dtype=object)
+
+
+def _check_pairing(index: FolderIndex, folder: str, table: pd.DataFrame) -> list[str]:
+    """Compare the references of a folder's images with its `info.txt`, if it has one: a test of the order of the arrays.
+
+    Returns a sentence if lines could not be compared. Raises DatabaseError if one contradicts.
+    """
+    name = index.get(f"{folder}/info.txt")
+    if name is None:
+        return []
+    expected = dict(zip(table["dist_path"], table["ref_id"] + ".bmp", strict=True))
+    images = {f"img{number}.bmp" for number in range(1, FOLDERS[folder][0] + 1)}
+    lines = read_lines(index.root / name, name)
+    unread = 0
+    for number, line in lines:
+        reference, image = [*(PurePosixPath(word).name.lower() for word in line.split()[:2]), ""][:2]
+        belongs = expected.get(f"{folder}/{image}", reference)
+        if belongs != reference:
+            raise DatabaseError(
+                f"{name}:{number}: {image} is of {reference}, but by refnames_all.mat of {belongs}; one of the two files "
+                f"is not the original (without {name}, its images are not compared)"
+            )
+        unread += image not in images
+    return [f"{name}: {unread} of {len(lines)} lines name no image of this folder"] if unread else []

@@ -1,0 +1,107 @@
+"""TID2008 and TID2013: 25 references × 17 distortions × 4 levels, and × 24 × 5, rated in tournaments.
+
+    reference_images/I01.BMP … I24.BMP, i25.bmp
+    distorted_images/i01_01_1.bmp …      reference, type, level, all from 1
+    mos_with_names.txt                   "<mos> <file>" per line, without header
+    mos_std.txt                          one value per line, in the same order; may be missing
+
+The two are different databases with different scores: one is no part of the other. Names in the label file and on disk
+differ in letter case, without a rule (TID2013: 75 labels begin with "I", 50 end in ".BMP"; TID2008: all labels are in lower
+case, 1268 files are not). Levels are not severity: type 17 alternates its direction, type 15 improves with its level.
+Reference 25 is an artificial picture that many papers leave out.
+
+N. Ponomarenko et al., TID2008, Advances of Modern Radioelectronics 10, 2009; Image database TID2013, Signal Processing:
+Image Communication 30, 2015.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from vtamiq.databases.base import Database, DatabaseError
+from vtamiq.databases.reading import Facts, FolderIndex, LabelRows
+
+__all__ = ["TID2008", "TID2013", "load_tid2008", "load_tid2013"]
+
+TID2008 = Facts(
+    name="tid2008", score_name="MOS", higher_better=True, references=25, pairs=1700, score_mean=4.47960,
+    score_lo=0, score_hi=9,
+)  # fmt: skip
+TID2013 = Facts(
+    name="tid2013", score_name="MOS", higher_better=True, references=25, pairs=3000, score_mean=4.47466,
+    score_lo=0, score_hi=9,
+)  # fmt: skip
+
+LABELS, SPREAD = "mos_with_names.txt", "mos_std.txt"
+ARTIFICIAL = "I25"
+_TYPES = (  # from 1; TID2008 has the first 17
+    "Gaussian noise", "noise in colour components", "spatially correlated noise", "masked noise", "high-frequency noise",
+    "impulse noise", "quantisation noise", "Gaussian blur", "denoising", "JPEG", "JPEG2000", "JPEG transmission errors",
+    "JPEG2000 transmission errors", "non-eccentricity pattern noise", "local blocks", "mean shift", "contrast change",
+    "saturation change", "multiplicative noise", "comfort noise", "lossy compression of noisy images",
+    "colour quantisation with dither", "chromatic aberrations", "sparse sampling",
+)  # fmt: skip
+
+
+def load_tid2008(
+    root: str | Path, *, strict: bool = True, check_images: bool = True, artificial: bool = True
+) -> Database:
+    """Load TID2008; `artificial=False` leaves out reference 25. Else as for `vtamiq.databases.load_database`."""
+    return _load(root, TID2008, 17, 4, strict, check_images, artificial)
+
+
+def load_tid2013(
+    root: str | Path, *, strict: bool = True, check_images: bool = True, artificial: bool = True
+) -> Database:
+    """Load TID2013; `artificial=False` leaves out reference 25. Else as for `vtamiq.databases.load_database`."""
+    return _load(root, TID2013, 24, 5, strict, check_images, artificial)
+
+
+def _load(
+    root: str | Path, facts: Facts, types: int, levels: int, strict: bool, check_images: bool, artificial: bool
+) -> Database:
+    rows = LabelRows.read(
+        FolderIndex(root), LABELS, ("score", "dist_path"), header=False, separator=None, strict=strict
+    )
+    _add_spread(rows)
+    rows.extract(
+        "dist_path", rf"I(?P<number>\d\d)_(?P<dist_type>\d\d)_(?P<level>[1-{levels}])\.bmp",
+        f"iRR_TT_L.bmp (reference, type, level up to {levels})", ("dist_type", "level"),
+    )  # fmt: skip
+    rows.refuse(~rows.table["dist_type"].between(1, types), f"{facts.name} has types 1 to {types}, not {{dist_path!r}}")
+    rows.number("score")
+    ref_id = "I" + rows.table["number"]
+    rows.table = rows.table.assign(
+        ref_id=ref_id, ref_path=ref_id + ".bmp", dist_name=[_TYPES[type - 1] for type in rows.table["dist_type"]]
+    )
+    if not artificial:
+        facts = _leave_out_artificial(rows, facts, types * levels)
+    rows.locate("ref_path", "reference_images")
+    rows.locate("dist_path", "distorted_images")
+    return rows.database(facts, check_images=check_images)
+
+
+def _add_spread(rows: LabelRows) -> None:
+    """Column `score_std` from the line of the same number; nothing but the order links that file to images.
+
+    Raises DatabaseError if the two files differ in length, or, if strict, a value is bad.
+    """
+    if rows.index.get(SPREAD) is None:
+        return
+    spread = LabelRows.read(rows.index, SPREAD, ("std",), header=False, separator=None, strict=rows.strict)
+    counts = [len(part.table) + len(part.omissions) for part in (rows, spread)]
+    if counts[0] != counts[1]:
+        raise DatabaseError(
+            f"{LABELS} has {counts[0]} lines and {SPREAD} {counts[1]}, in {rows.index.root}: nothing tells which belong "
+            f"together; restore both, or remove {SPREAD} to go without standard deviations"
+        )
+    spread.number("std")
+    line, std_line = (part.table["label_source"].str.rpartition(":")[2] for part in (rows, spread))
+    rows.table["score_std"] = line.map(dict(zip(std_line, spread.table["std"], strict=True)))
+    rows.refuse(rows.table["score_std"].isna(), f"{SPREAD} has no number in the same line")
+
+
+def _leave_out_artificial(rows: LabelRows, facts: Facts, pairs: int) -> Facts:
+    """Drop the rows of the artificial reference and say so; the facts of what stays."""
+    rows.table = rows.table[rows.table["ref_id"] != ARTIFICIAL].reset_index(drop=True)
+    rows.omissions.append(f"{facts.name}: the artificial reference {ARTIFICIAL} was left out as asked")
+    return replace(facts, references=facts.references - 1, pairs=facts.pairs - pairs, score_mean=None)
