@@ -26,7 +26,7 @@ DIRECT = [
 
 # A file imports only from lower floors. Files of one floor do not know each other, but for the pairs below the table.
 FLOORS = {
-    "configs": 0, "checkpoints": 0, "images": 0, "correlations": 0, "losses": 0,
+    "configs": 0, "checkpoints": 0, "processes": 0, "images": 0, "correlations": 0, "losses": 0,
     "caps": 1, "distortions": 1, "metrics": 1, "model": 1, "databases": 1,
     "synthesis": 2, "pairs": 2, "patches": 2, "predictions": 2, "attention": 2, "complexity": 2,
     "initialise": 2,
@@ -35,7 +35,8 @@ FLOORS = {
     "__main__": 5,
 }  # fmt: skip
 SAME_FLOOR = {
-    ("databases", "distortions"), ("patches", "pairs"), ("predictions", "patches"), ("diagrams", "plots"),
+    ("databases", "distortions"), ("databases", "metrics"), ("patches", "pairs"), ("predictions", "patches"),
+    ("diagrams", "plots"),
 }  # fmt: skip
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
 
