@@ -28,7 +28,7 @@ DIRECT = [
 FLOORS = {
     "configs": 0, "checkpoints": 0, "processes": 0, "images": 0, "correlations": 0, "losses": 0,
     "caps": 1, "distortions": 1, "metrics": 1, "model": 1, "databases": 1,
-    "synthesis": 2, "pairs": 2, "patches": 2, "predictions": 2, "attention": 2, "complexity": 2,
+    "synthesis": 2, "simulated": 2, "pairs": 2, "patches": 2, "predictions": 2, "attention": 2, "complexity": 2,
     "initialise": 2,
     "training": 3, "scoring": 3, "evaluation": 3,
     "plots": 4, "diagrams": 4, "explore": 4, "pipeline": 4, "presets": 4,
@@ -36,7 +36,7 @@ FLOORS = {
 }  # fmt: skip
 SAME_FLOOR = {
     ("databases", "distortions"), ("databases", "metrics"), ("patches", "pairs"), ("predictions", "patches"),
-    ("diagrams", "plots"),
+    ("diagrams", "plots"), ("synthesis", "simulated"),
 }  # fmt: skip
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
 

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from vtamiq import synthesis
 from vtamiq.databases import DatabaseError, load_database
 from vtamiq.distortions import distort
 from vtamiq.images import read_image, write_png
-from vtamiq.metrics import QuantileTables, iqm_scores, weak_labels
+from vtamiq.metrics import IQMS, QuantileTables, iqm_scores, scale_regime, weak_labels
 from vtamiq.pairs import PairImages
 from vtamiq.synthesis import PHOTOGRAPHS, Recipe, cache_folder, demo_database, demo_photographs, synthesize
 
@@ -612,24 +613,35 @@ def test_a_missing_gpu_is_said_at_once(tmp_path):
 # ---- demo databases ---------------------------------------------------------------------------------------------
 
 
-def test_demo_photographs_are_disjoint_colour_photographs_with_credits():
+def test_demo_photographs_have_credits():
     images = demo_photographs()
     assert list(images) == [photo.name for photo in PHOTOGRAPHS]
     assert all(image.dtype == np.uint8 and image.shape[2] == 3 for image in images.values())
-    assert all(image.shape[0] >= 288 and image.shape[1] >= 384 for image in images.values())
     assert all(photo.credit and photo.licence for photo in PHOTOGRAPHS)
-    assert images["retina"].shape == (706, 706, 3)  # half of 1411, rounded up
+    assert len({image.tobytes() for image in images.values()}) == len(images)  # nothing twice
     grey = {name for name, image in images.items() if (image == image[..., :1]).all()}
-    assert grey == set(demo_photographs("textures"))
+    assert grey == {*demo_photographs("textures"), "camera"}
     assert {photo.name for photo in PHOTOGRAPHS if photo.licence == "CC BY 2.0"} == {"china", "flower"}
     with pytest.raises(DatabaseError, match="known: photos, textures"):
         demo_photographs("photo")
 
 
-@pytest.mark.parametrize(("name", "pairs"), [("photos", 48), ("textures", 36)])
-def test_smoke_demo_database(name, pairs, tmp_path, monkeypatch):
+def test_demo_database_is_complete():
+    """Twelve photographs or more, all types, levels and metrics, and three parts."""
+    photographs = [photo for photo in PHOTOGRAPHS if photo.database == "photos"]
+    assert len(photographs) == 12
+    for photos in (photographs, [photo for photo in PHOTOGRAPHS if photo.database == "textures"]):
+        assert {photo.subset for photo in photos} == {"train", "val", "test"}
+    recipe = synthesis._DEMOS["demo"]
+    assert (len(recipe.types), len(recipe.levels), len(recipe.metrics)) == (25, 5, 11)
+    assert min(recipe.size) >= max(iqm.min_side for iqm in IQMS.values())  # no metric sees a mirrored border
+    assert scale_regime((recipe.size[1], recipe.size[0])) == 1
+
+
+@pytest.mark.parametrize("name", ["photos", "textures"])
+def test_smoke_demo_database(name, tmp_path, monkeypatch):
     data = demo_database(name, cache=tmp_path, preset="smoke", progress=False)
-    assert (data.name, len(data), data.synthetic) == (name, pairs, True)
+    assert (data.name, len(data), data.synthetic) == (name, 48, True)
     assert [len(part.references) for part in data.distributed_split()] == [2, 1, 1]
     assert read_image(data.path(data.pairs["ref_path"][0])).shape == (160, 192, 3)
     assert data.pairs["score"].between(1, 5).all()
@@ -637,17 +649,33 @@ def test_smoke_demo_database(name, pairs, tmp_path, monkeypatch):
     assert demo_database(name, cache=tmp_path, preset="smoke").root == data.root
 
 
-def test_views_of_a_demo_photograph_are_crops_of_one_content():
+def test_demo_database_has_simulated_preferences_and_any_label(tmp_path):
+    data = demo_database(cache=tmp_path, preset="smoke", progress=False)
+    assert (data.preferences["kind"] == "simulated").all()
+    assert set(data.preferences["ref_id"]) == set(data.references)
+    train, _, test = data.distributed_split()
+    assert (train.preferences["subset"] == "train").all()
+    assert set(test.preferences["ref_id"]) == set(test.references)
+    score = data.pairs.set_index("dist_path")["score"]
+    better = data.preferences["a_path"].map(score) > data.preferences["b_path"].map(score)
+    assert ((data.preferences["p_a"] > 0.5) == better).all()
+    one = demo_database(cache=tmp_path, preset="smoke", label="gmsd", progress=False)
+    assert one.score_name == "synthetic MOS (GMSD alone)"
+    np.testing.assert_allclose(one.pairs["score"], 5 - 4 * data.pairs["iqm_gmsd"], atol=1e-6)
+    assert not one.preferences["p_a"].equals(data.preferences["p_a"])
+
+
+@pytest.mark.parametrize("size", [recipe.size for recipe in synthesis._DEMOS.values()])
+def test_views_of_a_demo_photograph_are_crops_of_one_content(size):
+    width, height = size
     for photo in PHOTOGRAPHS:
-        image, crops = photo.load(), photo.crops((384, 288))
-        assert len(crops) == photo.views
-        assert all(crop.shape == (288, 384, 3) for crop in crops.values())
-        if photo.views == 4:
-            first, second, third, fourth = crops.values()
-            np.testing.assert_array_equal(first, image[:288, :384])
-            np.testing.assert_array_equal(second, image[-288:, -384:])
-            np.testing.assert_array_equal(third, image[:288, -384:])
-            np.testing.assert_array_equal(fourth, image[-288:, :384])
+        image, crops = photo.load(), photo.crops(size)
+        assert list(crops) == [photo.name, f"{photo.name}-2", f"{photo.name}-3"][: photo.views]
+        assert all(crop.shape == (height, width, 3) for crop in crops.values())
+        if photo.views > 1:
+            np.testing.assert_array_equal(crops[f"{photo.name}-2"], image[:height, :width])
+    three = replace(PHOTOGRAPHS[0], views=3).crops(size)
+    np.testing.assert_array_equal(three["astronaut-3"], PHOTOGRAPHS[0].load()[-height:, -width:])
     assert {photo.subset for photo in PHOTOGRAPHS if photo.views > 1} == {"train"}
 
 
