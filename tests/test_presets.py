@@ -49,6 +49,9 @@ def test_parts_of_the_demo_and_of_a_database_of_ones_own(tmp_path, monkeypatch):
     for seed in (0, 1):
         expected = [part.references for part in made.split(seed=seed)]
         assert [part.references for part in space.parts("data/mine", seed)] == expected
+    for database in ("", "data/mine"):
+        part, *_ = space.parts(database, label="gmsd")
+        assert part.score_name == "synthetic MOS (GMSD alone)"
 
 
 def test_any_other_folder_is_refused(tmp_path, monkeypatch):
