@@ -131,7 +131,7 @@ class Workspace:
         return self.root / path
 
     def parts(
-        self, database: str = "", seed: int = 0, label: Label = "consensus"
+        self, database: str = "", seed: int = 0, label: Label = "consensus", cache: str = ""
     ) -> tuple[Database, Database, Database]:
         """Pairs to train, validate and test on, split by content.
 
@@ -139,10 +139,12 @@ class Workspace:
             database: folder made by `python -m vtamiq synthesize`, as `path` takes it; empty for the demo photographs.
             seed: of the split where the database has none of its own.
             label: what the scores are, see `vtamiq.databases.synthetic.load_synthetic`.
+            cache: of recipes, folder for images that were made; empty for none.
         """
         if not database:
             return self.demo("photos", label).distributed_split()
-        pairs = load_database("synthetic", self.path(database), label=label)
+        kept_in = self.path(cache) if cache else None
+        pairs = load_database("synthetic", self.path(database), label=label, cache=kept_in)
         return pairs.split(seed=seed) if (pairs.pairs["subset"] == "none").any() else pairs.distributed_split()
 
     def demo(self, name: str, label: Label = "consensus") -> Database:

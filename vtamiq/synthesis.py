@@ -231,9 +231,9 @@ def synthesize(
             `seed` and its name only.
         metrics: the labels are their consensus. None takes all eleven; with `recipes_only`, () leaves the pairs without
             labels (their scores are NaN), which takes no longer than to look at each photograph.
-        recipes_only: write no distorted image, so that a million pairs take a hundred megabytes: the loader renders each
-            when it is asked for. The photographs of a folder are not copied either: they must stay where they are in
-            relation to `out`, or be named on loading (`vtamiq.databases.synthetic.load_synthetic`).
+        recipes_only: write no distorted image, so that 700,000 pairs take some 200 megabytes of tables: the loader renders
+            each when it is asked for. The photographs of a folder are not copied either: they must stay where they are
+            in relation to `out`, or be named on loading (`vtamiq.databases.synthetic.load_synthetic`).
         one_type: one of the types for each photograph, as in KADIS-700k. All types get the same number of photographs
             (or one more); which gets which depends on `seed` and the names of all, not on their order.
         subsets: name of a photograph → "train", "val" or "test"; all others are "none".
