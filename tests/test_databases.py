@@ -453,20 +453,25 @@ def made(tmp_path):
     """A folder in the form that synthesis writes, by hand: 2 references with 2 distorted images each."""
     root = tmp_path / "made"
     (root / "images").mkdir(parents=True)
-    rows = ["dist_img,ref_img,dmos,var"]
+    rows, scores = ["dist_img,ref_img,dmos,var"], ["dist_img,ref_img,ssim,gmsd"]
     for r, ref in enumerate(("I01", "I02")):
         write_png(root / "images" / f"{ref}.png", np.full((8, 8, 3), 100, np.uint8))
         for level in (1, 2):
             write_png(root / "images" / f"{ref}_10_{level:02d}.png", np.full((8, 8, 3), level, np.uint8))
             rows.append(f"{ref}_10_{level:02d}.png,{ref}.png,{5 - r - level},0.5")
+            scores.append(f"{ref}_10_{level:02d}.png,{ref}.png,{1 - 0.2 * level},{0.1 * level}")
     (root / "dmos.csv").write_text("\n".join(rows) + "\n")
+    (root / "iqm_scores.csv").write_text("\n".join(scores) + "\n")
+    (root / "quantiles.json").write_text(
+        '{"values": {"ssim": [0, 1], "gmsd": [0, 0.4]}, "ranks": {"ssim": [0, 1], "gmsd": [0, 1]}}'
+    )
     references = [
         {"ref_id": "I01", "source": "a.jpg", "subset": "train", "content": "scene"},
         {"ref_id": "I02", "source": "b.jpg", "subset": "test"},
     ]
     manifest = {
-        "format": 1, "complete": True, "pairs": 4, "types": {"10": "JPEG"}, "metrics": ["ssim", "gmsd"],
-        "references": references, "skipped": {"c.jpg": "truncated"},
+        "format": 2, "complete": True, "pairs": 4, "types": {"10": "JPEG"}, "metrics": ["ssim", "gmsd"], "size": None,
+        "references": references, "skipped": {"c.jpg": "truncated"}, "recipes_only": False, "photographs": None,
     }  # fmt: skip
     (root / "manifest.json").write_text(json.dumps(manifest))
     return root
@@ -498,7 +503,9 @@ def test_synthetic_database_is_loaded(made):
         content=["scene"] * 2 + ["I02"] * 2,  # its own where none is stated
     )
     expected["dist_type"] = pd.array([10] * 4, dtype="Int16")
-    pd.testing.assert_frame_equal(data.pairs, expected)
+    extra = {"native_ssim": [0.8, 0.6] * 2, "native_gmsd": [0.1, 0.2] * 2}
+    extra |= {"iqm_ssim": [0.2, 0.4] * 2, "iqm_gmsd": [0.25, 0.5] * 2}
+    pd.testing.assert_frame_equal(data.pairs, expected.assign(**extra))
     assert all(data.path(path).is_file() for path in data.pairs["dist_path"])
 
 
@@ -550,7 +557,7 @@ def test_synthetic_database_refuses_unfinished_and_foreign_folders(made):
     change_manifest(made, format=99)
     with pytest.raises(DatabaseError, match="format 99"):
         load_database("synthetic", made)
-    (made / "manifest.json").write_text('{"format": 1}')
+    (made / "manifest.json").write_text('{"format": 2}')
     with pytest.raises(DatabaseError, match="lacks complete"):
         load_database("synthetic", made)
     (made / "manifest.json").write_text("{")

@@ -186,12 +186,17 @@ class TestScore:
 
 
 class TestSynthesize:
-    def test_makes_a_database(self, images, tmp_path, capsys):
+    @pytest.fixture
+    def photographs(self, images, tmp_path):
+        """A folder with one photograph."""
+        folder = tmp_path / "photographs"
+        folder.mkdir()
+        shutil.copy(images / "reference.png", folder)
+        return folder
+
+    def test_makes_a_database(self, photographs, tmp_path, capsys):
         options = ["--types", "1", "10", "--size", "40x32", "--workers", "0", "--seed", "7"]
         out = tmp_path / "made"
-        photographs = tmp_path / "photographs"
-        photographs.mkdir()
-        shutil.copy(images / "reference.png", photographs)
         assert main(["synthesize", "--images", str(photographs), "--out", str(out), *options]) == 0
         assert capsys.readouterr().out == f"{out}: 10 pairs of 1 photographs, with synthetic labels\n"
         database = load_database("synthetic", out)
@@ -217,6 +222,28 @@ class TestSynthesize:
         Path("README.md").touch()
         assert main(["synthesize", "--images", str(images), "--out", "README.md/made", "--workers", "0"]) == 2
         assert capsys.readouterr().err == "vtamiq: README.md: Not a directory\n"
+
+    def test_recipes(self, photographs, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        options = ["--recipes-only", "--types", "jpeg", "gblur", "--size", "40x32", "--workers", "0", "--one-type"]
+        labelled = ["--images", str(photographs), "--out", "labelled", "--metrics", "gmsd", "ssim"]
+        assert main(["synthesize", *labelled, *options]) == 0
+        assert capsys.readouterr().out == "labelled: recipes of 5 pairs of 1 photographs, with synthetic labels\n"
+        assert main(["synthesize", "--images", str(photographs), "--out", "bare", "--unlabelled", *options]) == 0
+        assert capsys.readouterr().out == "bare: recipes of 5 pairs of 1 photographs, without labels\n"
+        for folder, metrics in (("labelled", ["ssim", "gmsd"]), ("bare", [])):
+            manifest = json.loads(Path(folder, MANIFEST).read_text())
+            assert (manifest["recipes_only"], manifest["one_type"], manifest["metrics"]) == (True, True, metrics)
+            assert not list(Path(folder).rglob("*.png"))
+        with pytest.raises(SystemExit):
+            main(["synthesize", *labelled, *options, "--unlabelled"])
+        assert "not allowed with" in capsys.readouterr().err
+
+    def test_images_without_labels_are_refused(self, photographs, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        assert main(["synthesize", "--images", str(photographs), "--out", "made", "--unlabelled"]) == 2
+        assert "only recipes may go without labels" in capsys.readouterr().err
+        assert not Path("made").exists()
 
     @pytest.mark.parametrize("size", ["384", "384x", "ax9", "-3x8"])
     def test_size_must_be_two_numbers(self, size, capsys):

@@ -14,8 +14,10 @@ import pytest
 from tests.layouts import build_tid2013, noisy
 from tests.small import TINY
 from vtamiq import pipeline
+from vtamiq.metrics import CHEAP_IQMS
 from vtamiq.model import VTAMIQ
 from vtamiq.pipeline import reproduce
+from vtamiq.training import Run
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -167,6 +169,19 @@ class TestHeadless:
         copy = nbformat.read(tmp_path / summary["output"][0], as_version=4)
         assert list((tmp_path / "runs" / "smoke" / "03_weak_pretraining").glob("run.*"))
         assert machine_paths(copy) == []
+
+    @pytest.mark.parametrize("labels", ["all", "gmsd"])
+    def test_weak_pretraining_learns_from_other_labels(self, tmp_path, labels):
+        out = tmp_path / "runs"
+        parameters = {"epochs": 1, "labels": labels}
+        summary = reproduce("smoke", only=["03"], parameters=parameters, out=out, notebooks=ROOT / "notebooks")
+        assert list(summary["status"]) == ["done"], summary["error"][0]
+        run = Run.load(out / "smoke" / "03_weak_pretraining" / "run")
+        heads = [f"iqm_{name}" for name in CHEAP_IQMS] if labels == "all" else []
+        assert sorted(run.stage.auxiliary) == sorted(heads)
+        assert ("train_auxiliary" in run.history) == bool(heads)
+        expected = "consensus of 4 IQMs" if heads else "GMSD alone"
+        assert run.predictions["score_name"].unique().tolist() == [f"synthetic MOS ({expected})"]
 
 
 def machine_paths(notebook: nbformat.NotebookNode) -> list[str]:

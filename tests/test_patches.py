@@ -1,5 +1,7 @@
 """Patch datasets: what an item holds, and that it depends on (seed, epoch, row) only."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -135,3 +137,18 @@ def test_rows_without_score_cannot_be_trained_on(database):
 def test_flip_probabilities_are_checked(bad):
     with pytest.raises(ValueError, match="probability"):
         Flips(**bad)
+
+
+def test_auxiliary_columns_come_with_the_item(tmp_path):
+    data = small_database(tmp_path, references=2, levels=2)
+    data = replace(data, pairs=data.pairs.assign(iqm_a=[0.0, 0.5, 0.25, 1.0], iqm_b=0.75))
+    pairs = PairPatches(data, CAPS(num_patches=3), auxiliary=["iqm_b", "iqm_a"])
+    assert pairs[3]["auxiliary"].tolist() == [0.75, 1.0]
+    assert pairs[4 + 1]["auxiliary"].tolist() == [0.75, 0.5]  # the second epoch
+    assert pairs[0]["auxiliary"].dtype == torch.float32
+    assert "auxiliary" not in PairPatches(data, CAPS(num_patches=3))[0]
+    with pytest.raises(ValueError, match="small has no columns iqm_c; it has iqm_a, iqm_b"):
+        PairPatches(data, CAPS(), auxiliary=["iqm_c"])
+    holes = replace(data, pairs=data.pairs.assign(iqm_a=[0.0, 0.5, np.nan, 1.0]))
+    with pytest.raises(ValueError, match="small: iqm_a of row 2 is nan"):
+        PairPatches(holes, CAPS(), auxiliary=["iqm_b", "iqm_a"])

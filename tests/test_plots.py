@@ -568,3 +568,78 @@ class TestBarsAndSpread:
             "a": [0.2, 0.1],
             "b": [0.15, 0.15],
         }
+
+
+# ----------------------------------------------------------------------------------------------------- synthetic labels
+
+
+class TestAgreement:
+    matrix = pd.DataFrame([[1, 0.5, -0.25], [0.5, 1, 0.061], [-0.25, 0.061, 1]], ["a", "b", "c"], ["a", "b", "c"])
+
+    def test_numbers_and_colours_are_the_matrix(self):
+        figure = plots.agreement_matrix(self.matrix, title="synthetic labels")
+        ax, bar = figure.axes
+        np.testing.assert_array_equal(shown(ax), self.matrix)
+        assert [text.get_text() for text in ax.texts] == ["1", ".50", "-.25", ".50", "1", ".06", "-.25", ".06", "1"]
+        assert [label.get_text() for label in ax.get_xticklabels()] == ["a", "b", "c"]
+        assert ax.get_images()[0].get_clim() == (-0.3, 1)
+        assert bar.get_ylabel() == "Spearman correlation"
+        assert "synthetic labels" in texts(figure)
+
+    @pytest.mark.parametrize("size", [2, 5, 12])
+    def test_names_are_not_cut_off(self, size):
+        names = [f"metric {n}" for n in range(size)]
+        figure = plots.agreement_matrix(pd.DataFrame(np.eye(size), names, names), title="synthetic")
+        figure.draw_without_rendering()
+        for text in figure.findobj(Text):
+            if text.get_text() and text.get_visible():
+                box = text.get_window_extent()
+                assert min(box.min) >= 0, text
+                assert (box.max <= figure.bbox.max).all(), text
+
+    def test_scale_is_never_empty(self):
+        (picture,) = plots.agreement_matrix(pd.DataFrame(np.ones((2, 2)))).axes[0].get_images()
+        assert picture.get_clim() == (0.9, 1)
+
+    def test_bad_input(self):
+        with pytest.raises(ValueError, match="same names"):
+            plots.agreement_matrix(self.matrix.loc[["b", "a", "c"]])
+        with pytest.raises(ValueError, match="same names"):
+            plots.agreement_matrix(self.matrix.iloc[:0, :0])
+        for value in (1.5, np.nan):
+            with pytest.raises(ValueError, match=r"must lie in \[-1, 1\]"):
+                plots.agreement_matrix(self.matrix.replace(0.061, value))
+
+
+class TestLabelHistograms:
+    before = pd.DataFrame({"a": [0, 1, 2, 8.0], "b": [0, 0, 0, 0.2]})
+    after = pd.DataFrame({"a": [0.0, 0.4, 0.6, 1.0], "b": [0.0, 0, 0, 1.0], "consensus": [0, 0.2, 0.3, 1.0]})
+
+    def test_counts_are_those_of_the_data(self):
+        figure = plots.label_histograms(self.before, self.after, bins=4, title="synthetic labels")
+        panels = [ax for ax in figure.axes if ax.get_title()]
+        assert [ax.get_title() for ax in panels] == ["a", "b", "consensus"]
+        counts = [[bar.get_height() for bar in ax.containers[0]] for ax in panels]
+        assert counts == [[1, 1, 1, 1], [3, 0, 0, 1], [2, 1, 0, 1]]
+        outline = panels[0].patches[-1].get_xy()[:, 1]  # of 0, 1/8, 1/4 and 1
+        assert max(outline) == 2
+        assert len(panels[2].containers) == 1  # the consensus has no histogram before
+        assert {"synthetic labels", "rank"} <= set(texts(figure))
+
+    def test_twelve_panels_have_room(self):
+        ranks = pd.DataFrame({f"IQM {n}": np.linspace(0, 1, 20) for n in range(12)})
+        figure = plots.label_histograms(ranks.iloc[:, :11] * 3, ranks)
+        assert sum(bool(ax.get_title()) for ax in figure.axes) == 12
+        figure.draw_without_rendering()
+        boxes = [ax.get_tightbbox() for ax in figure.axes]
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+
+    def test_bad_input(self):
+        with pytest.raises(ValueError, match="no column `b`"):
+            plots.label_histograms(self.before, self.after.drop(columns="b"))
+        with pytest.raises(ValueError, match="after equalisation must lie"):
+            plots.label_histograms(self.before, self.after * 2)
+        with pytest.raises(ValueError, match="must not be negative"):
+            plots.label_histograms(-self.before, self.after)
+        with pytest.raises(ValueError, match="empty"):
+            plots.label_histograms(self.before.iloc[:0], self.after.iloc[:0])

@@ -49,6 +49,20 @@ def test_parts_of_the_demo_and_of_a_database_of_ones_own(tmp_path, monkeypatch):
     for seed in (0, 1):
         expected = [part.references for part in made.split(seed=seed)]
         assert [part.references for part in space.parts("data/mine", seed)] == expected
+    for database in ("", "data/mine"):
+        part, *_ = space.parts(database, label="gmsd")
+        assert part.score_name == "synthetic MOS (GMSD alone)"
+
+
+def test_parts_of_recipes_with_a_cache(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    images = {f"p{k}": np.full((16, 16, 3), 40 * k, np.uint8) for k in range(5)}
+    options = {"types": [11], "levels": [5], "metrics": ["gmsd"], "workers": 0, "progress": False}
+    synthesize(images, tmp_path / "data/mine", **options, recipes_only=True)
+    part, *_ = workspace("smoke").parts("data/mine", cache="kept")
+    assert part.cache.parent == tmp_path / "kept"
+    assert workspace("smoke").parts("data/mine")[0].cache is None
 
 
 def test_any_other_folder_is_refused(tmp_path, monkeypatch):

@@ -4,17 +4,22 @@ import json
 import multiprocessing
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vtamiq import synthesis
 from vtamiq.databases import DatabaseError, load_database
 from vtamiq.distortions import distort
 from vtamiq.images import read_image, write_png
-from vtamiq.metrics import QuantileTables, iqm_scores, weak_labels
+from vtamiq.metrics import IQMS, QuantileTables, iqm_scores, scale_regime, weak_labels
+from vtamiq.pairs import PairImages
 from vtamiq.synthesis import PHOTOGRAPHS, Recipe, cache_folder, demo_database, demo_photographs, synthesize
 
 QUICK = {"types": [11, "jpeg"], "levels": [1, 5], "metrics": ["gmsd", "ssim"], "workers": 0, "progress": False}
@@ -56,9 +61,9 @@ def counting(name, monkeypatch):
     """Arguments of the calls of a function of the module, which still works."""
     function, calls = getattr(synthesis, name), []
 
-    def counted(*arguments):
+    def counted(*arguments, **options):
         calls.append(arguments)
-        return function(*arguments)
+        return function(*arguments, **options)
 
     monkeypatch.setattr(synthesis, name, counted)
     return calls
@@ -82,7 +87,7 @@ def test_layout_and_labels(tmp_path):
     assert data.pairs["level"].tolist() == [1, 5] * 4
 
     # Labels, computed once more from the files by the functions that define them.
-    seeds = {"I01": synthesis._photograph_seed(7, "b"), "I02": synthesis._photograph_seed(7, "a")}
+    seeds = {"I01": synthesis._digest_number("7 b"), "I02": synthesis._digest_number("7 a")}
     for row, image in zip(data.pairs.itertuples(), images, strict=True):
         reference, distorted = read_image(out / row.ref_path), read_image(out / row.dist_path)
         assert row.dist_path == f"images/{image}"
@@ -421,27 +426,222 @@ def test_a_folder_of_something_else_is_refused(photos):
     assert contents(photos) == before
 
 
+# ---- recipes ----------------------------------------------------------------------------------------------------
+
+
+def same_pairs(one, other):
+    """The images of every pair of two databases, however they are made, and everything that is said of them."""
+    a, b = PairImages(one), PairImages(other)
+    assert len(a) == len(b) > 0
+    for row in range(len(a)):
+        np.testing.assert_array_equal(a[row], b[row])
+    names = ["ref_id", "dist_type", "dist_name", "level", "score", "score_std", "subset", "content", "iqm_ssim"]
+    pd.testing.assert_frame_equal(one.pairs[names], other.pairs[names])
+
+
+@pytest.mark.parametrize("size", [None, (32, 24)])
+def test_recipes_of_a_folder_are_the_same_pairs_without_any_image(photos, tmp_path, size):
+    options = QUICK | {"size": size, "subsets": {"a.png": "train", "b.png": "test"}}
+    images = synthesize(photos, tmp_path / "images" / "made", **options)
+    recipes = synthesize(photos, tmp_path / "recipes" / "made", **options, recipes_only=True)
+    assert set(contents(tmp_path / "recipes" / "made")) == {
+        "dmos.csv", "iqm_scores.csv", "manifest.json", "quantiles.json"
+    }  # fmt: skip
+    same_pairs(images, recipes)
+    assert (recipes.name, recipes.root, recipes.crop) == ("made", (tmp_path / "photos"), size)
+    assert recipes.pairs["ref_path"].unique().tolist() == ["a.png", "b.png"]
+    assert "recipe_seed" not in images.pairs
+    manifest = (tmp_path / "recipes" / "made" / "manifest.json").read_text()
+    assert json.loads(manifest)["photographs"] == "../../photos"
+    assert str(tmp_path) not in manifest
+
+
+def test_recipes_of_arrays_keep_copies_of_the_references(tmp_path):
+    images = synthesize(PICTURES, tmp_path / "1" / "made", **QUICK)
+    recipes = synthesize(PICTURES, tmp_path / "2" / "made", **QUICK, recipes_only=True)
+    assert {name for name in contents(recipes.root) if "images" in name} == {"images/I01.png", "images/I02.png"}
+    same_pairs(images, recipes)
+    with pytest.raises(DatabaseError, match="has its references"):
+        load_database("synthetic", recipes.root, photographs=tmp_path)
+
+
+def test_recipes_and_photographs_may_move(photos, tmp_path):
+    made = synthesize(photos, tmp_path / "made", **QUICK, recipes_only=True)
+    seen = [PairImages(made)[row] for row in range(len(made))]
+    (tmp_path / "together").mkdir()
+    for name in ("photos", "made"):
+        (tmp_path / name).rename(tmp_path / "together" / name)
+    moved = load_database("synthetic", tmp_path / "together" / "made")
+    np.testing.assert_array_equal([PairImages(moved)[row] for row in range(len(moved))], seen)
+    (tmp_path / "together" / "photos").rename(tmp_path / "elsewhere")
+    with pytest.raises(DatabaseError, match=r"photographs of .*made are not in \.\./photos; say with photographs="):
+        load_database("synthetic", tmp_path / "together" / "made")
+    moved = load_database("synthetic", tmp_path / "together" / "made", photographs=tmp_path / "elsewhere")
+    np.testing.assert_array_equal(PairImages(moved)[7], seen[7])
+    again = synthesize(tmp_path / "elsewhere", tmp_path / "together" / "made", **QUICK, recipes_only=True)
+    assert again.root == tmp_path / "elsewhere"
+
+
+def test_recipes_of_photographs_that_changed_are_refused(photos, tmp_path):
+    made = synthesize(photos, tmp_path / "made", **QUICK, recipes_only=True)
+    write_png(photos / "b.png", PICTURES["a"])
+    with pytest.raises(DatabaseError, match=r"b\.png in .*photos is missing or not the photograph"):
+        load_database("synthetic", tmp_path / "made")
+    (photos / "b.png").unlink()
+    with pytest.raises(DatabaseError, match=r"b\.png in .*photos is missing"):
+        load_database("synthetic", tmp_path / "made")
+    assert len(load_database("synthetic", tmp_path / "made", check_images=False)) == len(made)
+
+
+def test_recipes_do_not_depend_on_workers_and_can_be_finished(photos, tmp_path, monkeypatch):
+    write_png(photos / "small.png", picture(3, 12, 10))
+    options = QUICK | {"size": (16, 16), "recipes_only": True}
+    synthesize(photos, tmp_path / "1" / "made", **options)
+    synthesize(photos, tmp_path / "2" / "made", **options | {"workers": 2})
+    with monkeypatch.context() as patch:
+        interrupted_after(2, patch)
+        with pytest.raises(KeyboardInterrupt):
+            synthesize(photos, tmp_path / "3" / "made", **options)
+    (tmp_path / "3" / "made" / "parts" / "I02.json").write_bytes(b"")  # as a power cut may leave it
+    rendered = counting("_render", monkeypatch)
+    data = synthesize(photos, tmp_path / "3" / "made", **options)
+    assert len(rendered) == 2
+    assert data.omissions == ("small.png was skipped: 10 x 12 pixels are too few for a crop of 16 x 16",)
+    one, *others = (contents(tmp_path / n / "made") for n in "123")
+    assert all(other == one for other in others)
+
+
+def test_recipes_without_labels(photos, tmp_path, monkeypatch):
+    monkeypatch.delattr(synthesis, "_render")
+    made = synthesize(photos, tmp_path / "made", **QUICK | {"metrics": ()}, recipes_only=True)
+    assert set(contents(tmp_path / "made")) == {"dmos.csv", "manifest.json"}
+    assert made.pairs["score"].isna().all()
+    assert made.score_name == "synthetic MOS (not measured)"
+    np.testing.assert_array_equal(
+        PairImages(made)[3][1], distort(PICTURES["a"], 11, 5, int(made.pairs["recipe_seed"][3]))
+    )
+    with pytest.raises(DatabaseError, match="has no labels, so none by 'vsi'"):
+        load_database("synthetic", tmp_path / "made", label="vsi")
+    with pytest.raises(ValueError, match="only recipes may go without labels"):
+        synthesize(photos, tmp_path / "other", **QUICK | {"metrics": ()})
+
+
+def test_images_and_recipes_do_not_mix_in_one_folder(photos, tmp_path):
+    synthesize(photos, tmp_path / "made", **QUICK)
+    with pytest.raises(DatabaseError, match="recipes_only: there false, now true"):
+        synthesize(photos, tmp_path / "made", **QUICK, recipes_only=True)
+    with pytest.raises(DatabaseError, match="photographs and cache are for recipes only"):
+        load_database("synthetic", tmp_path / "made", cache=tmp_path / "cache")
+
+
+def test_a_cache_keeps_what_was_rendered(photos, tmp_path, monkeypatch):
+    made = synthesize(photos, tmp_path / "made", **QUICK, recipes_only=True)
+    cached = load_database("synthetic", tmp_path / "made", cache=tmp_path / "cache")
+    same_pairs(made, cached)
+    assert len(list((tmp_path / "cache").glob("made-*/*/*.png"))) == len(made)
+    (part, *_) = cached.split((0.5, 0.5))
+    assert part.cache == cached.cache
+    monkeypatch.setattr("vtamiq.pairs.distort", lambda *_: pytest.fail("rendered again"))
+    images = PairImages(load_database("synthetic", tmp_path / "made", cache=tmp_path / "cache"))
+    again = [images[row] for row in range(len(images))]
+    monkeypatch.undo()
+    np.testing.assert_array_equal(again, [PairImages(made)[row] for row in range(len(made))])
+    next((tmp_path / "cache").glob("made-*/*/*.png")).write_bytes(b"half")  # by a power cut
+    same_pairs(made, cached)
+    other = synthesize(photos, tmp_path / "2" / "made", **QUICK, recipes_only=True, seed=1)  # of the same name
+    same_pairs(other, load_database("synthetic", other_folder := tmp_path / "2" / "made", cache=tmp_path / "cache"))
+    assert other_folder.is_dir()
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+# ---- one type for each photograph -------------------------------------------------------------------------------
+
+
+def many(count):
+    return {f"p{n}": PICTURES["a"] for n in range(count)}
+
+
+def dealt(keys, **options):
+    recipe = Recipe(one_type=True, **options)
+    return {
+        source.key: source.types[0]
+        for source in synthesis._list_sources(dict.fromkeys(keys, PICTURES["a"]), {}, {}, recipe)
+    }
+
+
+@given(count=st.integers(1, 60), types=st.sets(st.integers(1, 25), min_size=1), seed=st.integers(0, 2**40))
+def test_types_are_dealt_evenly_and_whatever_the_order(count, types, seed):
+    keys = [f"p{n}" for n in range(count)]
+    one = dealt(keys, types=tuple(types), seed=seed)
+    numbers = pd.Series(one).value_counts().reindex(sorted(types), fill_value=0)
+    assert numbers.max() - numbers.min() <= 1
+    assert dealt(keys[::-1], types=tuple(types), seed=seed) == one
+
+
+def test_other_seeds_deal_otherwise():
+    keys = [f"p{n}" for n in range(40)]
+    first_to_last = [tuple(dealt(keys, seed=seed).values()) for seed in range(20)]
+    assert len(set(first_to_last)) == 20
+    few = [dealt(["p"], seed=seed)["p"] for seed in range(200)]  # no type is preferred where photographs are few
+    assert set(few) == set(range(1, 26))
+
+
+@pytest.mark.parametrize("recipes_only", [False, True])
+def test_one_type_for_each_photograph(tmp_path, recipes_only):
+    options = QUICK | {"types": [10, 11, 17], "levels": [2, 4], "one_type": True, "recipes_only": recipes_only}
+    made = synthesize(many(6), tmp_path / "1" / "made", **options)
+    assert len(made) == 12
+    types = made.pairs.groupby("ref_id")["dist_type"].unique()
+    assert all(len(type) == 1 for type in types)
+    assert types.map(lambda type: type[0]).value_counts().to_dict() == {10: 2, 11: 2, 17: 2}
+    manifest = json.loads((tmp_path / "1" / "made" / "manifest.json").read_text())
+    assert [entry["type"] for entry in manifest["references"]] == [type[0] for type in types]
+    two = synthesize(many(6), tmp_path / "2" / "made", **options | {"workers": 2})
+    assert contents(tmp_path / "1" / "made") == contents(tmp_path / "2" / "made")
+    same_pairs(made, two)
+
+
+def test_a_missing_gpu_is_said_at_once(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ValueError, match="device is cuda, but torch finds none"):
+        synthesize(PICTURES, tmp_path / "made", **QUICK, device="cuda")
+    with pytest.raises(ValueError, match="device must be cpu or cuda, got 'gpu'"):
+        synthesize(PICTURES, tmp_path / "made", **QUICK, device="gpu")
+
+
 # ---- demo databases ---------------------------------------------------------------------------------------------
 
 
-def test_demo_photographs_are_disjoint_colour_photographs_with_credits():
+def test_demo_photographs_have_credits():
     images = demo_photographs()
     assert list(images) == [photo.name for photo in PHOTOGRAPHS]
     assert all(image.dtype == np.uint8 and image.shape[2] == 3 for image in images.values())
-    assert all(image.shape[0] >= 288 and image.shape[1] >= 384 for image in images.values())
     assert all(photo.credit and photo.licence for photo in PHOTOGRAPHS)
-    assert images["retina"].shape == (706, 706, 3)  # half of 1411, rounded up
+    assert len({image.tobytes() for image in images.values()}) == len(images)  # nothing twice
     grey = {name for name, image in images.items() if (image == image[..., :1]).all()}
-    assert grey == set(demo_photographs("textures"))
+    assert grey == {*demo_photographs("textures"), "camera"}
     assert {photo.name for photo in PHOTOGRAPHS if photo.licence == "CC BY 2.0"} == {"china", "flower"}
     with pytest.raises(DatabaseError, match="known: photos, textures"):
         demo_photographs("photo")
 
 
-@pytest.mark.parametrize(("name", "pairs"), [("photos", 48), ("textures", 36)])
-def test_smoke_demo_database(name, pairs, tmp_path, monkeypatch):
+def test_demo_database_is_complete():
+    """Twelve photographs or more, all types, levels and metrics, and three parts."""
+    photographs = [photo for photo in PHOTOGRAPHS if photo.database == "photos"]
+    assert len(photographs) == 12
+    for photos in (photographs, [photo for photo in PHOTOGRAPHS if photo.database == "textures"]):
+        assert {photo.subset for photo in photos} == {"train", "val", "test"}
+    recipe = synthesis._DEMOS["demo"]
+    assert (len(recipe.types), len(recipe.levels), len(recipe.metrics)) == (25, 5, 11)
+    assert min(recipe.size) >= max(iqm.min_side for iqm in IQMS.values())  # no metric sees a mirrored border
+    assert scale_regime((recipe.size[1], recipe.size[0])) == 1
+
+
+@pytest.mark.parametrize("name", ["photos", "textures"])
+def test_smoke_demo_database(name, tmp_path, monkeypatch):
     data = demo_database(name, cache=tmp_path, preset="smoke", progress=False)
-    assert (data.name, len(data), data.synthetic) == (name, pairs, True)
+    assert (data.name, len(data), data.synthetic) == (name, 48, True)
     assert [len(part.references) for part in data.distributed_split()] == [2, 1, 1]
     assert read_image(data.path(data.pairs["ref_path"][0])).shape == (160, 192, 3)
     assert data.pairs["score"].between(1, 5).all()
@@ -449,17 +649,33 @@ def test_smoke_demo_database(name, pairs, tmp_path, monkeypatch):
     assert demo_database(name, cache=tmp_path, preset="smoke").root == data.root
 
 
-def test_views_of_a_demo_photograph_are_crops_of_one_content():
+def test_demo_database_has_simulated_preferences_and_any_label(tmp_path):
+    data = demo_database(cache=tmp_path, preset="smoke", progress=False)
+    assert (data.preferences["kind"] == "simulated").all()
+    assert set(data.preferences["ref_id"]) == set(data.references)
+    train, _, test = data.distributed_split()
+    assert (train.preferences["subset"] == "train").all()
+    assert set(test.preferences["ref_id"]) == set(test.references)
+    score = data.pairs.set_index("dist_path")["score"]
+    better = data.preferences["a_path"].map(score) > data.preferences["b_path"].map(score)
+    assert ((data.preferences["p_a"] > 0.5) == better).all()
+    one = demo_database(cache=tmp_path, preset="smoke", label="gmsd", progress=False)
+    assert one.score_name == "synthetic MOS (GMSD alone)"
+    np.testing.assert_allclose(one.pairs["score"], 5 - 4 * data.pairs["iqm_gmsd"], atol=1e-6)
+    assert not one.preferences["p_a"].equals(data.preferences["p_a"])
+
+
+@pytest.mark.parametrize("size", [recipe.size for recipe in synthesis._DEMOS.values()])
+def test_views_of_a_demo_photograph_are_crops_of_one_content(size):
+    width, height = size
     for photo in PHOTOGRAPHS:
-        image, crops = photo.load(), photo.crops((384, 288))
-        assert len(crops) == photo.views
-        assert all(crop.shape == (288, 384, 3) for crop in crops.values())
-        if photo.views == 4:
-            first, second, third, fourth = crops.values()
-            np.testing.assert_array_equal(first, image[:288, :384])
-            np.testing.assert_array_equal(second, image[-288:, -384:])
-            np.testing.assert_array_equal(third, image[:288, -384:])
-            np.testing.assert_array_equal(fourth, image[-288:, :384])
+        image, crops = photo.load(), photo.crops(size)
+        assert list(crops) == [photo.name, f"{photo.name}-2", f"{photo.name}-3"][: photo.views]
+        assert all(crop.shape == (height, width, 3) for crop in crops.values())
+        if photo.views > 1:
+            np.testing.assert_array_equal(crops[f"{photo.name}-2"], image[:height, :width])
+    three = replace(PHOTOGRAPHS[0], views=3).crops(size)
+    np.testing.assert_array_equal(three["astronaut-3"], PHOTOGRAPHS[0].load()[-height:, -width:])
     assert {photo.subset for photo in PHOTOGRAPHS if photo.views > 1} == {"train"}
 
 

@@ -14,7 +14,7 @@ from vtamiq.caps import CAPS
 from vtamiq.configs import build
 from vtamiq.databases import Database, LabelScale
 from vtamiq.model import VTAMIQ
-from vtamiq.patches import Flips
+from vtamiq.patches import Flips, PairPatches
 from vtamiq.training import History, Run, Stage, train
 
 STAGE = Stage(
@@ -384,3 +384,110 @@ def test_higher_better_labels_train_in_the_same_direction(tmp_path):
     np.testing.assert_allclose(targets[0], targets[1])
     assert targets[0][0] == 0
     assert targets[0].max() == 1
+
+
+# ---- auxiliary heads --------------------------------------------------------------------------------------------
+
+HEADS = ("iqm_one", "iqm_two")
+MULTI = replace(STAGE, auxiliary=HEADS)
+
+
+@pytest.fixture(scope="module")
+def rich(parts):
+    """The same parts with two more labels: one that agrees with the score, and one that is its opposite."""
+
+    def labelled(part):
+        level = part.pairs["score"]
+        return replace(part, pairs=part.pairs.assign(iqm_one=(level - 1) / 3, iqm_two=(4 - level) / 3))
+
+    return [labelled(part) for part in parts]
+
+
+@pytest.fixture(scope="module")
+def multi(rich, tmp_path_factory):
+    return train(fresh(), MULTI, *rich, out=tmp_path_factory.mktemp("multi") / "r", progress=False)
+
+
+def test_auxiliary_heads_learn_in_training_only(multi, run):
+    assert list(multi.history)[-2:] == list(History.AUXILIARY)
+    assert multi.history.notna().all(axis=None)
+    assert not set(History.AUXILIARY) & set(run.history)
+    assert multi.model.config == run.model.config
+    assert set(multi.model.state_dict()) == set(run.model.state_dict())  # no head is left in the model
+    assert "auxiliary heads learnt iqm_one, iqm_two" in (multi.folder / "model" / "README.md").read_text()
+    heads = torch.load(multi.folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert heads["heads.weight"].shape == (2, TINY.width)
+    assert not torch.equal(multi.model.head.output.weight, run.model.head.output.weight)
+
+
+def test_auxiliary_heads_each_learn_their_own_label(rich, tmp_path):
+    from vtamiq.training import Fitting
+
+    stage = replace(MULTI, epochs=8, learning_rate=1e-3, mae=1.0)
+    run = train(fresh(), stage, *rich[:2], out=tmp_path / "r", progress=False)
+    assert run.history["val_auxiliary_srocc"].iloc[-1] > 0.8  # the mean of two that are opposites: both must be learnt
+    assert run.history["train_auxiliary"].iloc[-1] < 0.7 * run.history["train_auxiliary"].iloc[0]
+    fitting = Fitting(run.model, stage)
+    state = torch.load(tmp_path / "r/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    fitting.load_state_dict(state)
+    pairs = PairPatches(rich[1], CAPS(num_patches=12), auxiliary=HEADS)
+    batch = torch.utils.data.default_collate([pairs[row] for row in range(len(pairs))])
+    with torch.inference_mode():
+        predicted = fitting.eval().predict_all(batch)
+        alone = fitting.model(batch["patches"], batch["uv"], batch["scale"])
+    torch.testing.assert_close(predicted[:, :1], alone)  # q is what the model gives without any head
+    assert predicted[:, 1:].T.corrcoef()[0, 1] < -0.5
+
+
+def test_losses_of_heads_are_weighted(rich, tmp_path):
+    light, heavy = (
+        train(fresh(), replace(MULTI, epochs=1, auxiliary_weight=w), *rich, out=tmp_path / str(w), progress=False)
+        for w in (0.01, 1.0)
+    )
+    weights = [run.model.difference_scale for run in (light, heavy)]
+    assert not torch.equal(*weights)
+
+
+def test_interrupted_run_with_heads_ends_like_an_uninterrupted_one(rich, multi, tmp_path, monkeypatch):
+    from vtamiq.training import Fitting
+
+    step = Fitting.training_step
+
+    def stop(self, batch, index):
+        if self.current_epoch == 2 and index == 1:
+            raise Stop
+        return step(self, batch, index)
+
+    monkeypatch.setattr(Fitting, "training_step", stop)
+    with pytest.raises(Stop):
+        train(fresh(), MULTI, *rich, out=tmp_path / "r", progress=False)
+    monkeypatch.undo()
+    resumed = train(fresh(), MULTI, *rich, out=tmp_path / "r", progress=False)
+    pd.testing.assert_frame_equal(resumed.history, multi.history)
+    pd.testing.assert_frame_equal(resumed.predictions, multi.predictions)
+
+
+def test_auxiliary_labels_are_part_of_a_run(rich, multi):
+    with pytest.raises(ValueError, match=r"another run.*stage"):
+        train(fresh(), replace(MULTI, auxiliary=HEADS[:1]), *rich, out=multi.folder, progress=False)
+    other = [replace(part, pairs=part.pairs.assign(iqm_two=part.pairs["iqm_one"])) for part in rich]
+    with pytest.raises(ValueError, match=r"another run.*data"):
+        train(fresh(), MULTI, *other, out=multi.folder, progress=False)
+    assert multi.was_trained_on(rich[0])
+    assert not multi.was_trained_on(other[0])
+
+
+def test_auxiliary_labels_must_be_there(rich, parts, tmp_path):
+    with pytest.raises(ValueError, match="small has no columns iqm_one, iqm_two; it has none of metrics"):
+        train(fresh(), MULTI, *parts, out=tmp_path / "r", progress=False)
+    with pytest.raises(ValueError, match="small has no columns iqm_three; it has iqm_one, iqm_two"):
+        train(fresh(), replace(MULTI, auxiliary=("iqm_three",)), *rich, out=tmp_path / "s", progress=False)
+    with pytest.raises(ValueError, match="auxiliary names a column twice"):
+        replace(STAGE, auxiliary=("iqm_one", "iqm_one"))
+    with pytest.raises(ValueError, match="auxiliary_weight must be positive"):
+        replace(STAGE, auxiliary_weight=0)
+
+
+def test_auxiliary_survives_yaml(tmp_path):
+    MULTI.save(tmp_path / "stage.yaml")
+    assert Stage.load(tmp_path / "stage.yaml") == MULTI

@@ -134,12 +134,17 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
         arguments.images,
         arguments.out,
         types=types,
+        metrics=() if arguments.unlabelled else arguments.metrics,
         size=arguments.size,
+        recipes_only=arguments.recipes_only,
+        one_type=arguments.one_type,
         seed=arguments.seed,
+        device=arguments.device,
         workers=arguments.workers,
     )
     references = database.pairs["ref_id"].nunique()
-    print(f"{arguments.out}: {len(database.pairs)} pairs of {references} photographs, with synthetic labels")
+    what = f"{'recipes of ' if arguments.recipes_only else ''}{len(database.pairs)} pairs of {references} photographs"
+    print(f"{arguments.out}: {what}, {'without' if arguments.unlabelled else 'with synthetic'} labels")
     return 0
 
 
@@ -201,8 +206,20 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--images", required=True, metavar="DIR", help="folder of photographs")
     command.add_argument("--out", required=True, metavar="DIR", help="folder to make, in the layout of KADID-10k")
     command.add_argument("--types", nargs="+", metavar="TYPE", help="distortions by number or tag (default: all 25)")
+    command.add_argument(
+        "--one-type", action="store_true", help="one type for each photograph, as in KADIS-700k, instead of all of them"
+    )
+    command.add_argument(
+        "--recipes-only",
+        action="store_true",
+        help="write no image: loaders render them on the fly; the photographs stay where they are",
+    )
+    labels = command.add_mutually_exclusive_group()
+    labels.add_argument("--metrics", nargs="+", metavar="IQM", help="that make the labels (default: all eleven)")
+    labels.add_argument("--unlabelled", action="store_true", help="recipes without labels, in a fraction of the time")
     command.add_argument("--size", type=_size, metavar="WxH", help="crop the photographs' centre to this many pixels")
     command.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
+    command.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where the metrics are computed")
     command.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the random distortions")
 
     command = commands.add_parser(

@@ -1,12 +1,14 @@
 """The images of a database's pairs: both read, or the distorted one made from its reference as a recipe says."""
 
+import hashlib
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 
 from vtamiq.databases import Database
 from vtamiq.distortions import distort
-from vtamiq.images import ImageError, centre_crop, read_image
+from vtamiq.images import ImageError, centre_crop, read_image, write_png
 
 __all__ = ["PairImages"]
 
@@ -20,12 +22,14 @@ class PairImages:
         database: whose `pairs` are read.
         keep: keep every pair that was asked for; for databases that fit into memory, 6 bytes a pixel and pair.
 
+    Images that a recipe makes are kept in `database.cache`, if it has one, from where every process reads them.
+
     Raises (on access):
         ImageError: an image is missing, damaged or too small for its recipe, or the two differ in size.
     """
 
     def __init__(self, database: Database, *, keep: bool = False):
-        self.root, self.crop = database.root, database.crop
+        self.root, self.crop, self.cache = database.root, database.crop, database.cache
         # Plain arrays: a worker process then shares the table's memory instead of copying it object by object.
         self.reference_paths = database.pairs["ref_path"].to_numpy(dtype=str)
         self.distorted_paths = database.pairs["dist_path"].to_numpy(dtype=str)
@@ -59,11 +63,28 @@ class PairImages:
     def _distorted(self, row: int, reference: np.ndarray) -> np.ndarray:
         if self.recipes is None:
             return read_image(self.root / self.distorted_paths[row])
+        cached = None if self.cache is None else self._cached(row)
+        if cached is not None and cached.exists():
+            try:
+                return read_image(cached)
+            except ImageError:  # damaged by a power cut: made again
+                pass
         type, level, seed = (int(column[row]) for column in self.recipes)
         try:
-            return distort(reference, type, level, seed)
+            distorted = distort(reference, type, level, seed)
         except ValueError as error:  # too small for this type, or no such type
             raise ImageError(f"{self.distorted_paths[row]} cannot be made: {error}") from error
+        if cached is not None:
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            write_png(cached, distorted)
+        return distorted
+
+    def _cached(self, row: int) -> Path:
+        """Named after all that the image is made from, in one of 256 folders."""
+        recipe = [str(column[row]) for column in self.recipes]
+        made_from = " ".join([self.reference_paths[row], str(self.crop), *recipe])
+        name = hashlib.sha256(made_from.encode()).hexdigest()[:32]
+        return self.cache / name[:2] / f"{name}.png"
 
     def _reference(self, path: str) -> np.ndarray:
         if path in self._references:

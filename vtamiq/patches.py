@@ -4,7 +4,7 @@ Workers decode the images, cut the patches as uint8 and ship only those; normali
 item depends on nothing but (seed, epoch, row): neither on the number of workers nor on what was drawn before.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +40,8 @@ class PairPatches(Dataset):
 
     Items are dicts: `patches` (2, N, 3, P, P) uint8 with the reference first, `uv` (N, 2) float32, `scale` (N,) int64
     (with a leading 2 if `caps.aligned` is off), `row` int64, and, given a label scale, `target` float32: the score as a
-    distortion, 0 best and 1 worst of the rows that the scale was fitted on.
+    distortion, 0 best and 1 worst of the rows that the scale was fitted on; and, for `auxiliary` columns of the pairs,
+    their values `auxiliary` (A,) float32.
 
     With `in_memory`, every pair is decoded once per worker and kept: for databases that fit, 6 bytes a pixel and pair.
 
@@ -54,12 +55,14 @@ class PairPatches(Dataset):
         caps: CAPS,
         *,
         labels: LabelScale | None = None,
+        auxiliary: Sequence[str] = (),
         flips: Flips = Flips(),
         in_memory: bool = False,
         seed: int = 0,
     ):
         self.images = PairImages(database, keep=in_memory)
         self.targets = None if labels is None else _targets(database, labels)
+        self.auxiliary = _auxiliary(database, auxiliary) if auxiliary else None
         self.caps, self.flips, self.seed = caps, flips, seed
 
     def __len__(self) -> int:
@@ -80,6 +83,8 @@ class PairPatches(Dataset):
         item = {"patches": sample.patches, "uv": sample.uv, "scale": sample.scale, "row": torch.tensor(row)}
         if self.targets is not None:
             item["target"] = torch.tensor(self.targets[row])
+        if self.auxiliary is not None:
+            item["auxiliary"] = torch.from_numpy(self.auxiliary[row])
         return item
 
 
@@ -123,3 +128,19 @@ def _targets(database: Database, labels: LabelScale) -> np.ndarray:
             f"{database.name}: {len(missing)} rows have no score (first: row {missing[0]}), cannot train on them"
         )
     return labels.to_distortion(scores).astype(np.float32)
+
+
+def _auxiliary(database: Database, columns: Sequence[str]) -> np.ndarray:
+    """(n, A) float32."""
+    missing = [name for name in columns if name not in database.pairs]
+    if missing:
+        known = ", ".join(name for name in database.pairs if name.startswith("iqm_")) or "none of metrics"
+        raise ValueError(f"{database.name} has no columns {', '.join(missing)}; it has {known}")
+    values = database.pairs[list(columns)].to_numpy(dtype=np.float32)
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        row, column = bad[0]
+        raise ValueError(
+            f"{database.name}: {columns[column]} of row {row} is {values[row, column]}, cannot train on it"
+        )
+    return values

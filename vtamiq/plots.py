@@ -35,10 +35,12 @@ from vtamiq.configs import did_you_mean
 from vtamiq.images import check_uint8_rgb
 
 __all__ = [
+    "agreement_matrix",
     "bars",
     "contact_sheet",
     "draws_spread",
     "heatmap",
+    "label_histograms",
     "learning_curves",
     "pair_scores",
     "patch_canvas",
@@ -925,4 +927,86 @@ def draws_spread(
     ax.set(xlabel="patches per image", ylabel=label, title=title)
     if group:
         ax.legend()
+    return figure
+
+
+@_styled
+def agreement_matrix(
+    matrix: pd.DataFrame, *, label: str = "Spearman correlation", title: str | None = None, width: float = PAGE * 0.75
+) -> Figure:
+    """A square table of correlations as a heat map with its numbers, for example how far metrics agree.
+
+    Args:
+        matrix: (n, n), rows and columns of the same names in the same order, values in [-1, 1].
+        label: of the colour bar.
+        title: say here what was correlated, above all if it is synthetic.
+        width: of the figure in inches.
+    """
+    names = list(matrix.columns)
+    if not names or list(matrix.index) != names:
+        raise ValueError(f"rows and columns must have the same names, got {list(matrix.index)} and {names}")
+    values = matrix.to_numpy(dtype=float)
+    if not (np.abs(values) <= 1 + 1e-9).all():  # NaN fails too
+        raise ValueError("correlations must lie in [-1, 1]")
+    figure = _figure(width, width * 0.86 + (0.2 if title else 0))
+    ax = figure.subplots()
+    low = min(math.floor(10 * values.min()) / 10, 0.9)
+    shown = ax.imshow(values, vmin=low, vmax=1, cmap="viridis", aspect="auto")  # the layout cuts names off square axes
+    for (row, column), value in np.ndenumerate(values):
+        dark = (value - low) / (1 - low) < 0.6
+        text = f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 0.995 else "1"
+        ax.text(column, row, text, ha="center", va="center", size=6.5, color="white" if dark else "black")
+    ax.set_xticks(range(len(names)), labels=names, rotation=45, ha="left", rotation_mode="anchor")
+    ax.set_yticks(range(len(names)), labels=names)
+    ax.xaxis.tick_top()
+    ax.tick_params(length=0)
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    figure.colorbar(shown, ax=ax, label=label, shrink=0.8, ticks=MaxNLocator(6)).outline.set_visible(False)
+    figure.suptitle(title)
+    return figure
+
+
+@_styled
+def label_histograms(
+    before: pd.DataFrame,
+    after: pd.DataFrame,
+    *,
+    labels: tuple[str, str] = ("distortion as measured, share of its largest", "rank"),
+    bins: int = 25,
+    title: str | None = None,
+) -> Figure:
+    """What equalisation does to labels: a panel for each column, its histogram before (grey outline) and after (filled).
+
+    Args:
+        before: one column per metric, not negative, 0 for a perfect copy; each is divided by its largest value.
+        after: the same columns in [0, 1], and any that exist only after, such as the consensus.
+        labels: of the two histograms.
+        title: say here that the labels are synthetic, if they are.
+    """
+    _check_columns(after, list(before.columns))
+    if not ((after >= 0) & (after <= 1)).all(axis=None) or not (before >= -1e-6).all(axis=None):
+        raise ValueError("values after equalisation must lie in [0, 1], and those before must not be negative")
+    names = list(after.columns)
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    figure = _figure(PAGE, 1.25 * rows + (0.75 if title else 0.5))
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
+    edges = np.linspace(0, 1, bins + 1)
+    for ax, name in zip(grid.flat, names, strict=False):
+        ax.hist(after[name], edges, color=_cycle_colours(1)[0], alpha=0.6, label=labels[1])
+        if name in before:
+            largest = max(before[name].max(), np.finfo(float).tiny)
+            share = np.clip(before[name] / largest, 0, 1)
+            ax.hist(share, edges, histtype="step", color="#555555", linewidth=1.0, label=labels[0])
+        ax.set_title(name)
+        ax.set_yticks([])
+        ax.set_xlim(0, 1)
+    for place, ax in enumerate(grid.flat):
+        ax.tick_params(labelbottom=place + columns >= len(names))  # where no panel follows below
+        if place >= len(names):
+            ax.set_axis_off()
+    handles, texts = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, texts, loc="outside lower center", ncols=2)
+    figure.suptitle(title)
     return figure

@@ -15,6 +15,7 @@ import pandas as pd
 from vtamiq.caps import CAPS
 from vtamiq.configs import did_you_mean
 from vtamiq.databases import Database, load_database
+from vtamiq.databases.synthetic import Label
 from vtamiq.model import VTAMIQConfig
 from vtamiq.predictions import write_table
 from vtamiq.protocol import Candidate, load_candidate
@@ -73,7 +74,7 @@ PRESETS = {
             caps=CAPS(num_patches=64),
             test_patches=128,
             test_repeats=4,
-            epochs=24,
+            epochs=16,
             batch_size=16,
             learning_rate=1e-3,
             schedule="cosine",
@@ -132,16 +133,21 @@ class Workspace:
         """A path that a parameter of a notebook gives, relative to the repository unless absolute."""
         return self.root / path
 
-    def parts(self, database: str = "", seed: int = 0) -> tuple[Database, Database, Database]:
+    def parts(
+        self, database: str = "", seed: int = 0, label: Label = "consensus", cache: str = ""
+    ) -> tuple[Database, Database, Database]:
         """Pairs to train, validate and test on, split by content.
 
         Args:
             database: folder made by `python -m vtamiq synthesize`, as `path` takes it; empty for the demo photographs.
             seed: of the split where the database has none of its own.
+            label: what the scores are, see `vtamiq.databases.synthetic.load_synthetic`.
+            cache: of recipes, folder for images that were made; empty for none.
         """
         if not database:
-            return self.demo("photos").distributed_split()
-        pairs = load_database("synthetic", self.path(database))
+            return self.demo("photos", label).distributed_split()
+        kept_in = self.path(cache) if cache else None
+        pairs = load_database("synthetic", self.path(database), label=label, cache=kept_in)
         return pairs.split(seed=seed) if (pairs.pairs["subset"] == "none").any() else pairs.distributed_split()
 
     def databases(self, names: str = "", database: str = "", seed: int = 0) -> list[Database]:
@@ -194,9 +200,9 @@ class Workspace:
         write_table(table, folder / f"{name}.tex")
         write_table(table, self.figures / f"{name}.csv")
 
-    def demo(self, name: str) -> Database:
-        """The demo database of that name, in the size of the preset."""
-        return demo_database(name, preset="smoke" if self.preset == "smoke" else "demo")
+    def demo(self, name: str, label: Label = "consensus") -> Database:
+        """The demo database of that name, in the size of the preset; `label` as for `parts`."""
+        return demo_database(name, preset="smoke" if self.preset == "smoke" else "demo", label=label)
 
     def show(self, path: Path) -> str:
         """A path as it may be printed: relative to the repository where possible, so that no machine path is shown."""

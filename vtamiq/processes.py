@@ -1,24 +1,26 @@
-"""Work spread over processes, so that it can be interrupted and does not depend on how many there are."""
+"""Work spread over processes that end with the process that asked, and whose number does not show in the result."""
 
 import contextlib
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
+from itertools import islice
+from typing import TypeVar
 
 import torch
 
 __all__ = ["count_workers", "executor", "one_thread_per_process", "run_jobs"]
 
-T = TypeVar("T")
+J, T = TypeVar("J"), TypeVar("T")
+AHEAD = 256  # jobs that are handed over and wait: a hundred thousand of them would fill the memory
 
 
 def count_workers(workers: int | None) -> int:
-    """A number of processes: as given, or one per core that this process may use. ValueError for anything else."""
+    """Number of processes: `workers`, or one for each core that this process may use; ValueError for what is no number."""
     if workers is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not isinstance(workers, int) or workers < 0:
@@ -39,9 +41,12 @@ def one_thread_per_process() -> Iterator[None]:
 
 @contextlib.contextmanager
 def executor(workers: int) -> Iterator[ProcessPoolExecutor | None]:
-    """A pool of processes with one thread each; None for fewer than two, the work is then done in this process.
+    """A pool of so many processes, None for fewer than two: then `run_jobs` works in this one.
 
-    Raises RuntimeError where a process died.
+    An interruption lets every worker finish its job. Workers of a parent that is killed end with it.
+
+    Raises:
+        RuntimeError: a worker died.
     """
     if workers < 2:
         yield None
@@ -60,17 +65,6 @@ def executor(workers: int) -> Iterator[ProcessPoolExecutor | None]:
         pool.shutdown(cancel_futures=True)
 
 
-def run_jobs(
-    pool: ProcessPoolExecutor | None, function: Callable[[Any], T], jobs: list[Any]
-) -> Iterator[tuple[Any, T]]:
-    """(job, result) of each job, as they finish."""
-    if pool is None:
-        yield from ((job, function(job)) for job in jobs)
-        return
-    futures = {pool.submit(function, job): job for job in jobs}
-    yield from ((futures[future], future.result()) for future in as_completed(futures))
-
-
 def _start_worker() -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent lets us finish our unit
@@ -81,3 +75,16 @@ def _end_with_parent() -> None:
     """Workers of a parent that was killed would wait for work for ever."""
     multiprocessing.parent_process().join()
     os._exit(1)
+
+
+def run_jobs(pool: ProcessPoolExecutor | None, function: Callable[[J], T], jobs: Iterable[J]) -> Iterator[tuple[J, T]]:
+    """(job, result) of each job, as they finish."""
+    if pool is None:
+        yield from ((job, function(job)) for job in jobs)
+        return
+    jobs = iter(jobs)
+    pending = {pool.submit(function, job): job for job in islice(jobs, AHEAD)}
+    while pending:
+        for future in wait(pending, return_when=FIRST_COMPLETED).done:
+            yield pending.pop(future), future.result()
+            pending |= {pool.submit(function, job): job for job in islice(jobs, 1)}

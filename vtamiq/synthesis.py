@@ -4,6 +4,10 @@ As for KADIS-700k (Lin, Hosu and Saupe, arXiv:2001.08113), the labels come from 
 they are SYNTHETIC, good for pre-training and for demonstrations, and say nothing of human opinion. The folder has the
 layout of KADID-10k (see `vtamiq.databases.synthetic`).
 
+Two ways to keep it: every distorted image as a PNG file, or recipes only (reference, type, level, seed), from which
+`vtamiq.pairs` renders an image whenever it is asked for. Two ways to spread the distortions: all types for every
+photograph, as in KADID-10k, or one type for each, as in KADIS-700k.
+
 The unit of work is one distortion type of one photograph, at all levels. Whatever is finished is on disk: a call that was
 interrupted, even killed, goes on where it stopped. The files do not depend on the number of workers.
 """
@@ -12,15 +16,11 @@ import contextlib
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
 import shutil
-import signal
-import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from numbers import Integral
@@ -30,16 +30,19 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.cbook import get_sample_data
 from PIL import Image
 from tqdm.auto import tqdm
 
 from vtamiq import __version__
 from vtamiq.databases import Database, DatabaseError, load_database
 from vtamiq.databases.base import SUBSETS
-from vtamiq.databases.synthetic import MANIFEST, MANIFEST_FORMAT, read_manifest
+from vtamiq.databases.synthetic import MANIFEST, MANIFEST_FORMAT, Label, file_digest, read_manifest
 from vtamiq.distortions import LEVELS, distort, find_distortion
 from vtamiq.images import ImageError, ImageSource, centre_crop, read_image, write_png
 from vtamiq.metrics import CHEAP_IQMS, IQMS, QuantileTables, iqm_scores, scale_regime, weak_labels
+from vtamiq.processes import count_workers, executor, one_thread_per_process, run_jobs
+from vtamiq.simulated import simulate_preferences
 
 __all__ = [
     "DEMO_NAMES",
@@ -66,11 +69,16 @@ class Recipe:
         types: distortions by number, tag or name; None takes all 25. Kept as sorted numbers.
         levels: of each distortion, among 1..5.
         metrics: keys of `vtamiq.metrics.IQMS` that vote on the labels; None takes all eleven. Kept in the order of `IQMS`.
+            None at all, (), leaves recipes without labels.
         size: (width, height) of the centre crop, or None to keep photographs whole.
-        seed: of the random distortions.
+        seed: of the random distortions, and of the choice of types if each photograph gets one.
+        recipes_only: write no distorted image.
+        one_type: one of the types for each photograph instead of all.
+        device: where the metrics are computed, "cpu" or "cuda": their last digits differ.
 
     Raises:
-        ValueError: an unknown type, level or metric, one that is named twice, a size or seed that cannot be.
+        ValueError: an unknown type, level or metric, one that is named twice, images without labels, a size, seed or
+            device that cannot be.
     """
 
     types: tuple[int | str, ...] | None = None
@@ -78,6 +86,9 @@ class Recipe:
     metrics: tuple[str, ...] | None = None
     size: tuple[int, int] | None = None
     seed: int = 0
+    recipes_only: bool = False
+    one_type: bool = False
+    device: str = "cpu"
 
     def __post_init__(self):
         types = range(1, 26) if self.types is None else self.types
@@ -89,9 +100,13 @@ class Recipe:
         kept = {
             "types": _distinct("types", sorted(find_distortion(type).type for type in types)),
             "levels": _distinct("levels", sorted(int(level) for level in self.levels)),
-            "metrics": _distinct("metrics", sorted(metrics, key=list(IQMS).index)),
+            "metrics": _distinct("metrics", sorted(metrics, key=list(IQMS).index)) if metrics else (),
             "seed": _whole(self.seed),
         }
+        if not metrics and not self.recipes_only:
+            raise ValueError("metrics must name something: only recipes may go without labels")
+        if self.device not in ("cpu", "cuda"):
+            raise ValueError(f"device must be cpu or cuda, got {self.device!r}")
         if kept["seed"] is None or kept["seed"] < 0:
             raise ValueError(f"seed must be a non-negative integer, got {self.seed!r}")
         if self.size is not None:
@@ -109,6 +124,9 @@ class Recipe:
             "metrics": list(self.metrics),
             "size": list(self.size) if self.size else None,
             "seed": self.seed,
+            "recipes_only": self.recipes_only,
+            "one_type": self.one_type,
+            "device": self.device,
         }
 
 
@@ -117,7 +135,7 @@ class Source:
     """One photograph that was asked for.
 
     key: its name, without a folder; ref_id: what it is called in the database; subset: train, val, test or none; content:
-    what it shows, which several photographs may share.
+    what it shows, which several photographs may share; types: the distortions it gets.
     """
 
     ref_id: str
@@ -125,40 +143,56 @@ class Source:
     image: Path | np.ndarray
     subset: str
     content: str
+    types: tuple[int, ...]
 
     def digest(self) -> str | None:
         """SHA-256 of the file or array, shortened; None for a file that cannot be read."""
-        if isinstance(self.image, np.ndarray):
-            content = f"{self.image.dtype} {self.image.shape} ".encode() + np.ascontiguousarray(self.image).tobytes()
-        else:
-            try:
-                content = self.image.read_bytes()
-            except OSError:
-                return None
+        if not isinstance(self.image, np.ndarray):
+            return file_digest(self.image)
+        content = f"{self.image.dtype} {self.image.shape} ".encode() + np.ascontiguousarray(self.image).tobytes()
         return hashlib.sha256(content).hexdigest()[:16]
+
+    def crop(self, size: tuple[int, int] | None) -> np.ndarray:
+        """The reference image; ImageError, without the folder of a file, if there is none to be had."""
+        try:
+            image = read_image(self.image)
+            if size is not None:
+                return centre_crop(image, size)
+            if min(image.shape[:2]) < 8:
+                raise ImageError(f"{image.shape[1]} x {image.shape[0]} pixels are too few, 8 x 8 are needed")
+        except ImageError as error:  # manifests carry no machine paths
+            raise ImageError(str(error).replace(str(self.image), self.key)) from error
+        return image
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One distortion type of one reference at all levels: what a worker does at a time."""
+    """One distortion type of one reference at all levels: what a worker does at a time.
+
+    source: the photograph, or what `_prepare_references` has made of it.
+    """
 
     folder: Path
-    ref_id: str
-    key: str
+    source: Source
     type: int
     recipe: Recipe
 
     @property
+    def seed(self) -> int:
+        """Of the random distortions: of the photograph's name, so that neither order nor company matters."""
+        return _digest_number(f"{self.recipe.seed} {self.source.key}")
+
+    @property
     def part(self) -> Path:
-        return self.folder / PARTS / f"{self.ref_id}_{self.type:02d}.json"
+        return self.folder / PARTS / f"{self.source.ref_id}_{self.type:02d}.json"
 
     def image(self, level: int) -> Path:
-        return self.folder / "images" / f"{self.ref_id}_{self.type:02d}_{level:02d}.png"
+        return self.folder / "images" / f"{self.source.ref_id}_{self.type:02d}_{level:02d}.png"
 
     def finished(self) -> list[dict[str, float]] | None:
         """Scores of each level if this unit is done, else None: also where a power cut left the file damaged."""
         try:
-            if not all(self.image(level).stat().st_size for level in self.recipe.levels):
+            if not self.recipe.recipes_only and not all(self.image(n).stat().st_size for n in self.recipe.levels):
                 return None
             return json.loads(self.part.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
@@ -176,10 +210,13 @@ def synthesize(
     levels: Iterable[int] = LEVELS,
     metrics: Iterable[str] | None = None,
     size: tuple[int, int] | None = None,
+    recipes_only: bool = False,
+    one_type: bool = False,
     subsets: Mapping[str, str] | None = None,
     contents: Mapping[str, str] | None = None,
     tables: QuantileTables | None = None,
     seed: int = 0,
+    device: str = "cpu",
     workers: int | None = None,
     progress: bool = True,
 ) -> Database:
@@ -190,8 +227,15 @@ def synthesize(
     Args:
         images: a folder (its image files, in order of name), image files with different names, or name → image.
         out: folder to make, new or left by a call with the same arguments. The database is called after it.
-        types, levels, metrics, size, seed: see `Recipe`. Each photograph has its own random streams, which depend on
+        types, levels, size, seed, device: see `Recipe`. Each photograph has its own random streams, which depend on
             `seed` and its name only.
+        metrics: the labels are their consensus. None takes all eleven; with `recipes_only`, () leaves the pairs without
+            labels (their scores are NaN), which takes no longer than to look at each photograph.
+        recipes_only: write no distorted image, so that 700,000 pairs take some 200 megabytes of tables: the loader renders
+            each when it is asked for. The photographs of a folder are not copied either: they must stay where they are
+            in relation to `out`, or be named on loading (`vtamiq.databases.synthetic.load_synthetic`).
+        one_type: one of the types for each photograph, as in KADIS-700k. All types get the same number of photographs
+            (or one more); which gets which depends on `seed` and the names of all, not on their order.
         subsets: name of a photograph → "train", "val" or "test"; all others are "none".
         contents: name of a photograph → what it shows, for photographs that splits must not part, such as views of one
             scene; all others are contents of their own.
@@ -216,22 +260,23 @@ def synthesize(
     metrics = None if metrics is None else (metrics,) if isinstance(metrics, str) else tuple(metrics)
     types = None if types is None else (types,) if isinstance(types, int | str) else tuple(types)
     levels = (levels,) if isinstance(levels, int) else tuple(levels)
-    recipe = Recipe(types=types, levels=levels, metrics=metrics, size=size, seed=seed)
-    workers = _count_workers(workers)
+    recipe = Recipe(types, levels, metrics, size, seed, recipes_only, one_type, device)
+    workers = count_workers(workers)
     folder = Path(out)
-    sources = _list_sources(images, subsets or {}, contents or {})
-    request = _request(recipe, sources, tables)
-    if _claim(folder, request):
-        return load_database("synthetic", folder)
-    with _one_thread_per_process(), _executor(workers) as pool:
-        skipped = _prepare_references(pool, folder, sources, recipe, progress)
-        usable = [source for source in sources if source.ref_id not in skipped]
-        scores = _render_all(pool, folder, usable, recipe, progress)
-    _write_labels(folder, request, recipe, usable, skipped, scores, tables)
-    return load_database("synthetic", folder)
+    sources = _list_sources(images, subsets or {}, contents or {}, recipe)
+    request = _request(recipe, sources, tables, progress)
+    place = Path(images) if recipes_only and isinstance(images, str | os.PathLike) else None
+    if not _claim(folder, request):
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device is cuda, but torch finds none here")
+        with one_thread_per_process(), executor(workers) as pool:
+            sources, skipped = _prepare_references(pool, folder, sources, recipe, place, progress)
+            scores = _render_all(pool, folder, sources, recipe, progress)
+        _write_labels(folder, request, recipe, sources, skipped, scores, tables, place)
+    return load_database("synthetic", folder, photographs=place, check_images=not recipes_only)
 
 
-def _list_sources(images: Any, subsets: Mapping[str, str], contents: Mapping[str, str]) -> list[Source]:
+def _list_sources(images: Any, subsets: Mapping[str, str], contents: Mapping[str, str], recipe: Recipe) -> list[Source]:
     named = _name_images(images)
     subsets, contents = ({str(key): value for key, value in given.items()} for given in (subsets, contents))
     if not named:
@@ -244,11 +289,19 @@ def _list_sources(images: Any, subsets: Mapping[str, str], contents: Mapping[str
     for key, subset in subsets.items():
         if subset not in SUBSETS:
             raise DatabaseError(f"the subset of {key} must be one of {', '.join(SUBSETS)}, got {subset!r}")
+    types = _deal(list(named), recipe) if recipe.one_type else dict.fromkeys(named, recipe.types)
     digits = max(2, len(str(len(named))))
     return [
-        Source(f"I{number:0{digits}d}", key, image, subsets.get(key, "none"), contents.get(key, key))
-        for number, (key, image) in enumerate(named.items(), start=1)
+        Source(f"I{n:0{digits}d}", key, image, subsets.get(key, "none"), contents.get(key, key), types[key])
+        for n, (key, image) in enumerate(named.items(), start=1)
     ]
+
+
+def _deal(keys: list[str], recipe: Recipe) -> dict[str, tuple[int]]:
+    """One type for each photograph: both are shuffled by a digest of seed and name, then dealt in turn."""
+    keys = sorted(keys, key=lambda key: (_digest_number(f"{recipe.seed} photograph {key}"), key))
+    types = sorted(recipe.types, key=lambda type: _digest_number(f"{recipe.seed} type {type}"))
+    return {key: (types[place % len(types)],) for place, key in enumerate(keys)}
 
 
 def _name_images(images: Any) -> dict[str, Path | np.ndarray]:
@@ -276,7 +329,9 @@ def _name_images(images: Any) -> dict[str, Path | np.ndarray]:
     return named
 
 
-def _request(recipe: Recipe, sources: list[Source], tables: QuantileTables | None) -> dict[str, Any]:
+def _request(
+    recipe: Recipe, sources: list[Source], tables: QuantileTables | None, progress: bool = False
+) -> dict[str, Any]:
     """What makes one result differ from another, as JSON."""
     if tables is not None:
         missing = [name for name in recipe.metrics if name not in tables.names]
@@ -288,7 +343,8 @@ def _request(recipe: Recipe, sources: list[Source], tables: QuantileTables | Non
         "tables": hashlib.sha256(tables.to_json().encode()).hexdigest()[:16] if tables else "fitted",
         "references": [
             {"ref_id": s.ref_id, "source": s.key, "sha256": s.digest(), "subset": s.subset, "content": s.content}
-            for s in sources
+            | ({"type": s.types[0]} if recipe.one_type else {})
+            for s in tqdm(sources, desc="digests", unit="image", disable=not progress, leave=False, delay=2)
         ],
     }
 
@@ -324,7 +380,7 @@ def _claim(folder: Path, request: dict[str, Any]) -> bool:
 
 def _begin(folder: Path, request: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {"complete": False, "pairs": 0, "skipped": {}, "versions": _versions()}
+    facts = {"complete": False, "pairs": 0, "skipped": {}, "photographs": None, "versions": _versions()}
     _write_json(folder / MANIFEST, request | facts)
 
 
@@ -335,18 +391,28 @@ def _versions() -> dict[str, str]:
 
 
 def _prepare_references(
-    pool: ProcessPoolExecutor | None, folder: Path, sources: list[Source], recipe: Recipe, progress: bool
-) -> dict[str, str]:
-    """Write all references; returns ref_id → reason of those that cannot be used."""
-    (folder / "images").mkdir(exist_ok=True)
-    skipped, regimes = {}, {}
-    jobs = [(source, folder / "images" / f"{source.ref_id}.png", recipe.size) for source in sources]
+    pool: ProcessPoolExecutor | None,
+    folder: Path,
+    sources: list[Source],
+    recipe: Recipe,
+    place: Path | None,
+    progress: bool,
+) -> tuple[list[Source], dict[str, str]]:
+    """Write all references, or look at them where they are (`place`).
+
+    Returns what can be used, with the references as their images, and name → reason of what cannot.
+    """
+    if place is None:
+        (folder / "images").mkdir(exist_ok=True)
+    usable, skipped, regimes = {}, {}, {}
+    jobs = [(source, folder, recipe.size, place is not None) for source in sources]
     with tqdm(total=len(jobs), desc="photographs", unit="image", disable=not progress, leave=False) as bar:
-        for (source, _, _), (shape, reason) in _run(pool, _prepare_reference, jobs):
+        for (source, *_), (image, shape, reason) in run_jobs(pool, _prepare_reference, jobs):
             if reason is None:
+                usable[source.ref_id] = replace(source, image=image)
                 regimes.setdefault(scale_regime(shape), []).append(source.key)
             else:
-                skipped[source.ref_id] = reason
+                skipped[source.key] = reason
                 log.warning("%s is skipped: %s", source.key, reason)
             bar.update()
     if not regimes:
@@ -358,63 +424,83 @@ def _prepare_references(
             f"{min(few)} and {min(many)} differ so much in size that metrics would work at different scales; "
             "give a size=(width, height) to crop all photographs to"
         )
-    return skipped
+    # In the order asked for, whatever was ready first
+    kept = [usable[source.ref_id] for source in sources if source.ref_id in usable]
+    return kept, {source.key: skipped[source.key] for source in sources if source.key in skipped}
 
 
-def _prepare_reference(job: tuple[Source, Path, tuple[int, int] | None]) -> tuple[tuple[int, int], str | None]:
-    """(height, width) of the reference written, and None; or the reason why the photograph cannot be used."""
-    source, path, size = job
-    if path.exists():
-        with contextlib.suppress(OSError), Image.open(path) as image:  # damaged by a power cut: written again below
-            return (image.height, image.width), None
+def _prepare_reference(
+    job: tuple[Source, Path, tuple[int, int] | None, bool],
+) -> tuple[Path | np.ndarray, tuple[int, int], str | None]:
+    """Where the reference is, its (height, width), and None; or the reason in its place why it cannot be used."""
+    source, folder, size, in_place = job
+    path = source.image if in_place else folder / "images" / f"{source.ref_id}.png"
+    part = folder / PARTS / f"{source.ref_id}.json"  # says that a photograph that stays in place was decoded
+    with contextlib.suppress(OSError, ValueError):  # none yet, or damaged by a power cut
+        if in_place:
+            return path, tuple(json.loads(part.read_text(encoding="utf-8"))), None
+        with Image.open(path) as image:
+            return path, (image.height, image.width), None
     try:
-        image = read_image(source.image)
-        if size is not None:
-            image = centre_crop(image, size)
-        elif min(image.shape[:2]) < 8:
-            raise ImageError(f"{image.shape[1]} x {image.shape[0]} pixels are too few, 8 x 8 are needed")
+        image = source.crop(size)
     except ImageError as error:
-        return (0, 0), str(error).replace(str(source.image), source.key)  # manifests carry no machine paths
-    write_png(path, image)
-    return image.shape[:2], None
+        return path, (0, 0), str(error)
+    if in_place:
+        part.parent.mkdir(exist_ok=True)
+        _write_json(part, image.shape[:2])
+    else:
+        write_png(path, image)
+    return path, image.shape[:2], None
 
 
 def _render_all(
     pool: ProcessPoolExecutor | None, folder: Path, sources: list[Source], recipe: Recipe, progress: bool
 ) -> pd.DataFrame:
-    """Make all distorted images that are missing; returns the scores of all, in order of their names."""
-    units = [Unit(folder, source.ref_id, source.key, type, recipe) for source in sources for type in recipe.types]
-    done = {unit: scores for unit in units if (scores := unit.finished()) is not None}
-    todo = [unit for unit in units if unit not in done]
-    levels = len(recipe.levels)
-    with tqdm(
-        total=len(units) * levels, initial=len(done) * levels, desc=f"synthesize {folder.name}", unit="pair",
-        disable=not progress, leave=False,
-    ) as bar:  # fmt: skip
-        for unit, scores in _run(pool, _render, todo):
-            done[unit] = scores
-            bar.update(levels)
+    """Make and measure whatever is missing; returns one row per pair, in order of names, with scores if there are any."""
+    units = [Unit(folder, source, type, recipe) for source in sources for type in source.types]
+    if recipe.metrics:
+        done = _measure_all(pool, units, f"synthesize {folder.name}", progress)
+    else:
+        done = dict.fromkeys(units, [{}] * len(recipe.levels))
     rows = [
-        {"dist_img": unit.image(level).name, "ref_img": f"{unit.ref_id}.png"} | scores
+        {"dist_img": unit.image(level).name, "ref_img": f"{unit.source.ref_id}.png", "recipe_seed": unit.seed} | scores
         for unit in units
         for level, scores in zip(recipe.levels, done[unit], strict=True)
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).astype({"recipe_seed": np.uint64})
+
+
+def _measure_all(
+    pool: ProcessPoolExecutor | None, units: list[Unit], title: str, progress: bool
+) -> dict[Unit, list[dict[str, float]]]:
+    done = {unit: scores for unit in units if (scores := unit.finished()) is not None}
+    todo = [unit for unit in units if unit not in done]
+    levels = len(units[0].recipe.levels)
+    with tqdm(
+        total=len(units) * levels, initial=len(done) * levels, desc=title, unit="pair",
+        disable=not progress, leave=False,
+    ) as bar:  # fmt: skip
+        for unit, scores in run_jobs(pool, _render, todo):
+            done[unit] = scores
+            bar.update(levels)
+    return done
 
 
 def _render(unit: Unit) -> list[dict[str, float]]:
     """Distort and measure one unit, level by level; the part file is written last and says that all is done."""
-    reference = read_image(unit.folder / "images" / f"{unit.ref_id}.png")
+    recipe = unit.recipe
+    reference = unit.source.crop(recipe.size)
     scores = []
-    for level in unit.recipe.levels:
+    for level in recipe.levels:
         try:
-            distorted = _read_again(unit.image(level))
+            distorted = None if recipe.recipes_only else _read_again(unit.image(level))
             if distorted is None:
-                distorted = distort(reference, unit.type, level, _photograph_seed(unit.recipe.seed, unit.key))
-                write_png(unit.image(level), distorted)
-            scores.append(iqm_scores(reference, distorted, unit.recipe.metrics))
+                distorted = distort(reference, unit.type, level, unit.seed)
+                if not recipe.recipes_only:
+                    write_png(unit.image(level), distorted)
+            scores.append(iqm_scores(reference, distorted, recipe.metrics, device=recipe.device))
         except ValueError as error:
-            what = f"{unit.key} with {find_distortion(unit.type).name} at level {level}"
+            what = f"{unit.source.key} with {find_distortion(unit.type).name} at level {level}"
             raise DatabaseError(f"{what}: {error}; leave it out, in a new folder") from error
     unit.part.parent.mkdir(exist_ok=True)
     _write_json(unit.part, scores)
@@ -429,8 +515,9 @@ def _read_again(path: Path) -> np.ndarray | None:
         return None
 
 
-def _photograph_seed(seed: int, key: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed} {key}".encode()).digest()[:8], "little")
+def _digest_number(text: str) -> int:
+    """A number below 2**64 that depends on the text alone, on every machine."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
 def _write_labels(
@@ -441,34 +528,29 @@ def _write_labels(
     skipped: dict[str, str],
     scores: pd.DataFrame,
     tables: QuantileTables | None,
+    place: Path | None,
 ) -> None:
     """Write the label files, then the manifest that says that all is complete."""
-    metrics = list(recipe.metrics)
-    if tables is None:
-        train = [f"{source.ref_id}.png" for source in sources if source.subset == "train"]
-        try:
-            tables = QuantileTables.fit(scores[scores["ref_img"].isin(train)] if train else scores, metrics)
-        except ValueError as error:
-            what = "types or levels that change something, or `tables` fitted elsewhere, in a new folder"
-            raise DatabaseError(f"{folder}: no ranks can be made of these scores ({error}); take {what}") from error
-    labels = weak_labels(scores, tables, names=metrics)
-    dmos = pd.DataFrame(
-        {
-            "dist_img": scores["dist_img"],
-            "ref_img": scores["ref_img"],
-            "dmos": (5 - 4 * labels["consensus"]).round(6),
-            "var": (4 * labels["spread"]).round(6),
-        }
-    )
-    _write_text(folder / "iqm_scores.csv", scores.to_csv(index=False, lineterminator="\n"))
-    _write_text(folder / "quantiles.json", tables.select(metrics).to_json())
+    names = scores[["dist_img", "ref_img"]]
+    labels = pd.DataFrame({"dmos": np.nan, "var": np.nan}, index=scores.index)
+    if recipe.metrics:
+        tables = _tables(folder, recipe, sources, scores) if tables is None else tables.select(recipe.metrics)
+        ranks = weak_labels(scores, tables)
+        labels = pd.DataFrame({"dmos": 5 - 4 * ranks["consensus"], "var": 4 * ranks["spread"]}).round(6)
+        measured = names.join(scores[list(recipe.metrics)])
+        _write_text(folder / "iqm_scores.csv", measured.to_csv(index=False, lineterminator="\n"))
+        _write_text(folder / "quantiles.json", tables.to_json())
+    dmos = names.join(labels)
+    if recipe.recipes_only:
+        dmos = dmos.join(scores["recipe_seed"])
     _write_text(folder / "dmos.csv", dmos.to_csv(index=False, lineterminator="\n"))
-    names = {entry["ref_id"]: entry["source"] for entry in request["references"]}
+    meaning = "synthetic: dmos = 5 - 4 * mean rank of the metrics (1 worst, 5 identical), var = 4 * their deviation"
     facts = {
         "complete": True,
         "pairs": len(dmos),
-        "skipped": {name: skipped[ref_id] for ref_id, name in names.items() if ref_id in skipped},
-        "labels": "synthetic: dmos = 5 - 4 * mean rank of the metrics (1 worst, 5 identical), var = 4 * their deviation",
+        "skipped": skipped,
+        "photographs": _relative(place, folder) if place else None,
+        "labels": meaning if recipe.metrics else "none",
         "versions": _versions(),
     }
     _write_json(folder / MANIFEST, request | facts)
@@ -477,66 +559,22 @@ def _write_labels(
         left_over.unlink(missing_ok=True)
 
 
-# ---- processes --------------------------------------------------------------------------------------------------
-
-
-def _count_workers(workers: int | None) -> int:
-    if workers is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not isinstance(workers, int) or workers < 0:
-        raise ValueError(f"workers must be None or an integer from 0, got {workers!r}")
-    return workers
-
-
-@contextlib.contextmanager
-def _one_thread_per_process() -> Iterator[None]:
-    """Sums over several threads differ in their last bits: the number of threads must not show in the result."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _tables(folder: Path, recipe: Recipe, sources: list[Source], scores: pd.DataFrame) -> QuantileTables:
+    """Fitted to the scores of the train photographs if there are any, else to all."""
+    train = [f"{source.ref_id}.png" for source in sources if source.subset == "train"]
     try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+        return QuantileTables.fit(scores[scores["ref_img"].isin(train)] if train else scores, recipe.metrics)
+    except ValueError as error:
+        what = "types or levels that change something, or `tables` fitted elsewhere, in a new folder"
+        raise DatabaseError(f"{folder}: no ranks can be made of these scores ({error}); take {what}") from error
 
 
-@contextlib.contextmanager
-def _executor(workers: int) -> Iterator[ProcessPoolExecutor | None]:
-    if workers < 2:
-        yield None
-        return
-    # Spawned, not forked: a fork of a process that has used torch's threads may hang.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+def _relative(place: Path, folder: Path) -> str:
+    """How one comes from the folder to the place, with "/"; its bare name if they are on different drives."""
     try:
-        yield pool
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            'a worker process died: out of memory, or the script lacks its `if __name__ == "__main__":`. '
-            "What is finished is kept; call again to go on, with workers=0 to do without processes"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent lets us finish our unit
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Workers of a parent that was killed would wait for work for ever."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def _run(pool: ProcessPoolExecutor | None, function: Callable[[Any], T], jobs: list[Any]) -> Iterator[tuple[Any, T]]:
-    """(job, result) of each job, as they finish."""
-    if pool is None:
-        yield from ((job, function(job)) for job in jobs)
-        return
-    futures = {pool.submit(function, job): job for job in jobs}
-    yield from ((futures[future], future.result()) for future in as_completed(futures))
+        return Path(os.path.relpath(place.resolve(), folder.resolve())).as_posix()
+    except ValueError:
+        return place.name
 
 
 # ---- files ------------------------------------------------------------------------------------------------------
@@ -578,11 +616,12 @@ def _short(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Photograph:
-    """A photograph that comes inside scikit-image or scikit-learn.
+    """A photograph that comes inside scikit-image, scikit-learn or Matplotlib.
 
-    loader: "<package>:<name>"; halve: reduce twofold, for JPEG sources of high resolution; rows: the only ones to keep, so
-    that a centre crop shows the subject; views: how many crops go into the demo database, 1 (the centre) or up to 4 (the
-    corners, which overlap).
+    loader: "<package>:<name>"; rows: the only ones to keep, so that a centre crop shows the subject; reduce: by how much
+    both sides are averaged down before the centre is cropped, so that a small crop shows most of a large photograph, and
+    JPEG sources are clean; views: how many crops go into the demo database: 1 (this), or up to 3 (also the top left and the
+    bottom right of the photograph as it is).
     """
 
     name: str
@@ -591,75 +630,73 @@ class Photograph:
     loader: str
     credit: str
     licence: str
-    halve: bool = False
     rows: tuple[int, int] | None = None
+    reduce: int = 1
     views: int = 1
 
     def load(self) -> np.ndarray:
         """uint8 RGB (H, W, 3)."""
         package, _, name = self.loader.partition(":")
-        image = read_image(_package_image(package, name))[slice(*self.rows) if self.rows else slice(None)]
-        return np.asarray(Image.fromarray(image).reduce(2)) if self.halve else image
+        return read_image(_package_image(package, name))[slice(*self.rows) if self.rows else slice(None)]
 
     def crops(self, size: tuple[int, int]) -> dict[str, np.ndarray]:
         """The views of this photograph, (width, height) pixels each: name → uint8 RGB."""
         image = self.load()
-        if self.views == 1:
-            return {self.name: centre_crop(image, size)}
-        tops, lefts = (0, image.shape[0] - size[1]), (0, image.shape[1] - size[0])
-        corners = [(tops[0], lefts[0]), (tops[1], lefts[1]), (tops[0], lefts[1]), (tops[1], lefts[0])][: self.views]
-        return {
-            f"{self.name}-{number}": image[top : top + size[1], left : left + size[0]]
-            for number, (top, left) in enumerate(corners, start=1)
-        }
+        whole = np.asarray(Image.fromarray(image).reduce(self.reduce))
+        corners = [image[: size[1], : size[0]], image[-size[1] :, -size[0] :]][: self.views - 1]
+        parts = {f"{self.name}-{number}": corner for number, corner in enumerate(corners, start=2)}
+        return {self.name: centre_crop(whole, size)} | parts
 
 
-def _package_image(package: str, name: str) -> np.ndarray:
+def _package_image(package: str, name: str) -> np.ndarray | Path:
     if package == "scikit-learn":
         from sklearn.datasets import load_sample_image  # slow to import, and only needed here
 
         return load_sample_image(name)
+    if package == "matplotlib":
+        return Path(get_sample_data(name, asfileobj=False))
     from skimage import data
 
-    return getattr(data, name)()
+    image = getattr(data, name)()
+    return image[0] if isinstance(image, tuple) else image  # a stereo pair: left, right, disparity
 
 
-# Contents that belong together are in one part: the three textures, for example. No photograph is in two databases.
+# Twelve photographs, and six grey pictures of other things. Contents that belong together are in one part: the two
+# portraits, the three textures. No photograph is in two databases.
 PHOTOGRAPHS = (
-    Photograph("astronaut", "photos", "train", "scikit-image:astronaut", "NASA", "public domain", views=4),
-    Photograph("coffee", "photos", "train", "scikit-image:coffee", "Rachel Michetti", "CC0", views=4),
-    Photograph("rocket", "photos", "train", "scikit-image:rocket", "SpaceX", "public domain", views=4),
+    Photograph("astronaut", "photos", "train", "scikit-image:astronaut", "NASA", "public domain", reduce=2, views=2),
+    Photograph("coffee", "photos", "train", "scikit-image:coffee", "Rachel Michetti", "CC0", reduce=2, views=2),
+    Photograph("rocket", "photos", "train", "scikit-image:rocket", "SpaceX", "public domain", reduce=2, views=2),
     Photograph("china", "photos", "train", "scikit-learn:china.jpg", "danielbuechele (flickr.com/photos/danielbuechele/"
-               "6061409035)", "CC BY 2.0", views=4),
+               "6061409035)", "CC BY 2.0", reduce=2, views=2),
     Photograph("ihc", "photos", "train", "scikit-image:immunohistochemistry", "Center for Microscopy and "
-               "Molecular Imaging", "no known copyright restrictions", views=4),
+               "Molecular Imaging", "no known copyright restrictions", reduce=2, views=2),
+    Photograph("hopper", "photos", "train", "matplotlib:grace_hopper.jpg", "United States Navy",
+               "none stated by Matplotlib", reduce=2, views=2),
+    Photograph("camera", "photos", "train", "scikit-image:camera", "Lav Varshney", "CC0", rows=(16, 400), reduce=2,
+               views=2),
     Photograph("flower", "photos", "val", "scikit-learn:flower.jpg", "vultilion (flickr.com/photos/vultilion/6056698931)",
-               "CC BY 2.0"),
-    Photograph("hubble", "photos", "val", "scikit-image:hubble_deep_field", "NASA", "public domain", halve=True),
+               "CC BY 2.0", reduce=2),
+    Photograph("hubble", "photos", "val", "scikit-image:hubble_deep_field", "NASA", "public domain", reduce=3),
     Photograph("chelsea", "photos", "test", "scikit-image:chelsea", "Stefan van der Walt", "CC0"),
-    Photograph("retina", "photos", "test", "scikit-image:retina", "Mikael Häggström", "CC0", halve=True),
+    Photograph("retina", "photos", "test", "scikit-image:retina", "Mikael Häggström", "CC0", reduce=4),
+    Photograph("motorcycle", "photos", "test", "scikit-image:stereo_motorcycle", "Scharstein and others, Middlebury "
+               "stereo 2014", "none stated by scikit-image", reduce=2),
     Photograph("brick", "textures", "train", "scikit-image:brick", "CC0Textures", "CC0"),
     Photograph("grass", "textures", "train", "scikit-image:grass", "linolafett", "CC0"),
     Photograph("gravel", "textures", "train", "scikit-image:gravel", "CC0Textures", "CC0"),
     Photograph("coins", "textures", "val", "scikit-image:coins", "Brooklyn Museum", "no known copyright restrictions"),
-    Photograph("camera", "textures", "test", "scikit-image:camera", "Lav Varshney", "CC0", rows=(20, 380)),
-    Photograph("cell", "textures", "test", "scikit-image:cell", "Paul Müller and others", "CC0"),
+    Photograph("cell", "textures", "test", "scikit-image:cell", "Paul Müller and others", "CC0", reduce=2),
+    Photograph("moon", "textures", "test", "scikit-image:moon", "not stated", "none stated by scikit-image", reduce=2),
 )  # fmt: skip
 
-# Twelve types, one at least of each group. Nine metrics: FSIMc and IW-SSIM take almost half of the time of all eleven,
-# and are among those that the others' consensus predicts best (leave-one-out SROCC 0.96 and 0.94).
-_PHOTO_TYPES = (1, 3, 6, 7, 9, 10, 11, 13, 17, 19, 23, 25)
-_TEXTURE_TYPES = (1, 2, 10, 14, 18, 21, 22, 24)  # on grey photographs, types 4, 7 and 8 change nothing
-_DEMO_METRICS = tuple(name for name in IQMS if name not in ("fsimc", "iw_ssim"))
-
-# At 288 and 160 pixels all metrics work at one scale.
+# Small, for eleven metrics on every pair; 192 pixels are enough for each of them, at one scale (as are 160 for the four).
+# The textures are grey, which three colour types (4, 7 and 8) leave as they are: they keep the perfect score.
 _DEMOS = {
-    ("photos", "demo"): Recipe(types=_PHOTO_TYPES, metrics=_DEMO_METRICS, size=(384, 288)),
-    ("photos", "smoke"): Recipe(types=(1, 10, 11, 25), levels=(1, 3, 5), metrics=CHEAP_IQMS, size=(192, 160)),
-    ("textures", "demo"): Recipe(types=_TEXTURE_TYPES, metrics=_DEMO_METRICS, size=(384, 288)),
-    ("textures", "smoke"): Recipe(types=(2, 10, 21), levels=(1, 3, 5), metrics=CHEAP_IQMS, size=(192, 160)),
+    "demo": Recipe(size=(256, 192)),
+    "smoke": Recipe(types=(1, 10, 11, 25), levels=(1, 3, 5), metrics=CHEAP_IQMS, size=(192, 160)),
 }
-_SMOKE_NAMES = ("astronaut", "coffee", "flower", "chelsea", "brick", "grass", "coins", "camera")
+_SMOKE_NAMES = ("astronaut", "coffee", "flower", "chelsea", "brick", "grass", "coins", "cell")
 DEMO_NAMES = ("photos", "textures")
 
 
@@ -675,27 +712,31 @@ def demo_database(
     *,
     cache: str | os.PathLike[str] | None = None,
     preset: str = "demo",
+    label: Label = "consensus",
     workers: int | None = None,
     progress: bool = True,
 ) -> Database:
     """A small database with SYNTHETIC labels, made from photographs inside installed packages on first use.
 
     Args:
-        name: "photos" (colour) or "textures" (grey, other contents and partly other distortions, for tests across
+        name: "photos" (twelve photographs) or "textures" (six grey pictures, other contents, for tests across
             databases).
         cache: folder to keep it in; see `cache_folder`. Every recipe has its own folder in there.
-        preset: "demo" or "smoke" (four photographs, small crops, few distortions, four metrics: seconds).
+        preset: "demo" (all 25 distortions at 5 levels, eleven metrics) or "smoke" (four photographs, small crops, few
+            distortions, four metrics: seconds).
+        label: what the scores are, see `vtamiq.databases.synthetic.load_synthetic`.
         workers: processes to make it with, see `synthesize`; None takes one per core (for "smoke" none).
         progress: whether to show progress.
 
     Returns:
-        The database, with a train, val and test part (`Database.distributed_split`).
+        The database, with a train, val and test part (`Database.distributed_split`), none of which shares a photograph
+        with another, and with SIMULATED preferences (`vtamiq.simulated`).
     """
     if name not in DEMO_NAMES:
         raise DatabaseError(f"unknown demo database {name!r}; known: {', '.join(DEMO_NAMES)}")
-    if (name, preset) not in _DEMOS:
+    if preset not in _DEMOS:
         raise DatabaseError(f"unknown preset {preset!r} of a demo database; known: demo, smoke")
-    recipe = _DEMOS[name, preset]
+    recipe = _DEMOS[preset]
     photographs = [photo for photo in PHOTOGRAPHS if photo.database == name]
     if preset == "smoke":
         photographs = [replace(photo, views=1) for photo in photographs if photo.name in _SMOKE_NAMES]
@@ -704,9 +745,9 @@ def demo_database(
     images = {name: image for _, name, image in views}
     subsets = {name: photo.subset for photo, name, _ in views}
     contents = {name: photo.name for photo, name, _ in views}
-    request = _request(recipe, _list_sources(images, subsets, contents), None)
+    request = _request(recipe, _list_sources(images, subsets, contents, recipe), None)
     digest = hashlib.sha256(json.dumps([request, __version__]).encode()).hexdigest()[:8]
-    return synthesize(
+    database = synthesize(
         images,
         cache_folder(cache) / "demo" / f"{preset}-{digest}" / name,
         types=recipe.types,
@@ -719,6 +760,9 @@ def demo_database(
         workers=workers,
         progress=progress,
     )
+    if label != "consensus":
+        database = load_database("synthetic", database.root, label=label, check_images=False)
+    return replace(database, preferences=simulate_preferences(database))
 
 
 def cache_folder(cache: str | os.PathLike[str] | None = None) -> Path:

@@ -64,6 +64,10 @@ class Stage:
         schedule: learning rate over the steps: "exponential" or "cosine" from `learning_rate` down to `final_rate` times
             it, or "constant"; after a linear rise over the first `warmup` share of the steps.
         mae, rank, pearson: weights of the losses (`vtamiq.losses.combined_loss`).
+        auxiliary: further columns of the pairs to be learnt at once, distortions in 0..1 such as `iqm_vsi` (the eleven of
+            synthetic databases). Each gets a linear head of its own on the modulated difference vector, in training
+            only: the model and its score q stay as they are, and q is always trained on the database's score.
+        auxiliary_weight: of the mean loss of these heads, beside the loss of q.
         gradient_clip: largest global norm of the gradient; 0 switches clipping off.
         flips: augmentation.
         precision: "32-true", "bf16-mixed" or "16-mixed".
@@ -85,6 +89,8 @@ class Stage:
     mae: float = 0.0
     rank: float = 1.0
     pearson: float = 1.0
+    auxiliary: tuple[str, ...] = ()
+    auxiliary_weight: float = 1.0
     gradient_clip: float = 1.0
     flips: Flips = field(default_factory=lambda: Flips(horizontal=0.5, vertical=0.5))
     precision: str = "32-true"
@@ -99,10 +105,11 @@ class Stage:
         require(
             self, "batch_size", self.batch_size >= 2, "must be at least 2: rank and Pearson compare rows of a batch"
         )
-        for name in ("learning_rate", "final_rate"):
+        for name in ("learning_rate", "final_rate", "auxiliary_weight"):
             require(self, name, getattr(self, name) > 0, "must be positive")
         for name in ("weight_decay", "mae", "rank", "pearson", "gradient_clip", "workers", "seed"):
             require(self, name, getattr(self, name) >= 0, "must not be negative")
+        require(self, "auxiliary", len(set(self.auxiliary)) == len(self.auxiliary), "names a column twice")
         require(self, "rank", self.mae + self.rank + self.pearson > 0, "is zero like all loss weights")
         require(self, "warmup", 0 <= self.warmup < 1, "must lie in [0, 1)")
         require(self, "precision", self.precision in PRECISIONS, f"must be one of {PRECISIONS}")
@@ -148,7 +155,7 @@ class Run:
 
     def was_trained_on(self, database: Database) -> bool:
         """Whether exactly these rows, with these scores, were the training rows."""
-        return self.record["data"]["train"] == _describe(database)
+        return self.record["data"]["train"] == _describe(database, self.stage.auxiliary)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Run":
@@ -217,7 +224,8 @@ def train(
     try:
         best = _fit(model, stage, training, validation, labels, out, accelerator, progress)
         checkpoint = torch.load(best, map_location="cpu", weights_only=True)
-        weights = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
+        state = checkpoint["state_dict"]
+        weights = {name.removeprefix("model."): state[name] for name in state if name.startswith("model.")}
         if not all(value.isfinite().all() for value in weights.values()):
             raise ValueError(f"{out.name}: training diverged, its weights are not finite; try a lower learning rate")
         model.load_state_dict(weights)
@@ -239,33 +247,52 @@ class Fitting(lightning.LightningModule):
     def __init__(self, model: VTAMIQ, stage: Stage):
         super().__init__()
         self.model, self.stage = model, stage
-        self._validated: list[tuple[Tensor, Tensor]] = []
+        self.heads = _auxiliary_heads(model, stage) if stage.auxiliary else None
+        self._validated: list[tuple[Tensor, Tensor]] = []  # q and the heads (B, 1 + A), and their targets
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         # Dropout becomes a function of (seed, step), as patches and order are of (seed, epoch): after a crash, whatever
         # else drew random numbers since the start makes no difference.
         torch.manual_seed(int(np.random.SeedSequence([self.stage.seed, self.global_step]).generate_state(1)[0]))
 
+    def predict_all(self, batch: dict[str, Tensor]) -> Tensor:
+        """q, then what each auxiliary head says, (B, 1 + A)."""
+        inputs = batch["patches"], batch["uv"], batch["scale"]
+        if self.heads is None:
+            return self.model(*inputs).float()
+        embedding = self.model.encode(*inputs)  # (B, 2, D)
+        reference, distorted = embedding[:, :1], embedding[:, 1:]
+        q = self.model.compare(reference, distorted)
+        vector = self.model.modulate((reference - distorted)[:, 0], reference[:, 0])  # (B, D), what the head reads
+        return torch.cat([q, self.heads(vector)], dim=1).float()
+
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
-        q = self.model(batch["patches"], batch["uv"], batch["scale"])[:, 0].float()
-        stage = self.stage
-        loss, parts = combined_loss(q, batch["target"], mae=stage.mae, rank=stage.rank, pearson=stage.pearson)
+        predicted, stage = self.predict_all(batch), self.stage
+        weights = {"mae": stage.mae, "rank": stage.rank, "pearson": stage.pearson}
+        loss, parts = combined_loss(predicted[:, 0], batch["target"], **weights)
         losses = {"train_loss": loss.detach()} | {f"train_{name}": value for name, value in parts.items()}
-        self.log_dict(losses, on_step=False, on_epoch=True, batch_size=len(q), logger=False)
+        if self.heads is not None:
+            columns = zip(predicted[:, 1:].T, batch["auxiliary"].T, strict=True)
+            auxiliary = torch.stack([combined_loss(q, target, **weights)[0] for q, target in columns]).mean()
+            losses["train_auxiliary"] = auxiliary.detach()
+            loss = loss + stage.auxiliary_weight * auxiliary
+        self.log_dict(losses, on_step=False, on_epoch=True, batch_size=len(predicted), logger=False)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
-        q = self.model(batch["patches"], batch["uv"], batch["scale"])[:, 0].float()
-        self._validated.append((q.cpu(), batch["target"].cpu()))
+        targets = [batch["target"][:, None], *([batch["auxiliary"]] if self.heads is not None else [])]
+        self._validated.append((self.predict_all(batch).cpu(), torch.cat(targets, dim=1).cpu()))
 
     def on_validation_epoch_end(self) -> None:
-        q, target = (torch.cat(values) for values in zip(*self._validated, strict=True))
+        predicted, targets = (torch.cat(values) for values in zip(*self._validated, strict=True))
         self._validated.clear()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # constant predictions: NaN says it
-            srocc = float(spearmanr(q, target).statistic)
-        self.log("val_srocc", srocc, logger=False)
-        self.log("val_mae", (q - target).abs().mean(), logger=False)
+            sroccs = [float(spearmanr(q, y).statistic) for q, y in zip(predicted.T, targets.T, strict=True)]
+        self.log("val_srocc", sroccs[0], logger=False)
+        self.log("val_mae", (predicted[:, 0] - targets[:, 0]).abs().mean(), logger=False)
+        if self.heads is not None:
+            self.log("val_auxiliary_srocc", float(np.mean(sroccs[1:])), logger=False)
 
     def configure_optimizers(self) -> dict[str, Any]:
         stage, steps = self.stage, self.trainer.estimated_stepping_batches
@@ -275,17 +302,27 @@ class Fitting(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
+def _auxiliary_heads(model: VTAMIQ, stage: Stage) -> torch.nn.Linear:
+    """Linear heads, D → A, that start alike for one seed without disturbing other random numbers."""
+    width = model.encoder.class_token.shape[-1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(np.random.SeedSequence([stage.seed, len(stage.auxiliary)]).generate_state(1)[0]))
+        return torch.nn.Linear(width, len(stage.auxiliary))
+
+
 class History(Callback):
     """One row per epoch, kept in the checkpoint and rewritten to `history.csv`, so that a resumed run has it whole."""
 
     COLUMNS = ("train_loss", "train_mae", "train_rank", "train_pearson", "val_srocc", "val_mae")
+    AUXILIARY = ("train_auxiliary", "val_auxiliary_srocc")  # mean loss and mean SROCC of the heads, if there are any
 
     def __init__(self, path: Path):
         self.path = path
         self.rows: list[dict[str, float]] = []
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        metrics = {name: float(trainer.callback_metrics[name]) for name in self.COLUMNS}
+        columns = self.COLUMNS + (self.AUXILIARY if module.stage.auxiliary else ())
+        metrics = {name: float(trainer.callback_metrics[name]) for name in columns}
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         self.rows.append({"epoch": trainer.current_epoch, "step": trainer.global_step, "rate": rate} | metrics)
         write_table(pd.DataFrame(self.rows), self.path)
@@ -353,7 +390,7 @@ def _fit(
 ) -> Path:
     """Run the training loop from where `out` left off; returns the best checkpoint."""
     caps = caps_for(model, stage.caps)
-    shared = {"labels": labels, "seed": stage.seed, "in_memory": stage.in_memory}
+    shared = {"labels": labels, "auxiliary": stage.auxiliary, "seed": stage.seed, "in_memory": stage.in_memory}
     pairs = PairPatches(training, caps, flips=stage.flips, **shared)
     batches = patch_loader(
         pairs,
@@ -446,7 +483,7 @@ def _record(model: VTAMIQ, stage: Stage, parts: dict[str, Database], labels: Lab
         "stage": asdict(stage),
         "model": asdict(model.config),
         "start": _weights_digest(model),
-        "data": {name: _describe(database) for name, database in parts.items()},
+        "data": {name: _describe(database, stage.auxiliary) for name, database in parts.items()},
         "labels": labels.to_dict(),
         "code": _code_digest(),
         "versions": {"python": platform.python_version()}
@@ -454,8 +491,9 @@ def _record(model: VTAMIQ, stage: Stage, parts: dict[str, Database], labels: Lab
     }
 
 
-def _describe(database: Database) -> dict[str, Any]:
-    rows = database.pairs[["dist_path", "score"]].to_csv(index=False)
+def _describe(database: Database, auxiliary: tuple[str, ...] = ()) -> dict[str, Any]:
+    columns = ["dist_path", "score", *(name for name in auxiliary if name in database.pairs)]
+    rows = database.pairs[columns].to_csv(index=False)
     return {
         "database": database.name,
         "references": list(database.references),
@@ -467,9 +505,14 @@ def _describe(database: Database) -> dict[str, Any]:
 
 def _in_words(stage: Stage, training: Database) -> str:
     """For the model card."""
-    kind = "SYNTHETIC scores, not human opinion" if training.synthetic else f"scores of people ({training.score_name})"
+    beside = f" Beside the score, auxiliary heads learnt {', '.join(stage.auxiliary)}." if stage.auxiliary else ""
+    kind = (
+        f"SYNTHETIC scores, not human opinion ({training.score_name})"
+        if training.synthetic
+        else f"scores of people ({training.score_name})"
+    )
     pairs = f"{len(training)} pairs of {len(training.references)} references of the database {training.name}"
-    return f"Stage {stage.name}: {pairs}, with {kind}."
+    return f"Stage {stage.name}: {pairs}, with {kind}.{beside}"
 
 
 def _code_digest() -> str:

@@ -213,6 +213,8 @@ class Database:
         omissions: what was left out on loading or is not as published, one sentence each.
         crop: (width, height) to which the centre of every reference is cropped before it is used; None for no crop.
             Only for pairs with recipes.
+        cache: folder, of this database alone, where an image that was made from its recipe is kept for the next time;
+            None for none. Only for pairs with recipes.
 
     Raises:
         DatabaseError: a table breaks its schema or contradicts the attributes.
@@ -227,9 +229,11 @@ class Database:
     preferences: pd.DataFrame | None = None
     omissions: tuple[str, ...] = ()
     crop: tuple[int, int] | None = None
+    cache: Path | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "root", Path(self.root))
+        object.__setattr__(self, "cache", None if self.cache is None else Path(self.cache))
         validate_pairs(self.pairs)
         if self.preferences is not None:
             validate_preferences(self.preferences)
@@ -237,6 +241,8 @@ class Database:
             _refuse(self.preferences, ~known, "a preference about a reference that has no pairs")
         if self.crop is not None and "recipe_seed" not in self.pairs:
             raise DatabaseError(f"{self.name}: only pairs with recipes can be cropped on reading")
+        if self.cache is not None and "recipe_seed" not in self.pairs:
+            raise DatabaseError(f"{self.name}: only pairs with recipes need a cache")
         for column, value in (
             ("database", self.name),
             ("score_name", self.score_name),

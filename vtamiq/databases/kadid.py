@@ -9,13 +9,14 @@ that higher is better. What it calls "var" is a standard deviation: the two rows
 whole votes, and cannot be their variance. H. Lin, V. Hosu, D. Saupe, KADID-10k, QoMEX 2019.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from vtamiq.databases.base import Database
 from vtamiq.databases.reading import Facts, FolderIndex, LabelRows
 from vtamiq.distortions import DISTORTIONS
 
-__all__ = ["KADID10K", "load_kadid10k", "read_kadid_layout"]
+__all__ = ["KADID10K", "load_kadid10k", "read_kadid_labels", "read_kadid_layout"]
 
 KADID10K = Facts(
     name="kadid10k", score_name="MOS", higher_better=True, references=81, pairs=10125, score_mean=3.03263,
@@ -36,7 +37,22 @@ def load_kadid10k(root: str | Path, *, strict: bool = True, check_images: bool =
 
 def read_kadid_layout(index: FolderIndex, *, strict: bool = True) -> LabelRows:
     """The rows of `dmos.csv` with images located and `ref_id, ref_path, dist_path, dist_type, level, score, score_std`."""
-    rows = LabelRows.read(index, "dmos.csv", ("dist_img", "ref_img", "dmos", "var"), strict=strict)
+    rows = read_kadid_labels(index, strict=strict)
+    rows.locate("ref_path", "images")
+    rows.locate("dist_path", "images")
+    return rows
+
+
+def read_kadid_labels(
+    index: FolderIndex, *, strict: bool = True, extra: Sequence[str] = (), blank: bool = False
+) -> LabelRows:
+    """The rows of `dmos.csv` with the columns of `read_kadid_layout`, where the paths are only names.
+
+    Args:
+        extra: further columns to keep, as text.
+        blank: whether scores may be missing.
+    """
+    rows = LabelRows.read(index, "dmos.csv", ("dist_img", "ref_img", "dmos", "var", *extra), strict=strict)
     expected = "<reference>_<type>_<level>.png"
     rows.extract(
         "dist_img", r"(?P<stem>.+)_(?P<dist_type>\d{1,3})_(?P<level>\d{1,3})\.\w+", expected, ("dist_type", "level")
@@ -45,11 +61,9 @@ def read_kadid_layout(index: FolderIndex, *, strict: bool = True) -> LabelRows:
     rows.refuse(
         rows.table["stem"].str.lower() != rows.table["ref_id"].str.lower(), "{dist_img!r} is not of {ref_img!r}"
     )
-    rows.number("dmos")
-    rows.number("var")
+    rows.number("dmos", blank=blank)
+    rows.number("var", blank=blank)
     rows.table = rows.table.rename(
         columns={"dmos": "score", "var": "score_std", "ref_img": "ref_path", "dist_img": "dist_path"}
     )
-    rows.locate("ref_path", "images")
-    rows.locate("dist_path", "images")
     return rows

@@ -57,7 +57,8 @@ def load_kadis700k(
     Args:
         check_images: open every image once; takes long. With `render`, only references can be opened.
         labels: "friqa" reads the csv with scores: one of them becomes the score, and all eleven are in columns such as
-            `native_ssim`, in their own units and directions. "none" reads the list of references: no scores, five levels for each.
+            `native_ssim`, in their own units and directions. "none" reads the list of references: no scores, five levels
+            for each.
         score: the column of scores, a key of `METRICS`.
         render: pairs have recipes, distorted images need not exist.
         seed: of the recipes; all pairs of a photograph share one that is derived from this and the photograph's name.

@@ -6,43 +6,76 @@ dmos.csv                  dist_img,ref_img,dmos,var; like KADID's, 5 is best, 1 
 iqm_scores.csv            what the metrics gave, in their own units
 quantiles.json            the tables that turned those into ranks
 manifest.json             how all this was made
+
+Of recipes only, there are no distorted images: `dmos.csv` has the column `recipe_seed`, and an image is made from its
+reference, type, level and seed when it is asked for. If they were made from a folder of photographs, there are no
+references either: the manifest says where the photographs are, as seen from here. Recipes may have no labels.
 """
 
+import hashlib
 import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vtamiq.databases.base import Database, DatabaseError
-from vtamiq.databases.kadid import read_kadid_layout
-from vtamiq.databases.reading import Facts, FolderIndex
+import numpy as np
+import pandas as pd
 
-__all__ = ["MANIFEST", "MANIFEST_FORMAT", "load_synthetic", "read_manifest"]
+from vtamiq.configs import did_you_mean
+from vtamiq.databases.base import Database, DatabaseError
+from vtamiq.databases.kadid import read_kadid_labels, read_kadid_layout
+from vtamiq.databases.reading import Facts, FolderIndex, LabelRows
+from vtamiq.metrics import IQMS, QuantileTables, human_weights, weak_labels
+
+__all__ = ["MANIFEST", "MANIFEST_FORMAT", "Label", "file_digest", "load_synthetic", "read_manifest"]
 
 MANIFEST = "manifest.json"
-MANIFEST_FORMAT = 1
+MANIFEST_FORMAT = 2
+Label = str | Iterable[str] | Mapping[str, float]
+_ENTRIES = {
+    "format", "complete", "pairs", "types", "metrics", "references", "skipped", "size", "recipes_only", "photographs"
+}  # fmt: skip
 
 
-def load_synthetic(root: str | Path, *, strict: bool = True, check_images: bool = True) -> Database:
+def load_synthetic(
+    root: str | os.PathLike[str],
+    *,
+    strict: bool = True,
+    check_images: bool = True,
+    label: Label = "consensus",
+    photographs: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
+) -> Database:
     """Load a folder that `vtamiq.synthesis.synthesize` has finished; the database is called after the folder.
 
-    Raises DatabaseError if the folder is unfinished or none of its kind, a label is damaged, or (unless `strict` is off)
-    images or rows are missing.
+    The pairs have further columns for each metric: `native_<iqm>`, its value in its own units and direction, and
+    `iqm_<iqm>`, its rank in 0..1, 0 for a perfect copy, higher is worse.
+
+    Args:
+        strict, check_images: see `vtamiq.databases.load_database`. Of recipes, the photographs are compared with
+            those that were labelled, byte by byte.
+        label: what the scores are. "consensus": the mean rank of all metrics; the name of a metric: that one alone;
+            "human": all metrics with `vtamiq.metrics.human_weights`; several names: the consensus of these; names with
+            positive weights: their weighted consensus. The scores are 5 - 4 times it.
+        photographs: of recipes made from a folder of photographs, where it is now; None looks where it was.
+        cache: of recipes, a folder in which images are kept once they are made, a few hundred kilobytes each; None
+            makes them every time. The same folder serves any number of databases.
+
+    Raises:
+        DatabaseError: the folder is unfinished or none of its kind, a label is damaged, there is no such metric, the
+            photographs are not those that the recipes are for, or (unless `strict` is off) images or rows are missing.
     """
     index = FolderIndex(root)
-    manifest = read_manifest(index.root)
-    if manifest is None:
-        raise DatabaseError(f"{index.root} has no {MANIFEST}: vtamiq did not make this folder")
-    if not manifest["complete"]:
-        raise DatabaseError(f"{index.root} is unfinished; call synthesize again with the same arguments to go on")
-    rows = read_kadid_layout(index, strict=strict)
+    manifest = _finished_manifest(index.root)
+    recipes = manifest["recipes_only"]
+    if not recipes and (photographs is not None or cache is not None):
+        raise DatabaseError(f"{index.root} has its images: photographs and cache are for recipes only")
+    rows = _recipe_rows(index, manifest, strict) if recipes else read_kadid_layout(index, strict=strict)
+    _check_count(rows, manifest)
+    rows.omissions[:0] = [f"{source} was skipped: {reason}" for source, reason in manifest["skipped"].items()]
     table = rows.table
-    if len(table) != manifest["pairs"] and not rows.omissions:
-        message = f"dmos.csv has {len(table)} rows, {manifest['pairs']} were written"
-        if strict:
-            raise DatabaseError(f"{index.root}: {message}; restore the file or load with strict=False")
-        rows.omissions.append(message)
-    skipped = [f"{source} was skipped: {reason}" for source, reason in manifest["skipped"].items()]
-    rows.omissions[:0] = skipped
     subsets = {entry["ref_id"]: entry["subset"] for entry in manifest["references"]}
     contents = {entry["ref_id"]: entry.get("content", entry["ref_id"]) for entry in manifest["references"]}
     rows.table = table.assign(
@@ -50,14 +83,28 @@ def load_synthetic(root: str | Path, *, strict: bool = True, check_images: bool 
         content=table["ref_id"].map(contents).fillna(table["ref_id"]),
         dist_name=table["dist_type"].astype("str").map(manifest["types"]).fillna(""),
     )
+    extra, meaning = _iqm_columns(index, manifest, rows, label)
     facts = Facts(
         name=index.root.resolve().name,
-        score_name=f"synthetic MOS (consensus of {len(manifest['metrics'])} IQMs)",
+        score_name=f"synthetic MOS ({meaning})",
         higher_better=True,
         score_lo=1.0,
         score_hi=5.0,
     )
-    return rows.database(facts, check_images=check_images, synthetic=True)
+    database = rows.database(facts, check_images=check_images and not recipes, synthetic=True)
+    pairs = database.pairs.join(extra, on="dist_path") if len(extra.columns) else database.pairs
+    if not recipes:
+        return replace(database, pairs=pairs)
+    place = _photographs(index.root, manifest, photographs)
+    if check_images:
+        _check_photographs(place, manifest, set(pairs["ref_id"]))
+    return replace(
+        database,
+        root=place,
+        pairs=pairs,
+        crop=tuple(manifest["size"]) if manifest["size"] else None,
+        cache=None if cache is None else Path(cache) / f"{database.name}-{_digest(json.dumps(manifest).encode())}",
+    )
 
 
 def read_manifest(root: Path) -> dict[str, Any] | None:
@@ -67,7 +114,9 @@ def read_manifest(root: Path) -> dict[str, Any] | None:
         return None
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"format", "complete", "pairs", "types", "metrics", "references", "skipped"} - set(manifest)
+        missing = {"format"} - set(manifest)
+        if not missing and manifest["format"] == MANIFEST_FORMAT:
+            missing = _ENTRIES - set(manifest)
     except (OSError, ValueError, TypeError) as error:
         raise DatabaseError(f"cannot read {path}: {error}; remove the folder and make it again") from error
     if missing:
@@ -75,3 +124,157 @@ def read_manifest(root: Path) -> dict[str, Any] | None:
     if manifest["format"] != MANIFEST_FORMAT:
         raise DatabaseError(f"{path} has format {manifest['format']!r}, this version of vtamiq reads {MANIFEST_FORMAT}")
     return manifest
+
+
+def file_digest(path: Path) -> str | None:
+    """SHA-256 of a file, shortened; None for a file that cannot be read."""
+    try:
+        return _digest(path.read_bytes())
+    except OSError:
+        return None
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _finished_manifest(root: Path) -> dict[str, Any]:
+    manifest = read_manifest(root)
+    if manifest is None:
+        raise DatabaseError(f"{root} has no {MANIFEST}: vtamiq did not make this folder")
+    if not manifest["complete"]:
+        raise DatabaseError(f"{root} is unfinished; call synthesize again with the same arguments to go on")
+    return manifest
+
+
+def _check_count(rows: LabelRows, manifest: Mapping[str, Any]) -> None:
+    if len(rows.table) != manifest["pairs"] and not rows.omissions:
+        message = f"dmos.csv has {len(rows.table)} rows, {manifest['pairs']} were written"
+        if rows.strict:
+            raise DatabaseError(f"{rows.index.root}: {message}; restore the file or load with strict=False")
+        rows.omissions.append(message)
+
+
+# ---- recipes ----------------------------------------------------------------------------------------------------
+
+
+def _recipe_rows(index: FolderIndex, manifest: Mapping[str, Any], strict: bool) -> LabelRows:
+    """The rows of `dmos.csv`; references are located where they were copied, else called as in the photographs' folder."""
+    rows = read_kadid_labels(index, strict=strict, extra=("recipe_seed",), blank=not manifest["metrics"])
+    seeds = rows.table["recipe_seed"]
+    whole = seeds.str.fullmatch(r"\d{1,20}")
+    bad = ~whole | (seeds.where(whole, "0").map(int) >= 2**64)
+    rows.refuse(bad, "recipe_seed must be a whole number below 2**64, found {recipe_seed!r}")
+    if manifest["photographs"] is None:
+        rows.locate("ref_path", "images")
+        return rows
+    sources = {entry["ref_id"]: entry["source"] for entry in manifest["references"]}
+    unknown = ~rows.table["ref_id"].isin(sources)
+    rows.refuse(unknown, f"{MANIFEST} knows no reference {{ref_id!r}}")
+    rows.table["ref_path"] = rows.table["ref_id"].map(sources).astype("str")
+    return rows
+
+
+def _photographs(root: Path, manifest: Mapping[str, Any], given: str | os.PathLike[str] | None) -> Path:
+    """The folder that the references are in."""
+    if manifest["photographs"] is None:
+        if given is not None:
+            raise DatabaseError(f"{root} has its references: photographs are not looked for elsewhere")
+        return root
+    place = root.resolve() / manifest["photographs"] if given is None else Path(given)
+    if not place.is_dir():
+        where = manifest["photographs"] if given is None else place
+        raise DatabaseError(f"the photographs of {root} are not in {where}; say with photographs= where they are")
+    return place
+
+
+def _check_photographs(place: Path, manifest: Mapping[str, Any], used: set[str]) -> None:
+    """Labels of other pictures under the same names would go unnoticed."""
+    if manifest["photographs"] is None:
+        return  # copies of our own
+    for entry in manifest["references"]:
+        if entry["ref_id"] in used and file_digest(place / entry["source"]) != entry["sha256"]:
+            raise DatabaseError(
+                f"{entry['source']} in {place} is missing or not the photograph that the recipes were made for"
+            )
+
+
+# ---- labels -----------------------------------------------------------------------------------------------------
+
+
+def _iqm_columns(
+    index: FolderIndex, manifest: Mapping[str, Any], rows: LabelRows, label: Label
+) -> tuple[pd.DataFrame, str]:
+    """Columns to add to the pairs, by `dist_path`, and what the scores mean; sets the scores that `label` asks for."""
+    table = rows.table
+    extra = pd.DataFrame(index=pd.Index(table["dist_path"], name="dist_path"))
+    if "recipe_seed" in table:
+        extra["recipe_seed"] = np.array([int(seed) for seed in table["recipe_seed"]], dtype=np.uint64)
+    if not manifest["metrics"]:
+        if label != "consensus":
+            raise DatabaseError(f"{index.root} has no labels, so none by {label!r}")
+        return extra, "not measured"
+    scores, tables = _read_scores(index, manifest, table)
+    names, weights, meaning = _teachers(label, manifest["metrics"])
+    ranks = tables.apply(scores)
+    if label != "consensus":  # which is in dmos.csv
+        labels = weak_labels(scores, tables, names=names, weights=weights)
+        rows.table = table.assign(
+            score=(5 - 4 * labels["consensus"]).round(6).to_numpy(),
+            score_std=(4 * labels["spread"]).round(6).to_numpy(),
+        )
+    columns = {f"native_{name}": scores[name] for name in tables.names}
+    columns |= {f"iqm_{name}": ranks[name] for name in tables.names}
+    return extra.assign(**{name: values.to_numpy() for name, values in columns.items()}), meaning
+
+
+def _read_scores(
+    index: FolderIndex, manifest: Mapping[str, Any], table: pd.DataFrame
+) -> tuple[pd.DataFrame, QuantileTables]:
+    """Native values of all metrics, row by row as in the table, and the tables that rank them."""
+    path = index.root / index.find("iqm_scores.csv")
+    try:
+        tables = QuantileTables.from_json((index.root / index.find("quantiles.json")).read_text(encoding="utf-8"))
+        tables = tables.select(manifest["metrics"])
+        scores = pd.read_csv(path).set_index("dist_img")[list(manifest["metrics"])].astype(float)
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        message = f"{index.root}: iqm_scores.csv or quantiles.json is damaged ({error}); make the folder again"
+        raise DatabaseError(message) from error
+    names = table["dist_path"].str.rsplit("/", n=1).str[-1].str.lower()
+    scores.index = scores.index.str.lower()
+    missing = names[~names.isin(scores.index)]
+    if len(missing) or scores.index.has_duplicates or not np.isfinite(scores.to_numpy()).all():
+        what = f"no row for {missing.iloc[0]}" if len(missing) else "a row twice or without a number"
+        raise DatabaseError(f"{path} has {what}; restore the file")
+    return scores.loc[names], tables
+
+
+def _teachers(label: Label, metrics: list[str]) -> tuple[list[str], dict[str, float] | None, str]:
+    """The metrics that make the score, their weights (None: equal), and the same in words."""
+    if label == "consensus":
+        return metrics, None, f"consensus of {len(metrics)} IQMs"
+    if label == "human":
+        weights = {name: weight for name, weight in human_weights().items() if name in metrics}
+        if not weights:
+            raise DatabaseError(f"no agreement with people was published for any of {', '.join(metrics)}")
+        return (
+            list(weights),
+            weights,
+            f"consensus of {len(weights)} IQMs, weighted by their published agreement with people",
+        )
+    names = [label] if isinstance(label, str) else list(label)
+    known = [*metrics, "consensus", "human"]
+    for name in names:
+        if name not in metrics:
+            raise DatabaseError(f"no label {name!r}{did_you_mean(str(name), known)}; there are {', '.join(known)}")
+    if not names or len(set(names)) < len(names):
+        raise DatabaseError(f"a label is made of one or more different metrics, got {label!r}")
+    titles = ", ".join(IQMS[name].label for name in names)
+    if len(names) == 1:
+        return names, None, f"{titles} alone"
+    if not isinstance(label, Mapping):
+        return names, None, f"consensus of {titles}"
+    bad = {name: weight for name, weight in label.items() if not (np.isfinite(weight) and weight > 0)}
+    if bad:
+        raise DatabaseError(f"weights of metrics must be positive, got {bad}")
+    return names, dict(label), f"weighted consensus of {titles}"
