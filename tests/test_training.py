@@ -12,7 +12,7 @@ import torch
 from tests.small import TINY, small_database
 from vtamiq.caps import CAPS
 from vtamiq.configs import build
-from vtamiq.databases import Database, LabelScale
+from vtamiq.databases import Database, LabelScale, Linearisation
 from vtamiq.model import VTAMIQ
 from vtamiq.patches import Flips, PairPatches
 from vtamiq.training import History, Run, Stage, train
@@ -82,6 +82,13 @@ def test_labels_come_from_training_rows_only(parts, tmp_path):
     mild = training.subset(training.pairs["score"] < 4)  # validation has scores up to 4
     run = train(fresh(), replace(STAGE, epochs=1), mild, validation, out=tmp_path / "r", progress=False)
     assert run.labels == LabelScale(best=1, worst=3)
+
+
+def test_labels_may_be_prepared_as_the_original_does(parts, tmp_path):
+    stage = replace(STAGE, epochs=1, linearise=True)
+    run = train(fresh(), stage, *parts, out=tmp_path / "r", progress=False)
+    assert run.labels == Linearisation.fit(*parts)  # all rows, the leak that it is
+    assert run.labels.low == min(part.pairs["score"].min() for part in parts)
 
 
 def test_model_card_says_what_the_labels_are(run, parts, tmp_path):
@@ -280,7 +287,7 @@ def test_workers_make_no_other_run(run, parts, tmp_path):
         {"learning_rate": 1e-3}, {"weight_decay": 0.5}, {"schedule": "constant"}, {"final_rate": 0.5}, {"warmup": 0.0},
         {"mae": 0.0}, {"rank": 0.0}, {"pearson": 0.0}, {"gradient_clip": 0.01}, {"flips": Flips()}, {"seed": 2},
         {"precision": "bf16-mixed"}, {"batch_size": 6}, {"caps": CAPS(num_patches=13)},
-        {"caps": CAPS(num_patches=12, difference=0)}, {"test_patches": 13}, {"test_repeats": 3},
+        {"caps": CAPS(num_patches=12, difference=0)}, {"test_patches": 13}, {"test_repeats": 3}, {"linearise": True},
     ],
     ids=str,
 )  # fmt: skip

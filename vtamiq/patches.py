@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vtamiq.caps import CAPS
-from vtamiq.databases import Database, LabelScale
+from vtamiq.databases import Database, LabelScale, Linearisation
 from vtamiq.images import ImageError
 from vtamiq.pairs import PairImages
 
@@ -54,7 +54,7 @@ class PairPatches(Dataset):
         database: Database,
         caps: CAPS,
         *,
-        labels: LabelScale | None = None,
+        labels: LabelScale | Linearisation | None = None,
         auxiliary: Sequence[str] = (),
         flips: Flips = Flips(),
         in_memory: bool = False,
@@ -120,7 +120,7 @@ def patch_loader(
     )
 
 
-def _targets(database: Database, labels: LabelScale) -> np.ndarray:
+def _targets(database: Database, labels: LabelScale | Linearisation) -> np.ndarray:
     scores = database.pairs["score"].to_numpy(dtype=np.float64)
     missing = np.flatnonzero(~np.isfinite(scores))
     if len(missing):

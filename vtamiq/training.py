@@ -39,7 +39,7 @@ from tqdm.auto import tqdm
 
 from vtamiq.caps import CAPS
 from vtamiq.configs import build, conform, require
-from vtamiq.databases import Database, LabelScale
+from vtamiq.databases import Database, LabelScale, Linearisation
 from vtamiq.losses import combined_loss
 from vtamiq.model import VTAMIQ
 from vtamiq.patches import Flips, PairPatches, patch_loader
@@ -68,6 +68,8 @@ class Stage:
             synthetic databases). Each gets a linear head of its own on the modulated difference vector, in training
             only: the model and its score q stay as they are, and q is always trained on the database's score.
         auxiliary_weight: of the mean loss of these heads, beside the loss of q.
+        linearise: prepare labels as the original does, with a curve fitted to the scores of all parts, test rows included
+            (`vtamiq.databases.Linearisation`): a leak, for comparison with its numbers only.
         gradient_clip: largest global norm of the gradient; 0 switches clipping off.
         flips: augmentation.
         precision: "32-true", "bf16-mixed" or "16-mixed".
@@ -91,6 +93,7 @@ class Stage:
     pearson: float = 1.0
     auxiliary: tuple[str, ...] = ()
     auxiliary_weight: float = 1.0
+    linearise: bool = False
     gradient_clip: float = 1.0
     flips: Flips = field(default_factory=lambda: Flips(horizontal=0.5, vertical=0.5))
     precision: str = "32-true"
@@ -143,7 +146,7 @@ class Run:
     folder: Path
     stage: Stage
     model: VTAMIQ  # best weights by validation SROCC, in evaluation mode on the CPU
-    labels: LabelScale
+    labels: LabelScale | Linearisation
     history: pd.DataFrame
     predictions: pd.DataFrame
     record: dict[str, Any]  # run.json
@@ -172,7 +175,7 @@ class Run:
             folder=folder,
             stage=build(Stage, record["stage"]),
             model=VTAMIQ.from_pretrained(folder / "model"),
-            labels=LabelScale.from_dict(record["labels"]),
+            labels=(LabelScale if "best" in record["labels"] else Linearisation).from_dict(record["labels"]),
             history=pd.read_csv(folder / "history.csv"),
             predictions=pd.read_parquet(folder / "predictions.parquet"),
             record=record,
@@ -193,7 +196,8 @@ def train(
 ) -> Run:
     """Train `model` on one device, or go on with the run that `out` holds, or return it if it is finished.
 
-    Labels are normalised on the training rows only. Test rows are scored once, at the end, with the best weights.
+    Labels are normalised on the training rows only (but for `stage.linearise`). Test rows are scored once, at the end, with
+    the best weights.
 
     Args:
         model: trained in place; afterwards it is on the CPU, in evaluation mode, with the best weights, or after an
@@ -211,7 +215,7 @@ def train(
     out = Path(out)
     parts = {"train": training, "val": validation} | ({"test": test} if test is not None else {})
     _check_parts(parts)
-    labels = LabelScale.fit(training)
+    labels = Linearisation.fit(*parts.values()) if stage.linearise else LabelScale.fit(training)
     _claim(out, _record(model, stage, parts, labels), set_aside)
     if (out / "result.json").is_file():
         log.info("%s holds this run, finished; loaded, not trained again", out.name)
@@ -383,7 +387,7 @@ def _fit(
     stage: Stage,
     training: Database,
     validation: Database,
-    labels: LabelScale,
+    labels: LabelScale | Linearisation,
     out: Path,
     accelerator: str,
     progress: bool,
@@ -478,7 +482,9 @@ def _check_parts(parts: dict[str, Database]) -> None:
             seen[database.name, content] = name
 
 
-def _record(model: VTAMIQ, stage: Stage, parts: dict[str, Database], labels: LabelScale) -> dict[str, Any]:
+def _record(
+    model: VTAMIQ, stage: Stage, parts: dict[str, Database], labels: LabelScale | Linearisation
+) -> dict[str, Any]:
     return {
         "stage": asdict(stage),
         "model": asdict(model.config),

@@ -34,20 +34,26 @@ class Linearisation:
     reverse: bool
 
     @classmethod
-    def fit(cls, database: Database) -> "Linearisation":
-        """Fit to all rows of a database; DatabaseError if a score is missing or all are the same."""
-        scores = database.pairs["score"].to_numpy(dtype=np.float64)
+    def fit(cls, *parts: Database) -> "Linearisation":
+        """Fit to all rows of a database, given whole or in parts.
+
+        Raises DatabaseError if parts differ in the direction of their scores, a score is missing or all are the same.
+        """
+        name, higher_better = parts[0].name, parts[0].higher_better
+        if any(part.higher_better != higher_better for part in parts):
+            raise DatabaseError(f"{name}: parts with scores of two directions are no one database")
+        scores = np.concatenate([part.pairs["score"].to_numpy(dtype=np.float64) for part in parts])
         if np.isnan(scores).any():
-            raise DatabaseError(f"{database.name}: {np.isnan(scores).sum()} of {len(scores)} rows have no score")
+            raise DatabaseError(f"{name}: {np.isnan(scores).sum()} of {len(scores)} rows have no score")
         low, high = float(scores.min()), float(scores.max())
         if low == high:
-            raise DatabaseError(f"{database.name}: all {len(scores)} scores are {low}; they cannot be spread")
+            raise DatabaseError(f"{name}: all {len(scores)} scores are {low}; they cannot be spread")
         normal = np.sort((scores - low) / (high - low))
         params = _fit(normal)
         curve = _logistic(params, normal)
         if not np.isfinite(curve).all() or np.ptp(curve) == 0:
-            return cls(low, high, (math.nan,) * 5, 0.0, 1.0, database.higher_better)
-        return cls(low, high, tuple(params.tolist()), float(curve.min()), float(curve.max()), database.higher_better)
+            return cls(low, high, (math.nan,) * 5, 0.0, 1.0, higher_better)
+        return cls(low, high, tuple(params.tolist()), float(curve.min()), float(curve.max()), higher_better)
 
     def to_distortion(self, score: Any) -> np.ndarray:
         """Scores of any shape to distortions, float64; NaN stays NaN."""
