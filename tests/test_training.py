@@ -85,10 +85,16 @@ def test_labels_come_from_training_rows_only(parts, tmp_path):
 
 
 def test_labels_may_be_prepared_as_the_original_does(parts, tmp_path):
-    stage = replace(STAGE, epochs=1, linearise=True)
-    run = train(fresh(), stage, *parts, out=tmp_path / "r", progress=False)
-    assert run.labels == Linearisation.fit(*parts)  # all rows, the leak that it is
-    assert run.labels.low == min(part.pairs["score"].min() for part in parts)
+    rng = np.random.default_rng(0)
+    crowded = [rng.beta(0.5, 3, len(part)) for part in parts]
+    skewed = [replace(part, pairs=part.pairs.assign(score=score)) for part, score in zip(parts, crowded, strict=True)]
+    plain, linear = (
+        train(fresh(), replace(STAGE, epochs=1, linearise=on), *skewed, out=tmp_path / str(on), progress=False)
+        for on in (False, True)
+    )
+    assert linear.labels == Linearisation.fit(*skewed)  # all rows, the leak that it is
+    assert linear.labels.high == max(part.pairs["score"].max() for part in skewed)
+    assert not torch.equal(plain.model.head.output.weight, linear.model.head.output.weight)
 
 
 def test_model_card_says_what_the_labels_are(run, parts, tmp_path):
@@ -287,7 +293,7 @@ def test_workers_make_no_other_run(run, parts, tmp_path):
         {"learning_rate": 1e-3}, {"weight_decay": 0.5}, {"schedule": "constant"}, {"final_rate": 0.5}, {"warmup": 0.0},
         {"mae": 0.0}, {"rank": 0.0}, {"pearson": 0.0}, {"gradient_clip": 0.01}, {"flips": Flips()}, {"seed": 2},
         {"precision": "bf16-mixed"}, {"batch_size": 6}, {"caps": CAPS(num_patches=13)},
-        {"caps": CAPS(num_patches=12, difference=0)}, {"test_patches": 13}, {"test_repeats": 3}, {"linearise": True},
+        {"caps": CAPS(num_patches=12, difference=0)}, {"test_patches": 13}, {"test_repeats": 3},
     ],
     ids=str,
 )  # fmt: skip
