@@ -108,7 +108,9 @@ def pair_table(**columns: Any) -> pd.DataFrame:
     extra = [name for name in table if name not in PAIR_COLUMNS]
     extra_types = {name: EXTRA_COLUMNS[name] for name in extra if name in EXTRA_COLUMNS}
     table = table[[*PAIR_COLUMNS, *extra]].astype(PAIR_COLUMNS | extra_types)
-    return validate_pairs(table.sort_values("ref_id", kind="stable", ignore_index=True))
+    if not table["ref_id"].is_monotonic_increasing:
+        table = table.sort_values("ref_id", kind="stable", ignore_index=True)
+    return validate_pairs(table)
 
 
 def preference_table(**columns: Any) -> pd.DataFrame:
@@ -142,7 +144,9 @@ def validate_pairs(pairs: pd.DataFrame) -> pd.DataFrame:
         _refuse(pairs, np.isinf(pairs[name]), f"infinite {name}")
     for name in ("database", "score_name", "higher_better"):
         _refuse(pairs, pairs[name] != pairs[name].iloc[0], f"a table must have one {name}, a second one is")
-    _refuse(pairs, pairs.duplicated(["ref_path", "dist_path"]), "pair listed twice")
+    twice = pairs["dist_path"].duplicated(keep=False)  # few, if any: pairs need to be compared among these only
+    twice[twice] = pairs.loc[twice, ["ref_path", "dist_path"]].duplicated()
+    _refuse(pairs, twice, "pair listed twice")
     _refuse(
         pairs, pairs["ref_id"] < pairs["ref_id"].shift(fill_value=""), "rows must be sorted by ref_id, out of order is"
     )
