@@ -359,7 +359,8 @@ def test_label_files_without_header(tmp_path):
         ("image,score\na,1\n".encode("utf-16"), r"labels.csv:1: not UTF-8"),
         ("image,score\na,1\n".encode("utf-16-le"), r"labels.csv:1: not UTF-8"),
         (b"image,score\ra,1\r", r"labels.csv:1: not UTF-8 text with LF"),
-        (b'image,score\n"a,1\nb,2\n', "quotation mark"),
+        (b'image,score\na,1\n"b,1\nc,2\n', r"labels.csv:3: 2 fields expected, found 1"),
+        (b'image,score\na"b,"c\nd,1\n', "a quotation mark is not closed"),
     ],
 )
 def test_damaged_label_files_are_refused_by_name_and_line(tmp_path, content, message):
@@ -387,6 +388,25 @@ def test_an_empty_field_may_stand_for_no_number(tmp_path):
     rows = LabelRows.read(FolderIndex(tmp_path), "labels.csv", ("image", "score"))
     rows.number("score", blank=True)
     np.testing.assert_array_equal(rows.table["score"], [np.nan, 1.0])
+
+
+def test_a_quotation_mark_that_is_not_closed_spoils_its_own_line_only(tmp_path):
+    lines = [f"{n}.png,{n}" for n in range(30_000)]
+    lines[7] = '"7.png,7'
+    (tmp_path / "labels.csv").write_text("\n".join(["image,score", *lines]))
+    rows = LabelRows.read(FolderIndex(tmp_path), "labels.csv", ("image", "score"), strict=False)
+    assert rows.omissions == ["labels.csv:9: 2 fields expected, found 1"]
+    assert rows.table["image"].tolist() == [f"{n}.png" for n in range(30_000) if n != 7]
+
+
+def test_one_picture_cannot_be_two_contents():
+    """Splits go by content, and would put the picture into two parts."""
+    pairs = table(3, 2)
+    pairs["ref_path"] = pairs["ref_path"].where(pairs["ref_id"] != "r001", "ref/r000.png")
+    with pytest.raises(DatabaseError, match=r"one reference image is two contents.*r001"):
+        validate_pairs(pairs)
+    content = pairs["ref_id"].replace({"r001": "r000"}).astype("str")
+    validate_pairs(pairs.assign(content=content))
 
 
 def test_lines_of_another_length_are_left_out_if_asked(tmp_path):

@@ -158,11 +158,20 @@ def test_bad_rows_are_named_or_left_out(root, old, new, message):
     ("content", "message"),
     [(b"", " is empty"), (b" \r\n", " is empty"), ("A0060_00_00.bmp,1".encode("utf-16"), ":1: not")],
 )
-def test_damaged_label_files_are_errors_always(root, content, message):
-    (root / "Train_Label/A0060.txt").write_bytes(content)
-    for strict in (True, False):
-        with pytest.raises(DatabaseError, match=rf"^Train_Label/A0060\.txt{message}"):
-            load_pipal(root, strict=strict)
+def test_damaged_label_files_are_errors_or_one_omission_each(root, content, message):
+    whole = load_pipal(root, strict=False)
+    path = root / "Train_Label/A0060.txt"
+    path.write_bytes(content)
+    with pytest.raises(DatabaseError, match=rf"^Train_Label/A0060\.txt{message}"):
+        load_pipal(root)
+    data = load_pipal(root, strict=False)
+    assert data.omissions[0].startswith(f"Train_Label/A0060.txt{message}")
+    rest = whole.pairs[whole.pairs["ref_id"] != "A0060"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(data.pairs, rest)
+    for other in (root / "Train_Label").iterdir():
+        other.write_bytes(content)
+    with pytest.raises(DatabaseError, match=r"none of the .* label files can be used"):
+        load_pipal(root, strict=False)
 
 
 def test_images_missing_damaged_or_of_another_size(root):

@@ -55,9 +55,8 @@ class TestOriginal:
         assert tuple(len(part.references) for part in parts) == sizes
         assert [reference for part in parts for reference in part.references] == data.references
 
-    def test_pipal_is_validated_on_its_test_part(self):
-        train, val, test = original_split(named("pipal", 200))
-        assert (len(train.references), val.references) == (160, test.references)
+    def test_pipal_has_two_parts(self):
+        assert [len(part.references) for part in original_split(named("pipal", 200))] == [160, 40]
 
     def test_of_pieapp_the_train_part_is_split_in_the_order_of_its_label_files(self):
         pairs = table(143, 2, database="pieapp")
@@ -98,6 +97,12 @@ class TestAcross:
         rounds = list(leave_one_out(databases))
         assert [test.name for _, test in rounds] == ["a", "b", "c"]
         assert [[d.name for d in training] for training, _ in rounds] == [["b", "c"], ["a", "c"], ["a", "b"]]
+
+    def test_pictures_from_one_source_are_warned_about(self, caplog):
+        leave_one_out([named(name, 3) for name in ("tid2013", "csiq", "live")])
+        assert [record.getMessage() for record in caplog.records] == [
+            "tid2013 and live have pictures from the same source: Kodak"
+        ]
 
     @pytest.mark.parametrize("names", ["a", "aa", ""])
     def test_one_database_cannot_be_left_out(self, names):

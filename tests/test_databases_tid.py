@@ -288,3 +288,15 @@ def test_layout_with_images_that_follow_the_score(tmp_path):
         assert read_image(data.path(row.dist_path)).shape == (12, 10, 3)
         assert read_image(data.path(row.dist_path))[0, 0, 0] == round(20 * row.score)
     assert read_image(data.path("reference_images/I04.BMP"))[0, 0, 0] == 200
+
+
+def test_standard_deviations_are_not_shifted_by_a_blank_line(tmp_path):
+    build_tid2013(tmp_path, references=["07"])
+    path = tmp_path / "mos_with_names.txt"
+    lines = path.read_text().splitlines()
+    write_lines(path, ["", *lines])
+    for strict in (True, False):
+        with pytest.raises(DatabaseError, match="blank ones elsewhere"):
+            load_tid2013(tmp_path, strict=strict)
+    write_lines(tmp_path / "mos_std.txt", ["", *(tmp_path / "mos_std.txt").read_text().splitlines()])
+    assert len(load_tid2013(tmp_path, strict=False)) == 120

@@ -94,6 +94,36 @@ def test_nan_never_passes(column):
         evaluate(table)
 
 
+@pytest.mark.parametrize("column", ["lower_better", "higher_better"])
+def test_rows_without_a_direction_are_refused(column):
+    table = predictions().assign(lower_better=True).astype({column: object})
+    table.loc[3:20, column] = np.nan
+    with pytest.raises(ValueError, match=rf"18 rows do not say their direction `{column}`"):
+        evaluate(table)
+
+
+def test_rows_without_a_metric_are_not_lost():
+    table = metrics()
+    table.loc[table["metric"] == "good", "metric"] = None
+    with pytest.raises(ValueError, match="60 rows do not say which metric"):
+        significance(table)
+
+
+def test_one_reference_of_two_databases_is_two_draws():
+    """And views of one scene are one, whatever their references are called."""
+    table = predictions(n=60).assign(ref_id=[f"r{i // 20}" for i in range(60)], database=["a", "b"] * 30)
+    six = evaluate(table, by="higher_better", bootstrap=50, resample="references").iloc[0]
+    assert np.isfinite(six["srocc_low"])
+    views = table.assign(content="scene")
+    assert np.isnan(evaluate(views, by="higher_better", bootstrap=50, resample="references")["srocc_low"].iloc[0])
+
+
+def test_every_result_has_the_same_columns():
+    whole, small = (evaluate(predictions(n=n), bootstrap=0) for n in (40, 2))
+    assert set(whole) == set(small) >= {"srocc_low", "degenerate", "fit", "fit_message"}
+    assert small["fit_message"].iloc[0] == "2 rows are too few"
+
+
 def test_mixed_directions_in_a_group_are_refused():
     table = pd.concat([predictions(), predictions(higher_better=False)])
     with pytest.raises(ValueError, match="disagree in `higher_better`"):
@@ -240,8 +270,14 @@ def test_preferences_are_predicted_through_the_scores_of_their_images(tmp_path):
     assert (whole.loc["test", "accuracy"], whole.loc["test", "left_out"]) == (0.5, 0)
     with pytest.raises(ValueError, match="no prediction is about an image"):
         evaluate_preferences(q.assign(ref_path="x"), database)
-    with pytest.raises(ValueError, match="an image is predicted twice"):
+    with pytest.raises(ValueError, match="8 rows predict an image twice"):
         evaluate_preferences(pd.concat([q, q]), database)
+    perfect = evaluate_preferences(q, database, perfect=0.0).set_index("subset")
+    assert (perfect.loc["test", "accuracy"], perfect.loc["test", "left_out"]) == (0.5, 0)
+    with pytest.raises(ValueError, match="1 rows have no finite prediction"):
+        evaluate_preferences(q.assign(q=[np.nan, *q["q"][1:]]), database)
+    with pytest.raises(ValueError, match="8 rows are of another database"):
+        evaluate_preferences(q.assign(database="other"), database)
     with pytest.raises(ValueError, match="has no preferences"):
         evaluate_preferences(q, replace(database, preferences=None))
 
@@ -251,6 +287,12 @@ def test_published_numbers_stand_below_measured_ones():
     both = beside_published(evaluate(table, by=["database", "metric"], bootstrap=0))
     rows = both.query("database == 'tid2013' and metric == 'psnr'")
     assert rows["origin"].tolist() == ["measured", "published", "published", "published"]
+    named = beside_published(
+        evaluate(table.assign(method="mine", score_name="MOS"), by=["database", "metric", "method"])
+    )
+    assert (
+        named.loc[named["origin"] == "measured", ["method", "score_name"]].to_numpy().tolist() == [["mine", "MOS"]] * 2
+    )
     assert rows["srocc"].tolist()[1:] == [0.6869, 0.6869, 0.687]
     assert rows["n"].tolist()[0] == 40
     assert set(both["database"]) == {"tid2013", "toy"}

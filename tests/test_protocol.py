@@ -11,7 +11,16 @@ from tests.small import TINY, small_database
 from vtamiq.caps import CAPS
 from vtamiq.model import VTAMIQ, CheckpointError
 from vtamiq.predictions import predict
-from vtamiq.protocol import Candidate, held_out, load_candidate, lookup_rows, predict_all, shared_content
+from vtamiq.protocol import (
+    Candidate,
+    held_out,
+    load_candidate,
+    lookup_rows,
+    perfect_value,
+    predict_all,
+    shared_content,
+    tell_apart,
+)
 from vtamiq.training import Stage, train
 
 QUIET = {"repeats": 1, "progress": False}
@@ -43,7 +52,7 @@ def test_a_run_knows_what_it_has_seen(run):
 
 def test_a_model_without_its_run_does_not(run):
     loaded = load_candidate(run.folder / "model")
-    assert (loaded.name, loaded.trained_on, loaded.seen) == ("VTAMIQ model", "unknown data", {})
+    assert (loaded.name, loaded.trained_on, loaded.seen) == (f"VTAMIQ {run.folder.name}/model", "unknown data", {})
     assert not loaded.model.training
     with pytest.raises(CheckpointError):
         load_candidate(run.folder / "nothing")
@@ -107,6 +116,30 @@ def test_finished_predictions_are_read_unless_something_changed(database, tmp_pa
     again = predict_all([model], [replace(part, pairs=relabelled)], **options)
     assert len(calls) == 5
     assert (again["score"] == first["score"] + 1).all()
+    other_heads = VTAMIQ(replace(TINY, num_heads=4)).eval()
+    other_heads.load_state_dict(model.model.state_dict())
+    predict_all([replace(model, model=other_heads)], [part], **options)  # the same weights, read otherwise
+    human = predict_all([model], [replace(part, synthetic=False)], **options)
+    assert len(calls) == 7
+    assert not human["synthetic"].any()
+
+
+def test_rows_say_where_they_come_from(database, run):
+    table = predict_all([load_candidate(run.folder)], [database.subset(["r3"])], ["psnr", "mdsi"], **QUIET)
+    first = table.groupby("metric").first()
+    assert first["checkpoint"].to_dict() == {"VTAMIQ": "/".join(run.folder.parts[-2:]), "psnr": "", "mdsi": ""}
+    assert first["perfect"].to_dict() == {"VTAMIQ": 0.0, "psnr": 100.0, "mdsi": 0.0}
+    assert set(table["split"]) == {"held out"}
+    assert perfect_value(table) == 0.0
+    assert perfect_value(table.assign(perfect=None)) is None
+
+
+def test_candidates_of_one_name_are_told_apart(run):
+    one, same, other = load_candidate(run.folder), load_candidate(run.folder / "model", "VTAMIQ (small)"), candidate()
+    names = [c.name for c in tell_apart([one, same, other])]
+    assert names == [
+        f"VTAMIQ (small) {'/'.join(run.folder.parts[-2:])}", f"VTAMIQ (small) {run.folder.name}/model", "VTAMIQ"
+    ]  # fmt: skip
 
 
 def test_the_look_up_is_for_synthetic_labels(database):
@@ -119,6 +152,9 @@ def test_the_look_up_is_for_synthetic_labels(database):
 
 
 def test_bad_calls_are_refused(database):
+    for call in (lambda: predict_all([candidate()], []), lambda: predict_all([], [database], [])):
+        with pytest.raises(ValueError, match="there is nothing to test"):
+            call()
     with pytest.raises(ValueError, match="different names, got a, a"):
         predict_all([candidate("a"), candidate("a")], [database])
     unlabelled = database.pairs.assign(score=np.nan)

@@ -27,6 +27,12 @@ def test_known_answers(database, srocc, krocc):
     assert known_answer(database) == {"srocc": srocc, "krocc": krocc}
 
 
+def test_live_is_published_with_its_old_scores():
+    table = published_results("live")
+    assert table["protocol"].str.endswith("old DMOS").all()
+    assert not published_results("csiq")["protocol"].str.contains("DMOS").any()
+
+
 def test_nothing_is_known_of_others():
     assert known_answer("pipal") is None
     assert published_results("pipal").empty

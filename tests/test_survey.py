@@ -3,9 +3,10 @@
 import shutil
 
 import pytest
+from PIL import Image
 
 import vtamiq.survey
-from tests.layouts import build_csiq, build_tid2013, noisy
+from tests.layouts import build_csiq, build_live, build_tid2013, noisy
 from vtamiq.__main__ import main
 from vtamiq.databases import DatabaseError, find_databases, load_database
 from vtamiq.survey import check_known_answer, survey
@@ -53,6 +54,54 @@ def test_each_database_is_described(data):
 def test_what_was_named_is_looked_for(data):
     table = survey(data, ["live", "csiq"])
     assert table[["database", "status"]].to_numpy().tolist() == [["live", "not found"], ["csiq", "complete"]]
+
+
+def test_names_are_taken_in_any_case_and_unknown_ones_refused(data):
+    assert survey(data, ["CSIQ"]).iloc[0]["status"] == "complete"
+    with pytest.raises(DatabaseError, match="unknown database 'tid2012'; did you mean `tid2013`"):
+        survey(data, ["tid2012"])
+
+
+def test_a_damaged_part_is_not_hidden_by_a_good_one(data):
+    for folder, name in (("Val_Ref", "A0005.bmp"), ("Val_Dist", "A0005_10_00.bmp"), ("Train_Ref", "A0001.bmp")):
+        (data / "PIPAL" / folder).mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(data / "PIPAL" / folder / name)
+    (data / "PIPAL" / "Train_Label").mkdir()
+    (data / "PIPAL" / "Train_Label" / "A0001.txt").write_text("A0001_00_00.bmp,1500".encode("utf-16").decode("latin1"))
+    table = survey(data, ["pipal"]).set_index("database")
+    assert table["status"].to_dict() == {"pipal (train)": "unusable", "pipal_val": "partial"}
+    assert table.loc["pipal (train)", "problems"]
+
+
+def test_what_is_there_of_kadis_is_said_and_a_damaged_table_is_not_passed_over(data):
+    root = data / "kadis700k"
+    (root / "ref_imgs").mkdir(parents=True)
+    Image.new("RGB", (16, 16)).save(root / "ref_imgs" / "a-1.png")
+    (root / "kadis700k_ref_imgs.csv").write_text("ref_im,dist_type_1\na-1.png,3\n")
+    row = survey(data, ["kadis700k"]).iloc[0]
+    assert (row["status"], row["pairs"], row["score"]) == ("partial", 5, "none published")
+    assert "without kadis700k_friqa.csv: no scores" in row["problems"]
+    assert any("rendered" in problem for problem in row["problems"])
+    (root / "kadis700k_friqa.csv").write_text("damaged")
+    row = survey(data, ["kadis700k"]).iloc[0]
+    assert row["status"] == "unusable"
+    assert "kadis700k_friqa.csv:1" in row["problems"][0]
+
+
+def test_live_without_its_second_download_is_usable(tmp_path):
+    build_live(tmp_path / "LIVE")
+    (tmp_path / "LIVE" / "dmos_realigned.mat").unlink()
+    row = survey(tmp_path, ["live"]).iloc[0]
+    assert (row["status"], row["score"], row["pairs"]) == ("complete", "DMOS", 779)
+    assert "a separate download" in row["problems"][0]
+
+
+def test_two_folders_of_one_database_hide_no_other(data, caplog):
+    (data / "CSIQ").mkdir(exist_ok=True)
+    if len(list(data.iterdir())) == 2:
+        pytest.skip("this file system does not tell case apart")
+    assert find_databases(data) == {"tid2013": data / "TID2013"}
+    assert "csiq cannot be told" in caplog.text
 
 
 def test_unusable_copies_say_why(data):

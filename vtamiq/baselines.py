@@ -1,5 +1,6 @@
 """What a model is to be compared with: conventional metrics, and a look-up that never opens an image."""
 
+import functools
 import json
 import os
 from collections.abc import Sequence
@@ -123,8 +124,8 @@ def fingerprint(database: Database, of: Sequence[str] = ()) -> str:
 
     Columns of the pairs that are among the words count with their values.
     """
-    versions = [version(name) for name in ("vtamiq", "torch", "piq")]
-    content = sha256(json.dumps([*of, *versions, database.crop]).encode())
+    versions = [version(name) for name in ("torch", "piq")]
+    content = sha256(json.dumps([*of, *versions, _code(), database.crop, database.synthetic]).encode())
     wanted = dict.fromkeys(["ref_path", "dist_path", "dist_type", "level", "recipe_seed", *of])
     columns = [name for name in wanted if name in database.pairs]
     content.update(database.pairs[columns].to_csv(index=False).encode())
@@ -138,6 +139,15 @@ def fingerprint(database: Database, of: Sequence[str] = ()) -> str:
             continue
         content.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
     return content.hexdigest()[:16]
+
+
+@functools.cache
+def _code() -> str:
+    """Of the files that decide what is measured."""
+    digest = sha256()
+    for name in ("caps", "distortions", "images", "metrics", "model", "pairs", "patches", "predictions"):
+        digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def lookup_predictions(training: Database, test: Database) -> pd.DataFrame:

@@ -167,9 +167,10 @@ def _f_test(first: np.ndarray, second: np.ndarray, score: np.ndarray) -> dict[st
     if not min(variances):  # a metric that explains everything leaves nothing to compare
         return {"f": math.nan, "p_f": math.nan, "gaussian": False}
     f = float(variances[0] / variances[1])
-    tail = float(f_distribution.cdf(f, len(score) - 1, len(score) - 1))
+    freedom = len(score) - 1, len(score) - 1
+    tail = min(float(f_distribution.cdf(f, *freedom)), float(f_distribution.sf(f, *freedom)))
     gaussian = all(2 <= kurtosis(r, fisher=False) <= 4 for r in residuals)
-    return {"f": f, "p_f": 2 * min(tail, 1 - tail), "gaussian": bool(gaussian)}
+    return {"f": f, "p_f": min(1.0, 2 * tail), "gaussian": bool(gaussian)}
 
 
 def _srocc(a: np.ndarray, b: np.ndarray) -> float:

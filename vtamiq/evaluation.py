@@ -60,7 +60,8 @@ def evaluate(
         by: columns that make the groups; add "dist_name" or "ref_id" for a breakdown.
         bootstrap: resamples for the 95 % interval of SROCC; 0 leaves it out.
         resample: "pairs" are drawn one by one; "references" are drawn with all their pairs, which are not independent.
-            The latter says what other pictures might give, and needs ten of them or more to mean much; NaN below five.
+            The latter says what other pictures might give; NaN below five of them. Percentile intervals of few references
+            are too narrow: of ten or fewer, the true value lies within less often than the 95 % say.
 
     Returns:
         One row per group: the `by` columns, what else its rows share (database, split, patches, …), n, srocc, krocc, plcc,
@@ -85,7 +86,9 @@ def evaluate(
             dict(zip(by, key, strict=True))
             | _measured_on(group, by)
             | {"n": len(group)}
-            | dict.fromkeys(_VALUES, np.nan)
+            | dict.fromkeys([*_VALUES, "srocc_low", "srocc_high", "plcc_low", "plcc_high"], np.nan)
+            | {"degenerate": None, "fit": None, "fit4": None, "fit_success": False}
+            | {"fit_message": f"{len(group)} rows are too few"}
         )
         if len(group) >= 3:
             row |= _correlate(group, bootstrap, resample, seed)
@@ -117,15 +120,29 @@ def _one_direction(group: pd.DataFrame) -> dict[str, bool]:
     lower_better = group["lower_better"] if "lower_better" in group else pd.Series([True])
     directions = {"lower_better": lower_better, "higher_better": group["higher_better"]}
     for name, values in directions.items():
+        if values.isna().any():
+            raise ValueError(f"{values.isna().sum()} rows do not say their direction `{name}`")
         if values.nunique() != 1:
             raise ValueError(f"rows of one group disagree in `{name}`; group by what distinguishes them")
     return {name: bool(values.iloc[0]) for name, values in directions.items()}
 
 
+def _contents(group: pd.DataFrame) -> np.ndarray:
+    """What must be resampled together: all pairs of one content of one database."""
+    content = group["ref_id"].astype(str)
+    if "content" in group:
+        content = group["content"].astype("str").fillna(content)
+    return (
+        (group["database"].astype(str) + "/" + content).to_numpy(dtype=str)
+        if "database" in group
+        else content.to_numpy(dtype=str)
+    )
+
+
 def _correlate(group: pd.DataFrame, bootstrap: int, resample: str, seed: int) -> dict[str, Any]:
     values = group["q"].to_numpy(dtype=float), group["score"].to_numpy(dtype=float)
     directions = _one_direction(group)
-    groups = group["ref_id"].to_numpy(dtype=str) if resample == "references" else None
+    groups = _contents(group) if resample == "references" else None
     result = correlations(*values, **directions, bootstrap=bootstrap, groups=groups, seed=seed)
     four = correlations(*values, **directions, parameters=4)
     fit, fit4 = result.pop("fit"), four["fit"]
@@ -223,6 +240,8 @@ def significance(
     """
     by = [by] if isinstance(by, str) else list(by)
     _check(predictions, [*by, *_PAIR, "ref_id", "metric", "higher_better"])
+    if predictions["metric"].isna().any():
+        raise ValueError(f"{predictions['metric'].isna().sum()} rows do not say which metric they are of")
     rows = []
     for key, group in predictions.groupby(by, sort=False, dropna=False, observed=True):
         metrics = {name: part.set_index(_PAIR) for name, part in group.groupby("metric", sort=False)}
@@ -233,7 +252,7 @@ def significance(
         for one, other in combinations(metrics, 2):
             a, b = metrics[one], metrics[other].loc[metrics[one].index]
             compared = compare_metrics(
-                a["q"], b["q"], a["score"], a["ref_id"].to_numpy(dtype=str),
+                a["q"], b["q"], a["score"], _contents(a.reset_index()),
                 higher_better=_one_direction(a)["higher_better"],
                 lower_better=(_one_direction(a)["lower_better"], _one_direction(b)["lower_better"]),
                 resamples=bootstrap, seed=seed,
@@ -244,31 +263,45 @@ def significance(
     return pd.DataFrame(rows)
 
 
-def evaluate_preferences(predictions: pd.DataFrame, database: Database) -> pd.DataFrame:
+def evaluate_preferences(
+    predictions: pd.DataFrame, database: Database, *, perfect: float | None = None
+) -> pd.DataFrame:
     """Predictions against pairwise preferences: for PieAPP, its own way of measuring.
 
     Args:
-        predictions: rows of one metric on `database`; a reference that is itself compared counts as a perfect copy and
-            needs a row (reference, reference), or is left out and counted.
+        predictions: rows of one metric on `database`.
         database: has `preferences`.
+        perfect: the metric's value for a perfect copy, which stands for references that are compared themselves; without
+            it, those preferences are left out and counted, unless there is a row (reference, reference).
 
     Returns:
         One row per subset: accuracy, error_rate and krocc over all preferences and over clear ones
         (`vtamiq.comparisons.preference_agreement`), and `left_out`, preferences about images without a prediction.
 
     Raises:
-        ValueError: the database has no preferences, no prediction fits any of them, or an image has two.
+        ValueError: the database has no preferences, no prediction fits any of them, an image has two, or rows are of
+            another database or not finite.
     """
     if database.preferences is None:
         raise ValueError(f"{database.name} has no preferences")
-    if predictions.duplicated(["ref_path", "dist_path"]).any():
-        raise ValueError("an image is predicted twice: give the rows of one metric")
+    bad = {
+        "are of another database": predictions["database"] != database.name,
+        "have no finite prediction": ~np.isfinite(predictions["q"]),
+    }
+    bad["predict an image twice: give the rows of one metric"] = predictions.duplicated(["ref_path", "dist_path"])
+    for what, rows_so in bad.items():
+        if rows_so.any():
+            raise ValueError(f"{rows_so.sum()} rows {what}")
     lower_better = _one_direction(predictions)["lower_better"]
     q = predictions.set_index(["ref_path", "dist_path"])["q"] * (1 if lower_better else -1)
     asked = database.preferences
     for side in ("a", "b"):
         index = pd.MultiIndex.from_frame(asked[["ref_path", f"{side}_path"]])
-        asked = asked.assign(**{f"q_{side}": q.reindex(index).to_numpy()})
+        of_side = q.reindex(index).to_numpy(dtype=float)
+        if perfect is not None:
+            copy = (asked[f"{side}_path"] == asked["ref_path"]).to_numpy()
+            of_side = np.where(copy, perfect if lower_better else -perfect, of_side)
+        asked = asked.assign(**{f"q_{side}": of_side})
     rows = []
     for subset, part in asked.groupby("subset", sort=False):
         known = part.dropna(subset=["q_a", "q_b"])
@@ -287,17 +320,19 @@ def beside_published(results: pd.DataFrame) -> pd.DataFrame:
         results: of `evaluate`, by at least `database` and `metric`.
 
     Returns:
-        `database, metric, origin, srocc, krocc, plcc, n, protocol, source`; published rows are absolute values, their
-        protocol and source as in `vtamiq.published`. Sorted by database and metric, measured rows first.
+        `database, metric, method, score_name, origin, srocc, krocc, plcc, n, protocol, source`; published rows are absolute
+        values, their protocol and source as in `vtamiq.published`. Sorted by database and metric, measured rows first.
+        Published PLCCs after a fit may be a little higher than ours for the same predictions: our logistic is monotonic.
     """
     columns = ["database", "metric", "srocc", "krocc", "plcc"]
     missing = [name for name in columns if name not in results]
     if missing:
         raise ValueError(f"the results have no column {', '.join(missing)}; group evaluate() by database and metric")
-    measured = results[[*columns, "n"]].assign(
+    kept = [name for name in ("method", "score_name") if name in results]
+    measured = results[[*columns, *kept, "n"]].assign(
         origin="measured", protocol="signed, PLCC without fit", source="this run"
     )
     published = published_results().query("database in @results.database").assign(origin="published")
     table = pd.concat([measured, published], ignore_index=True) if len(published) else measured
     table = table.sort_values(["database", "metric", "origin"], kind="stable", ignore_index=True)
-    return table[["database", "metric", "origin", "srocc", "krocc", "plcc", "n", "protocol", "source"]]
+    return table[["database", "metric", *kept, "origin", "srocc", "krocc", "plcc", "n", "protocol", "source"]]

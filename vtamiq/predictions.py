@@ -19,7 +19,7 @@ __all__ = ["caps_for", "predict", "write_table"]
 
 # What a prediction row says of its pair, beside the prediction itself.
 PAIR_COLUMNS = [
-    "database", "subset", "ref_id", "ref_path", "dist_path", "dist_type", "dist_name", "level",
+    "database", "subset", "ref_id", "content", "ref_path", "dist_path", "dist_type", "dist_name", "level",
     "score", "score_name", "higher_better",
 ]  # fmt: skip
 
@@ -54,7 +54,8 @@ def predict(
 
     Returns:
         DataFrame with the pair's columns, `q` (mean over draws, lower is better), `q_std` (between draws, ddof 1; NaN for
-        one draw), `repeats`, `num_patches`, `seed`, `synthetic` (labels are no human opinion), and `labels`.
+        one draw), `repeats`, `num_patches`, `seed`, `synthetic` (labels are no human opinion), `lower_better`
+        (True), and `labels`.
 
     Raises:
         ValueError: `repeats` below 1 or an empty database.
@@ -91,6 +92,7 @@ def predict(
         num_patches=caps.num_patches,
         seed=seed,
         synthetic=database.synthetic,
+        lower_better=True,
         **labels,
     )
 

@@ -11,14 +11,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
+import yaml
 
 from vtamiq.caps import CAPS
 from vtamiq.configs import did_you_mean
-from vtamiq.databases import Database, load_database
+from vtamiq.databases import Database, DatabaseError, load_database
 from vtamiq.databases.synthetic import Label
 from vtamiq.model import VTAMIQConfig
 from vtamiq.predictions import write_table
-from vtamiq.protocol import Candidate, load_candidate
+from vtamiq.protocol import Candidate, held_out, load_candidate, tell_apart
 from vtamiq.synthesis import demo_database
 from vtamiq.training import Stage
 
@@ -155,17 +156,30 @@ class Workspace:
         every metric gets the others right.
 
         Args:
-            names: of `load_database`, with commas between; empty for the test part of `parts` and the demo textures.
+            names: of `load_database`, with commas between, each with options if need be, as in
+                "tid2013,live:realigned=false,table:root=data/mine:higher_better=true"; empty for the test part of `parts`
+                and the demo textures.
             database, seed: as for `parts`.
 
         Raises:
             DatabaseError: one is not found, or has no scores.
         """
         if names.strip():
-            loaded = [load_database(name.strip()) for name in names.split(",")]
+            loaded = [self._load(text.strip()) for text in names.split(",")]
         else:
             loaded = [self.parts(database, seed)[-1], self.demo("textures")]
         return [_worth_testing(database) for database in loaded]
+
+    def _load(self, text: str) -> Database:
+        name, *options = text.split(":")
+        pairs = [option.partition("=") for option in options]
+        given = {key: yaml.safe_load(value) for key, _, value in pairs}
+        if "root" in given:
+            given["root"] = self.path(str(given["root"]))
+        try:
+            return load_database(name, **given)
+        except TypeError as error:
+            raise DatabaseError(f"{text}: {error}") from error
 
     def candidates(self, checkpoints: str = "", *, num_patches: int = 0) -> list[Candidate]:
         """Models to test, the last one being the one that figures show.
@@ -176,29 +190,38 @@ class Workspace:
         """
         paths = [path.strip() for path in checkpoints.split(",") if path.strip()]
         folders = [self.path(path) for path in paths] or [self.out / "03_weak_pretraining" / "run"]
-        return [load_candidate(folder, num_patches=num_patches or None) for folder in folders]
+        return tell_apart([load_candidate(folder, num_patches=num_patches or None) for folder in folders])
 
-    def overview(self, databases: Sequence[Database]) -> pd.DataFrame:
-        """One row per database: what it is and how much of it there is."""
-        rows = [
-            {
-                "database": database.name,
-                "pairs": len(database),
-                "references": len(database.references),
-                "distortions": database.pairs["dist_name"].nunique(),
-                "score": database.score_name,
-                "better": "higher" if database.higher_better else "lower",
-                "synthetic": database.synthetic,
-            }
-            for database in databases
-        ]
-        return pd.DataFrame(rows)
+    def held_out(
+        self, databases: Sequence[Database], candidates: Sequence[Candidate]
+    ) -> tuple[list[Database], pd.DataFrame]:
+        """What of each database no candidate has seen, and a table that says how much of it that is."""
+        rows, kept = [], []
+        for database in databases:
+            part = held_out(database, candidates)
+            kept += [] if part is None else [part]
+            rows.append(
+                {
+                    "database": database.name,
+                    "references": len(database.references),
+                    "tested": 0 if part is None else len(part.references),
+                    "pairs tested": 0 if part is None else len(part),
+                    "distortions": database.pairs["dist_name"].nunique(),
+                    "score": database.score_name,
+                    "better": "higher" if database.higher_better else "lower",
+                    "synthetic": database.synthetic,
+                }
+            )
+        if not kept:
+            raise DatabaseError("nothing is left to test: all of it was trained or validated on")
+        return kept, pd.DataFrame(rows)
 
-    def publish(self, table: pd.DataFrame, name: str, folder: Path) -> None:
-        """Write a result table as CSV and LaTeX into the folder of the run, and as CSV beside the figures."""
+    def publish(self, table: pd.DataFrame, name: str, folder: Path, columns: Sequence[str] = ()) -> None:
+        """Write a result table as CSV into the folder of the run and beside the figures, and some columns (all, if none
+        are named) as LaTeX into the folder."""
         write_table(table, folder / f"{name}.csv")
-        write_table(table, folder / f"{name}.tex")
         write_table(table, self.figures / f"{name}.csv")
+        write_table(table[list(columns)] if len(columns) else table, folder / f"{name}.tex")
 
     def demo(self, name: str, label: Label = "consensus") -> Database:
         """The demo database of that name, in the size of the preset; `label` as for `parts`."""
@@ -218,6 +241,8 @@ def _worth_testing(database: Database) -> Database:
     score = database.pairs["score"]
     best = database.pairs["score_hi" if database.higher_better else "score_lo"]
     kept = score.notna() & ~(database.synthetic & (score == best))
+    if not kept.any():
+        raise DatabaseError(f"{database.name} has no scores to compare with")
     return database.subset(kept.to_numpy())
 
 

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +17,16 @@ from vtamiq.model import VTAMIQ
 from vtamiq.predictions import PAIR_COLUMNS, caps_for, predict, write_table
 from vtamiq.training import Run
 
-__all__ = ["Candidate", "held_out", "load_candidate", "lookup_rows", "predict_all", "shared_content"]
+__all__ = [
+    "Candidate",
+    "held_out",
+    "load_candidate",
+    "lookup_rows",
+    "perfect_value",
+    "predict_all",
+    "shared_content",
+    "tell_apart",
+]
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +43,7 @@ class Candidate:
         caps: how patches are drawn in the test.
         trained_on: name of the database of its last training, or "unknown data".
         seen: database → contents that it was trained or validated on.
+        checkpoint: where it comes from, as tables say it.
     """
 
     name: str
@@ -41,6 +51,12 @@ class Candidate:
     caps: CAPS
     trained_on: str = UNKNOWN
     seen: Mapping[str, frozenset[str]] = field(default_factory=dict, repr=False)
+    checkpoint: str = ""
+
+    @property
+    def perfect(self) -> float | None:
+        """The score of a perfect copy, if it is the same for all."""
+        return 0.0 if self.model.config.zero_anchor else None
 
 
 def load_candidate(
@@ -65,10 +81,17 @@ def load_candidate(
             data = run.record["data"][part]
             seen[data["database"]] = seen.get(data["database"], frozenset()) | frozenset(data["references"])
         caps = caps_for(run.model, run.stage.caps, num_patches=num_patches or run.stage.test_patches)
-        return Candidate(name or f"VTAMIQ ({run.trained_on})", run.model, caps, run.trained_on, seen)
+        return Candidate(name or f"VTAMIQ ({run.trained_on})", run.model, caps, run.trained_on, seen, _shown(path))
     model = VTAMIQ.from_original(path) if path.is_file() else VTAMIQ.from_pretrained(path)
     changes = {"num_patches": num_patches} if num_patches else {}
-    return Candidate(name or f"VTAMIQ {path.name}", model.eval(), caps_for(model, **changes))
+    return Candidate(
+        name or f"VTAMIQ {_shown(path)}", model.eval(), caps_for(model, **changes), checkpoint=_shown(path)
+    )
+
+
+def _shown(path: Path) -> str:
+    """The last two parts of a path: enough to know it by, and nothing of the machine."""
+    return "/".join(path.absolute().parts[-2:])
 
 
 def held_out(database: Database, candidates: Iterable[Candidate]) -> Database | None:
@@ -81,6 +104,17 @@ def held_out(database: Database, candidates: Iterable[Candidate]) -> Database | 
     contents = {of[reference] for reference in seen if reference in of}
     kept = [reference for reference, content in of.items() if content not in contents]
     return database.subset(kept) if kept else None
+
+
+def tell_apart(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The same candidates; those of one name have where they come from added to it."""
+    names = [candidate.name for candidate in candidates]
+    return [
+        replace(candidate, name=f"{candidate.name} {candidate.checkpoint}")
+        if names.count(candidate.name) > 1
+        else candidate
+        for candidate in candidates
+    ]
 
 
 def shared_content(candidates: Iterable[Candidate], databases: Iterable[Database]) -> list[str]:
@@ -123,14 +157,17 @@ def predict_all(
 
     Returns:
         Columns of `predict` and: `method`, the name of a row of result tables; `metric`, "VTAMIQ" or the metric's key;
-        `trained_on` (empty for conventional metrics); `lower_better`.
+        `trained_on` and `checkpoint` (empty for conventional metrics); `lower_better`; `perfect`, the value of a perfect
+        copy (NaN if it varies); `split` ("held out").
 
     Raises:
-        ValueError: two candidates of one name, or rows without a score.
+        ValueError: nothing to test, two candidates of one name (see `tell_apart`), or rows without a score.
     """
     names = [candidate.name for candidate in candidates]
     if len(set(names)) < len(names):
         raise ValueError(f"candidates need different names, got {', '.join(names)}")
+    if not databases or not (names or iqms):
+        raise ValueError("there is nothing to test: name a database, and a candidate or a metric")
     tables = []
     for database in databases:
         if database.pairs["score"].isna().any():
@@ -147,13 +184,21 @@ def predict_all(
             }
             table = _predict(candidate, database, None if cache is None else Path(cache), options)
             tables.append(
-                table.assign(method=candidate.name, metric="VTAMIQ", trained_on=candidate.trained_on, lower_better=True)
+                table.assign(
+                    method=candidate.name,
+                    metric="VTAMIQ",
+                    trained_on=candidate.trained_on,
+                    checkpoint=candidate.checkpoint,
+                    perfect=candidate.perfect,
+                )
             )
         if iqms:
             table = iqm_predictions(database, iqms, workers=workers, cache=cache, progress=progress)
             labels = {name: iqm.label for name, iqm in IQMS.items()} | {"psnr": "PSNR"}
-            tables.append(table.assign(method=table["metric"].map(labels), trained_on=""))
-    return pd.concat(tables, ignore_index=True)
+            perfect = {name: iqm.perfect for name, iqm in IQMS.items()} | {"psnr": 100.0}
+            of = table["metric"]
+            tables.append(table.assign(method=of.map(labels), trained_on="", checkpoint="", perfect=of.map(perfect)))
+    return pd.concat(tables, ignore_index=True).assign(split="held out")
 
 
 def lookup_rows(training: Database | None, databases: Iterable[Database]) -> list[pd.DataFrame]:
@@ -168,10 +213,17 @@ def lookup_rows(training: Database | None, databases: Iterable[Database]) -> lis
     ]
 
 
+def perfect_value(rows: pd.DataFrame) -> float | None:
+    """The value that the method of these rows gives a perfect copy; None if it is not known."""
+    value = rows["perfect"].iloc[0]
+    return None if pd.isna(value) else float(value)
+
+
 def _predict(candidate: Candidate, database: Database, cache: Path | None, options: Mapping) -> pd.DataFrame:
     if cache is None:
         return predict(candidate.model, database, candidate.caps, **options)
-    digest = hashlib.sha256(repr((candidate.caps, options["repeats"], options["seed"])).encode())
+    decides = candidate.model.config, candidate.caps, options["repeats"], options["seed"]
+    digest = hashlib.sha256(repr(decides).encode())
     for name, weights in candidate.model.state_dict().items():
         digest.update(name.encode() + weights.detach().cpu().contiguous().numpy().tobytes())
     key = f"{digest.hexdigest()[:16]}-{fingerprint(database, PAIR_COLUMNS)}"

@@ -23,8 +23,10 @@ def published_results(database: str | None = None, metric: str | None = None) ->
     """
     with resources.files("vtamiq").joinpath("published_results.csv").open(encoding="utf-8") as file:
         table = pd.read_csv(file)
-    in_colour = (table["metric"] == "fsim") & table["source"].str.startswith("IQA-PyTorch")
+    of_iqa = table["source"].str.startswith("IQA-PyTorch")
+    in_colour = (table["metric"] == "fsim") & of_iqa
     table["metric"] = table["metric"].replace(_NAMES).mask(in_colour, "fsimc")
+    table["protocol"] = table["protocol"].mask(of_iqa & (table["database"] == "live"), table["protocol"] + ", old DMOS")
     for column, value in (("database", database), ("metric", metric)):
         if value is not None:
             table = table[table[column] == value]

@@ -8,18 +8,15 @@ from pathlib import Path
 import pandas as pd
 
 from vtamiq.baselines import iqm_predictions
-from vtamiq.databases import Database, DatabaseError, find_databases, load_database
+from vtamiq.configs import did_you_mean
+from vtamiq.databases import LOADERS, Database, DatabaseError, FolderIndex, data_folder, find_databases, load_database
+from vtamiq.databases.pipal import parts_of
 from vtamiq.evaluation import evaluate
 from vtamiq.published import known_answer
 
 __all__ = ["check_known_answer", "survey"]
 
 TOLERANCE = 0.001  # published values have four digits; PSNR leaves nothing to choose but the last of them
-
-# Databases that come in parts are listed by part: the options that load each.
-_PARTS = {"pipal": [{"part": part} for part in ("train", "val", "ntire2022_val", "ntire2022_test")]}
-# Those that people have in several states are loaded as the first of these that can be.
-_STATES = {"kadis700k": [{}, {"render": True}, {"labels": "none"}, {"labels": "none", "render": True}]}
 
 
 def survey(
@@ -34,20 +31,21 @@ def survey(
 
     Returns:
         One row per database: `database`, `folder` (relative to `data`), `pairs`, `references`, `preferences`, `score`,
-        `better` (higher or lower), `lowest`, `highest`, `mean`, `status` ("complete", "partial", "unusable", or "not found"
-        where it was named), and `problems`, what is wrong, a list of sentences.
+        `better` (higher or lower), `lowest`, `highest`, `mean`, `status` ("complete"; "partial", if rows were left out or
+        something is not as published; "unusable"; "not found", if it was named), and `problems`, a list of sentences.
 
-    Raises DatabaseError if there is no such folder.
+    Raises DatabaseError if there is no such folder, or a name is that of no database.
     """
+    data = data_folder() if data is None else Path(data)
     found = find_databases(data)
-    root = Path(data) if data is not None else None
+    wanted = list(found) if names is None else [_known(name) for name in names]
     rows = []
-    for name in found if names is None else names:
-        if name not in found:
+    for name in wanted:
+        if name in found:
+            place = {"folder": found[name].relative_to(data).as_posix()}
+            rows += [place | row for row in _look(name, found[name], check_images)]
+        else:
             rows.append({"database": name, "status": "not found", "problems": []})
-            continue
-        folder = found[name].relative_to(root) if root is not None else found[name]
-        rows += [{"folder": folder.as_posix()} | row for row in _look(name, found[name], check_images)]
     columns = [
         "database",
         "folder",
@@ -65,20 +63,43 @@ def survey(
     )
 
 
+def _known(name: str) -> str:
+    if name.lower() not in LOADERS:
+        raise DatabaseError(f"unknown database {name!r}{did_you_mean(name.lower(), LOADERS)}")
+    return name.lower()
+
+
 def _look(name: str, folder: Path, check_images: bool) -> list[dict]:
     """A row for the database, or for each of its parts that is there."""
     checked = {} if name == "kadis700k" else {"check_images": check_images}
-    rows, problems = [], []
-    for options in _PARTS.get(name, _STATES.get(name, [{}])):
+    rows = []
+    for options, remark in _ways(name, FolderIndex(folder)):
+        label = f"{name} ({options['part']})" if "part" in options else name
         try:
-            database = load_database(name, folder, strict=False, **options, **checked)
-        except DatabaseError as error:
-            problems.append(str(error))
-            continue
-        rows.append(_describe(database))
-        if name in _STATES:
-            break
-    return rows or [{"database": name, "status": "unusable", "problems": problems}]
+            row = _describe(load_database(name, folder, strict=False, **options, **checked))
+        except Exception as error:  # whatever one copy does, the others are to be seen
+            row = {"database": label, "status": "unusable", "problems": [f"{error or type(error).__name__}"]}
+        row["problems"] += remark
+        rows.append(row)
+    return rows
+
+
+def _ways(name: str, index: FolderIndex) -> list[tuple[dict, list[str]]]:
+    """Options with which to load what is there, and remarks: databases come in parts, and in several states."""
+    if name == "pipal":
+        return [({"part": part}, []) for part in parts_of(index)]
+    if name == "live" and index.get("dmos_realigned.mat") is None and index.get("dmos.mat") is not None:
+        return [({"realigned": False}, ["without dmos_realigned.mat, a separate download: these are the old scores"])]
+    if name == "kadis700k":
+        options, remarks = {}, []
+        if index.get("kadis700k_friqa.csv") is None:
+            options["labels"] = "none"
+            remarks.append("without kadis700k_friqa.csv: no scores")
+        if index.get("dist_imgs") is None and index.get("kadis700k/dist_imgs") is None:
+            options["render"] = True
+            remarks.append("without dist_imgs: distorted images can only be rendered, with render=True")
+        return [(options, remarks)]
+    return [({}, [])]
 
 
 def _describe(database: Database) -> dict:

@@ -4,6 +4,7 @@
 `load(root, *, strict=True, **options)` that returns a `Database`, and a line in `LOADERS`.
 """
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,6 +54,9 @@ __all__ = [
     "validate_pairs",
     "validate_preferences",
 ]
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ LOADERS: dict[str, Loader] = {
 
 
 def load_database(
-    name: str, root: str | os.PathLike[str] | None = None, *, strict: bool = True, **options: Any
+    name: str, /, root: str | os.PathLike[str] | None = None, *, strict: bool = True, **options: Any
 ) -> Database:
     """Load a database by name.
 
@@ -151,14 +155,23 @@ def data_folder() -> Path:
 def find_databases(data: str | os.PathLike[str] | None = None) -> dict[str, Path]:
     """Name → root of every database in a folder (None for `data_folder()`), by the folder names in circulation.
 
-    Raises DatabaseError if there is no such folder, or two entries in it differ only by letter case.
+    A database whose folder is there twice, in two letter cases, is left out, with a warning in the log.
+
+    Raises DatabaseError if there is no such folder.
     """
     data = data_folder() if data is None else Path(data)
     if not data.is_dir():
         raise DatabaseError(f"no folder {data}; put databases there, or set VTAMIQ_DATA to the folder that has them")
-    index = FolderIndex(data)
-    found = {name: _find(index, loader) for name, loader in LOADERS.items()}
-    return {name: folder for name, folder in found.items() if folder is not None}
+    index, found = FolderIndex(data), {}
+    for name, loader in LOADERS.items():
+        try:
+            folder = _find(index, loader)
+        except DatabaseError as error:  # two folders that differ by case: one database must not hide the others
+            log.warning("%s cannot be told: %s", name, error)
+            continue
+        if folder is not None:
+            found[name] = folder
+    return found
 
 
 def _find(index: FolderIndex, loader: Loader) -> Path | None:

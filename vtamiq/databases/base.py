@@ -134,9 +134,9 @@ def validate_pairs(pairs: pd.DataFrame) -> pd.DataFrame:
     for those of `EXTRA_COLUMNS`.
 
     Raises DatabaseError naming the first bad row and its label: a column is missing or of another type, a name is empty,
-    a subset unknown, a path absolute or leading upwards, a score infinite, a pair listed twice, a content shown with two
-    reference images, a recipe without type and level, rows not sorted by `ref_id`, or `database`, `score_name`,
-    `higher_better` not the same throughout.
+    a subset unknown, a path absolute or leading upwards, a score infinite, a pair listed twice, a `ref_id` with two
+    reference images or contents, a reference image with two contents, a recipe without type and level, rows not sorted by
+    `ref_id`, or `database`, `score_name`, `higher_better` not the same throughout.
     """
     _check_columns(pairs, PAIR_COLUMNS | {name: EXTRA_COLUMNS[name] for name in EXTRA_COLUMNS if name in pairs})
     _check_rows(pairs, ("ref_path", "dist_path"))
@@ -156,6 +156,9 @@ def validate_pairs(pairs: pd.DataFrame) -> pd.DataFrame:
         _refuse(pairs, pairs["content"].isna(), "empty content")
         first = pairs.groupby("ref_id", sort=False)["content"].transform("first")
         _refuse(pairs, pairs["content"] != first, "second content of one ref_id")
+    shown = pairs["content"] if "content" in pairs else pairs["ref_id"]
+    first = shown.groupby(pairs["ref_path"], sort=False).transform("first")
+    _refuse(pairs, shown != first, "one reference image is two contents (splits would part them), the second is")
     if "recipe_seed" in pairs:
         _refuse(pairs, pairs[["dist_type", "level"]].isna().any(axis=1), "a recipe needs a type and a level")
     return pairs
@@ -407,5 +410,7 @@ def path_parts(name: str) -> list[str]:
     """Components of a relative path; DatabaseError if it is absolute, leads upwards or is empty."""
     parts = [part for part in name.replace("\\", "/").split("/") if part != "."]
     if re.search(_UNSAFE_PATH, name.replace("\\", "/")) or not all(parts) or not parts:
-        raise DatabaseError(f"{name!r} is no path within the database: absolute names and '..' are refused")
+        raise DatabaseError(
+            f"{name!r} is no path within the database: absolute names, '..' and empty parts are refused"
+        )
     return parts

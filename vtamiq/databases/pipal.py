@@ -81,16 +81,33 @@ def load_pipal(root: str | Path, *, strict: bool = True, check_images: bool = Tr
     return rows.database(PIPAL[part], check_images=check_images, extra=["variant"])
 
 
+def parts_of(index: FolderIndex) -> list[str]:
+    """The parts of which a copy has something: references, distorted images or labels; "train" if it has nothing."""
+    quarters = {"train": (*_LABELS, *_QUARTERS)}
+    names = {part: (*_FOLDERS[part][0], *_FOLDERS[part][1], *quarters.get(part, ())) for part in PIPAL}
+    return [part for part in PIPAL if any(index.get(name) for name in names[part])] or ["train"]
+
+
 def _read_labels(index: FolderIndex, strict: bool) -> LabelRows:
     """The rows of all label files; a file called after a reference may only have images of it."""
     folder = index.first(*_LABELS)
     files = index.files(folder, [".txt"])
     if not files:
         raise DatabaseError(f"{index.root / folder} has no label files (.txt); is the copy complete?")
-    parts = [LabelRows.read(index, file, ("dist_path", "score"), header=False, strict=strict) for file in files]
-    for part, file in zip(parts, files, strict=True):
+    parts, omissions = [], []
+    for file in files:
+        try:
+            part = LabelRows.read(index, file, ("dist_path", "score"), header=False, strict=strict)
+        except DatabaseError as error:
+            if strict or len(files) == 1:
+                raise
+            omissions.append(str(error))
+            continue
         part.table["file"] = Path(file).stem
-    omissions = [said for part in parts for said in part.omissions]
+        parts.append(part)
+    if not parts:
+        raise DatabaseError(f"none of the {len(files)} label files can be used. {omissions[0]}")
+    omissions += [said for part in parts for said in part.omissions]
     rows = LabelRows(index, pd.concat([part.table for part in parts]), strict=strict, omissions=omissions)
     rows.number("score")
     named = rows.table["file"].str.fullmatch(r"A\d{4}", case=False)

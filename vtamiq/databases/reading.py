@@ -105,14 +105,14 @@ class LabelRows:
         names = [column.lower() for column in columns]
         if header is not False:
             number, first = next(lines)
-            words = _split_fields([first], separator)[0]
+            words = _split_fields([first], separator, name)[0]
             names = _header(words, columns, f"{name}:{number}") if header else names
             if header is None and any(map(_is_number, words)):
                 raise DatabaseError(f"{name}:{number}: a header was expected, found numbers")
             columns = [*columns, *(column for column in optional if column.lower() in names)]
         blocks = []
         while block := list(islice(lines, _BLOCK)):
-            fields = _split_fields([line for _, line in block], separator)
+            fields = _split_fields([line for _, line in block], separator, name)
             if len(fields) != len(block):
                 raise DatabaseError(f"{name}: a quotation mark is not closed")
             whole = (row if len(row) == len(names) else [""] * len(names) for row in fields)
@@ -414,10 +414,15 @@ def _fields(template: str) -> list[str]:
     return [name for _, name, _, _ in Formatter().parse(template) if name]
 
 
-def _split_fields(lines: list[str], separator: str | None) -> list[list[str]]:
+def _split_fields(lines: list[str], separator: str | None, name: str) -> list[list[str]]:
     if separator is None:
         return [line.split() for line in lines]
-    rows = list(csv.reader(io.StringIO("\n".join(lines), newline=""), delimiter=separator))
+    # A field with a quotation mark that is not closed would swallow the lines that follow: as one field, it is of no row.
+    lines = [line if line.count('"') % 2 == 0 else "" for line in lines]
+    try:
+        rows = [row or [""] for row in csv.reader(io.StringIO("\n".join(lines), newline=""), delimiter=separator)]
+    except csv.Error as error:
+        raise DatabaseError(f"{name}: {error}; is a quotation mark not closed?") from error
     if not any(" " in line or "\t" in line for line in lines):
         return rows  # most large files: half the time
     return [[field.strip() for field in row] for row in rows]

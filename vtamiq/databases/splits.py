@@ -3,22 +3,26 @@
 All are by reference content, never by row: distorted versions of one picture are not independent.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 
 from vtamiq.databases.base import Database, DatabaseError
 from vtamiq.databases.pieapp import listing_order
 
 __all__ = ["ORIGINAL_SPLITS", "leave_one_out", "original_split", "repeated_splits", "shared_pictures"]
 
-# Half-open ranges of references in plain character order, from the configuration of the authors' repository (2024). PIPAL
-# is validated on its test part. KADIS has no entry: all of it is trained on.
+log = logging.getLogger(__name__)
+
+# Half-open ranges of references in plain character order, from the configuration of the authors' repository (2024): train,
+# val, test; of PIPAL train and test, which is its val as well. KADIS has no entry: all of it is trained on.
 ORIGINAL_SPLITS: dict[str, tuple[tuple[int, int], ...]] = {
     "live": ((0, 17), (17, 23), (23, 29)),
     "csiq": ((0, 18), (18, 24), (24, 30)),
     "tid2008": ((0, 15), (15, 20), (20, 25)),
     "tid2013": ((0, 15), (15, 20), (20, 25)),
     "kadid10k": ((0, 49), (49, 65), (65, 81)),
-    "pipal": ((0, 160), (160, 200), (160, 200)),
+    "pipal": ((0, 160), (160, 200)),
     "pieapp": ((0, 130), (130, 135), (135, 140)),  # of its train part, in the order of its label files
 }
 
@@ -39,8 +43,9 @@ def repeated_splits(
     return (database.split(ratios, seed + repeat) for repeat in range(repeats))
 
 
-def original_split(database: Database, *, off_by_one: bool = False) -> tuple[Database, Database, Database]:
-    """(train, val, test) as fixed in the configuration of the authors' repository, by the order of the references.
+def original_split(database: Database, *, off_by_one: bool = False) -> tuple[Database, ...]:
+    """(train, val, test), or (train, test) for PIPAL, as fixed in the configuration of the authors' repository, by the
+    order of the references.
 
     Args:
         database: a complete copy of a key of `ORIGINAL_SPLITS`; of PieAPP, its train part is split.
@@ -73,11 +78,16 @@ def original_split(database: Database, *, off_by_one: bool = False) -> tuple[Dat
 def leave_one_out(databases: Sequence[Database]) -> Iterator[tuple[list[Database], Database]]:
     """(databases to train on, database to test on), each database being tested on in turn.
 
+    Databases with pictures from one source, which are no test on unseen contents, are warned about in the log.
+
     Raises DatabaseError for fewer than two databases, or two of one name.
     """
     names = [database.name for database in databases]
     if len(names) < 2 or len(set(names)) < len(names):
         raise DatabaseError(f"leaving one out needs two or more different databases, got {', '.join(names) or 'none'}")
+    for first, second in combinations(names, 2):
+        if source := shared_pictures(first, second):
+            log.warning("%s and %s have pictures from the same source: %s", first, second, source)
     return ((list(databases[:i]) + list(databases[i + 1 :]), database) for i, database in enumerate(databases))
 
 

@@ -88,14 +88,19 @@ def _add_spread(rows: LabelRows) -> None:
     if rows.index.get(SPREAD) is None:
         return
     spread = LabelRows.read(rows.index, SPREAD, ("std",), header=False, separator=None, strict=rows.strict)
-    counts = [len(part.table) + len(part.omissions) for part in (rows, spread)]
-    if counts[0] != counts[1]:
+    line, std_line = (part.table["label_source"].str.rpartition(":")[2] for part in (rows, spread))
+    lines = [
+        {*numbers, *(said.split(":")[1] for said in part.omissions)}
+        for part, numbers in ((rows, line), (spread, std_line))
+    ]
+    if lines[0] != lines[1]:  # blank lines count: one more above would give every image its neighbour's value
         raise DatabaseError(
-            f"{LABELS} has {counts[0]} lines and {SPREAD} {counts[1]}, in {rows.index.root}: nothing tells which belong "
-            f"together; restore both, or remove {SPREAD} to go without standard deviations"
+            f"{LABELS} has {len(lines[0])} lines and {SPREAD} {len(lines[1])}, or blank ones elsewhere, in "
+            f"{rows.index.root}: nothing tells which belong together; restore both, or remove {SPREAD} to go without "
+            "standard deviations"
         )
     spread.number("std")
-    line, std_line = (part.table["label_source"].str.rpartition(":")[2] for part in (rows, spread))
+    std_line = spread.table["label_source"].str.rpartition(":")[2]
     rows.table["score_std"] = line.map(dict(zip(std_line, spread.table["std"], strict=True)))
     rows.refuse(rows.table["score_std"].isna(), f"{SPREAD} has no number in the same line")
 
