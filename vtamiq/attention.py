@@ -17,6 +17,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -132,6 +133,10 @@ def _twin(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
     if id(module) not in made:  # a part that has two names is one part in the twin, too
         twin = made[id(module)] = object.__new__(type(module))
         for name, value in vars(module).items():
+            if (
+                isinstance(value, MethodType) and value.__self__ is module
+            ):  # such as a `forward` that somebody has wrapped
+                value = MethodType(value.__func__, twin)
             twin.__dict__[name] = copy.copy(value) if isinstance(value, dict) else value
         twin.__dict__["_modules"] = {
             name: None if part is None else _twin(part, made) for name, part in module._modules.items()

@@ -54,7 +54,9 @@ def localise(values: np.ndarray, region: np.ndarray) -> dict[str, float]:
     known = np.isfinite(values)
     inside, values = region[known], values[known]
     if inside.all() or not inside.any():
-        raise ValueError(f"{inside.sum()} of {inside.size} pixels with a value are in the region: nothing to tell apart")
+        raise ValueError(
+            f"{inside.sum()} of {inside.size} pixels with a value are in the region: nothing to tell apart"
+        )
     highest = values == values.max()
     return {
         "auc": float(roc_auc_score(inside, values)),
@@ -69,7 +71,7 @@ def localised_maps(
     reference: ImageSource,
     distorted: ImageSource,
     *,
-    methods: Sequence[str] = METHODS[1:-1],
+    methods: Sequence[str] = METHODS[:-1],
     draws: Mapping[str, int] | int = 8,
     caps: CAPS | None = None,
     seed: int = 0,
