@@ -13,7 +13,6 @@ Letters in shape comments: K images (image 0 the reference), N patches, P patch 
 token, registers, patches), R tokens ahead of the patches, D width, H W image.
 """
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +136,7 @@ def _twin(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
                 isinstance(value, MethodType) and value.__self__ is module
             ):  # such as a `forward` that somebody has wrapped
                 value = MethodType(value.__func__, twin)
-            twin.__dict__[name] = copy.copy(value) if isinstance(value, dict) else value
+            twin.__dict__[name] = value.copy() if isinstance(value, dict) else value
         twin.__dict__["_modules"] = {
             name: None if part is None else _twin(part, made) for name, part in module._modules.items()
         }

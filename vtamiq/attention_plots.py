@@ -16,7 +16,18 @@ from matplotlib.image import AxesImage
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from vtamiq.plots import PAGE, _aspect, _check_columns, _check_images, _check_length, _figure, _panels, _styled
+from vtamiq.plots import (
+    PAGE,
+    _aspect,
+    _check_columns,
+    _check_images,
+    _check_length,
+    _cycle_colours,
+    _figure,
+    _markers,
+    _panels,
+    _styled,
+)
 
 __all__ = ["channel_gates", "map_grid", "pair_maps"]
 
@@ -110,7 +121,7 @@ def map_grid(
     columns: Sequence[str],
     *,
     notes: Sequence[Sequence[str]] | None = None,
-    width: float = PAGE,
+    width: float | None = None,
     label: str = "",
     title: str | None = None,
 ) -> Figure:
@@ -120,7 +131,7 @@ def map_grid(
         maps: rows of (H, W), all of one size.
         rows, columns: their names.
         notes: what to say below each map.
-        width: of the figure in inches.
+        width: of the figure in inches; default what the maps need, at most a page.
         label: of the colours.
         title: above all; say here what the model was trained on, above all if labels were synthetic.
     """
@@ -134,16 +145,18 @@ def map_grid(
              for name, row in zip(rows, maps, strict=True)]  # fmt: skip
     flat = [values for row in table for values in row]
     limits = _limits(flat, signed=min(np.nanmin(values) for values in flat) < 0)
-    figure, axes = _panels(len(rows), len(columns), width, shape[0] / shape[1], extra=0.34 if notes else 0.14)
+    width = width or min(PAGE, 0.8 + 1.55 * len(columns))
+    extra = 0.22 if notes else 0.06
+    figure, axes = _panels(len(rows), len(columns), width, shape[0] / shape[1])
+    figure.set_figheight(len(rows) * ((width - 0.8) / len(columns) * shape[0] / shape[1] + extra) + 0.2)
     for number, (ax, values) in enumerate(zip(axes, flat, strict=True)):
         row, column = divmod(number, len(columns))
         drawn = _draw_map(ax, values, limits)
         ax.set_title(columns[column] if row == 0 else "")
         ax.set_ylabel(rows[row] if column == 0 else "")
         ax.set_xlabel(notes[row][column] if notes else "")
-    bar = figure.colorbar(drawn, ax=axes, ticks=MaxNLocator(5), label=label, fraction=0.03, pad=0.01, aspect=40)
+    bar = figure.colorbar(drawn, ax=axes, ticks=MaxNLocator(5), label=label, fraction=0.2 / width, pad=0.01, aspect=30)
     bar.outline.set_visible(False)
-    figure.set_figheight(figure.get_figheight() + 0.2 * bool(title))
     _titled(figure, title)
     return figure
 
@@ -169,7 +182,7 @@ def channel_gates(table: pd.DataFrame, *, title: str | None = None) -> Figure:
     gates = table.pivot_table(index=["group", "block"], columns="channel", values="gate")
     first = table[(table["group"] == table["group"].min()) & (table["block"] == 0)].set_index("channel")["before"].abs()
     order = first.sort_values(ascending=False, kind="stable").index
-    figure = _figure(PAGE, 2.5 + 0.16 * len(gates))
+    figure = _figure(PAGE, 2.7 + 0.16 * len(gates))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(0.3 + 0.16 * len(gates), 1.7))
     picture = upper.imshow(gates[order], aspect="auto", cmap="viridis", interpolation="nearest")
     bar = figure.colorbar(picture, ax=upper, label="gate", ticks=MaxNLocator(4), fraction=0.04, pad=0.01)
@@ -179,10 +192,14 @@ def channel_gates(table: pd.DataFrame, *, title: str | None = None) -> Figure:
     upper.tick_params(length=0)
     place = np.arange(len(order))
     lower.bar(place, first[order], width=1, color=UNSEEN, label="difference that enters")
-    for group, part in table.groupby("group"):
-        after = part[part["block"] == part["block"].max()].set_index("channel")["after"].abs()
-        lower.plot(place, after[order], linewidth=0.9, label=f"after the blocks of group {group + 1}")
+    groups = table["group"].unique()
+    for group, colour, marker in zip(groups, _cycle_colours(len(groups)), _markers(len(groups)), strict=True):
+        of_group = table[table["group"] == group]
+        after = of_group[of_group["block"] == of_group["block"].max()].set_index("channel")["after"].abs()
+        look = {"color": colour, "marker": marker, "markersize": 2.5}
+        lower.plot(place, after[order], linestyle="", label=f"after the blocks of group {group + 1}", **look)
     lower.set(xlabel="channel, the largest difference first", ylabel="size", xlim=(-0.5, len(order) - 0.5))
-    lower.legend(loc="upper right")
+    lower.set_ylim(bottom=0)
+    figure.legend(loc="outside lower center", ncols=min(3, 1 + len(groups)))
     figure.suptitle(title)
     return figure

@@ -109,13 +109,22 @@ def compare_localisation(
 ) -> pd.DataFrame:
     """Measures of `localise` for every pair and map: a row each, with `pair`, `method` and `stability`.
 
+    The maps of a pair are measured on the same pixels, those that have a value in all; `seen` is still each map's own.
+
     Args:
         maps: pair → method → map and its stability, as `localised_maps` gives them.
         regions: pair → distorted region.
+
+    Raises:
+        ValueError: a pair without a region, or as `localise`.
     """
-    rows = [
-        {"pair": pair, "method": method, **localise(values, regions[pair]), "stability": stability}
-        for pair, of_pair in maps.items()
-        for method, (values, stability) in of_pair.items()
-    ]
+    rows = []
+    for pair, of_pair in maps.items():
+        if pair not in regions:
+            raise ValueError(f"there is no region for the pair {pair!r}")
+        common = np.all([np.isfinite(values) for values, _ in of_pair.values()], axis=0)
+        for method, (values, stability) in of_pair.items():
+            measured = localise(np.where(common, values, np.nan), regions[pair])
+            seen = float(np.isfinite(values).mean())
+            rows.append({"pair": pair, "method": method} | measured | {"seen": seen, "stability": stability})
     return pd.DataFrame(rows)
