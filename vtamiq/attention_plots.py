@@ -34,7 +34,7 @@ __all__ = ["channel_gates", "map_grid", "pair_maps"]
 UNSEEN = "#C9C9C9"
 UNSIGNED, DIVERGING = "magma", "PuOr_r"  # both stay apart for colour-blind readers
 LIMIT = 99.0  # percentile of the values that gets the last colour; the few above share it
-MAX_OUTLINE = 0.04  # share of pixels on the edge of a region: finer ones would hide the map below their outline
+MAX_OUTLINE = 0.02  # share of pixels on the edge of a region: outlines of finer ones would hide the map below
 
 
 def _check_map(values: np.ndarray, shape: tuple[int, int], name: str) -> np.ndarray:
@@ -65,8 +65,9 @@ def _outline(ax: Axes, region: np.ndarray) -> None:
     """A line around a region, on any ground; none around one so ragged that lines would hide what is below."""
     edges = (np.diff(region, axis=0) != 0).sum() + (np.diff(region, axis=1) != 0).sum()
     if region.any() and edges <= MAX_OUTLINE * region.size:
-        lines = ax.contour(np.pad(region, 1)[1:-1, 1:-1].astype(float), levels=[0.5], colors="white", linewidths=0.7)
+        lines = ax.contour(region.astype(float), levels=[0.5], colors="white", linewidths=0.7)
         lines.set_path_effects([withStroke(linewidth=1.5, foreground="black")])
+        lines.set_rasterized(True)  # as paths they would take more bytes than all the maps
 
 
 @_styled
