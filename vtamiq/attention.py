@@ -122,9 +122,13 @@ def _check_maps(number: int, attention: nn.Module, maps: list[Tensor], images: i
 
 
 def _twin_of(model: VTAMIQ) -> VTAMIQ:
+    return _twin(_checked(model), {})
+
+
+def _checked(model: VTAMIQ) -> VTAMIQ:
     if not isinstance(model, VTAMIQ):
         raise ValueError(f"model must be a VTAMIQ, got {type(model).__name__}")
-    return _twin(model, {})
+    return model
 
 
 def _twin(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
@@ -573,12 +577,6 @@ def _weigher(model: VTAMIQ, method: str, chosen: Mapping[str, int | None]) -> Ca
         return even_shares(tokens[:, 0, captured.prefix :])
 
     return weigh
-
-
-def _checked(model: VTAMIQ) -> VTAMIQ:
-    if not isinstance(model, VTAMIQ):
-        raise ValueError(f"model must be a VTAMIQ, got {type(model).__name__}")
-    return model
 
 
 def _check_index(name: str, index: int, low: int, high: int) -> None:
