@@ -6,6 +6,7 @@ better, 0 is a perfect copy.
 
 __version__ = "0.1.0"
 
+from vtamiq.attention import attention_maps
 from vtamiq.caps import CAPS, PatchSample
 from vtamiq.databases import Database, DatabaseError, load_database
 from vtamiq.distortions import DISTORTIONS, distort
@@ -24,6 +25,7 @@ __all__ = [
     "ImageError",
     "PatchSample",
     "VTAMIQConfig",
+    "attention_maps",
     "demo_database",
     "distort",
     "load_database",
