@@ -146,5 +146,5 @@ def test_tables_are_written_whole(tmp_path, suffix):
 
 
 def test_other_table_formats_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"\.parquet or \.csv"):
+    with pytest.raises(ValueError, match=r"\.parquet, \.csv or \.tex"):
         write_table(pd.DataFrame(), tmp_path / "table.xlsx")

@@ -30,14 +30,14 @@ FLOORS = {
     "processes": 0, "published": 0,
     "comparisons": 1, "caps": 1, "distortions": 1, "metrics": 1, "model": 1, "databases": 1,
     "synthesis": 2, "pairs": 2, "patches": 2, "predictions": 2, "attention": 2, "complexity": 2,
-    "initialise": 2,
-    "training": 3, "scoring": 3, "evaluation": 3, "baselines": 3,
+    "initialise": 2, "inference": 2,
+    "training": 3, "scoring": 3, "batch": 3, "modules": 3, "torchmetric": 3, "evaluation": 3, "baselines": 3,
     "plots": 4, "diagrams": 4, "explore": 4, "survey": 4, "protocol": 4, "pipeline": 4, "presets": 4,
     "__main__": 5,
 }  # fmt: skip
 SAME_FLOOR = {
     ("databases", "distortions"), ("patches", "pairs"), ("predictions", "patches"), ("diagrams", "plots"),
-    ("presets", "protocol"),
+    ("presets", "protocol"), ("batch", "scoring"), ("torchmetric", "modules"),
 }  # fmt: skip
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
 

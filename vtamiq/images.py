@@ -29,6 +29,7 @@ __all__ = [
     "ImageError",
     "ImageSource",
     "centre_crop",
+    "check_same_size",
     "check_uint8_rgb",
     "describe",
     "image_size",
@@ -89,11 +90,7 @@ def read_images(sources: Iterable[ImageSource], *, background: tuple[int, int, i
         raise ImageError("read_images needs at least one image")
     images = [read_image(source, background=background) for source in sources]
     for source, image in zip(sources, images, strict=True):
-        if image.shape != images[0].shape:
-            raise ImageError(
-                f"images differ in size: {describe(sources[0])} is {_size(images[0])} and {describe(source)} is "
-                f"{_size(image)} (width x height); crop or resize them to one size first"
-            )
+        check_same_size(sources[0], images[0], source, image)
     return np.stack(images)
 
 
@@ -299,6 +296,15 @@ def _is_tensor(source: Any) -> bool:
     # A tensor can only exist once torch is imported; reading files must not cost that import.
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(source, torch.Tensor)
+
+
+def check_same_size(source: Any, image: np.ndarray, other_source: Any, other: np.ndarray) -> None:
+    """Raise an `ImageError` that names both sources unless their images `(H, W, 3)` have one size."""
+    if other.shape != image.shape:
+        raise ImageError(
+            f"images differ in size: {describe(source)} is {_size(image)} and {describe(other_source)} is "
+            f"{_size(other)} (width x height); crop or resize them to one size first"
+        )
 
 
 def describe(source: Any) -> str:
