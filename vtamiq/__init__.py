@@ -11,7 +11,8 @@ from vtamiq.databases import Database, DatabaseError, load_database
 from vtamiq.distortions import DISTORTIONS, distort
 from vtamiq.images import ImageError, read_image, read_images
 from vtamiq.model import VTAMIQ, CheckpointError, VTAMIQConfig, preference
-from vtamiq.scoring import score
+from vtamiq.modules import VTAMIQLoss
+from vtamiq.scoring import ReferenceEmbedding, score
 from vtamiq.synthesis import demo_database, synthesize
 
 __all__ = [
@@ -23,7 +24,10 @@ __all__ = [
     "DatabaseError",
     "ImageError",
     "PatchSample",
+    "ReferenceEmbedding",
     "VTAMIQConfig",
+    "VTAMIQLoss",
+    "VTAMIQMetric",
     "demo_database",
     "distort",
     "load_database",
@@ -33,3 +37,15 @@ __all__ = [
     "score",
     "synthesize",
 ]
+
+
+def __getattr__(name: str):
+    if name == "VTAMIQMetric":  # only on demand: torchmetrics takes longer to import than all the rest
+        from vtamiq.torchmetric import VTAMIQMetric
+
+        return VTAMIQMetric
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
