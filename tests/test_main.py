@@ -18,6 +18,7 @@ from vtamiq import __version__, pipeline, scoring
 from vtamiq.__main__ import main
 from vtamiq.databases import load_database
 from vtamiq.databases.synthetic import MANIFEST
+from vtamiq.inference import fingerprint
 from vtamiq.model import VTAMIQ, VTAMIQConfig
 from vtamiq.predictions import caps_for
 
@@ -115,9 +116,11 @@ class TestScore:
             "standard_error": pytest.approx(error),
             "lower_better": True,
             "model": str(model),
+            "weights": fingerprint(network),
             "num_patches": 8,
             "repeats": 3,
             "seed": 0,
+            "precision": "float32",
         }
 
     def test_json_of_one_draw_has_no_standard_error(self, images, model, capsys):

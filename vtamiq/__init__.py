@@ -6,6 +6,7 @@ better, 0 is a perfect copy.
 
 __version__ = "0.1.0"
 
+from vtamiq.batch import score_table
 from vtamiq.caps import CAPS, PatchSample
 from vtamiq.databases import Database, DatabaseError, load_database
 from vtamiq.distortions import DISTORTIONS, distort
@@ -35,6 +36,7 @@ __all__ = [
     "read_image",
     "read_images",
     "score",
+    "score_table",
     "synthesize",
 ]
 

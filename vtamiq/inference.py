@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 import threading
 import weakref
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from torch import nn
 
 from vtamiq.model import VTAMIQ, CheckpointError
 
-__all__ = ["check_model", "evaluation", "fingerprint", "half_precision"]
+__all__ = ["check_model", "choose_device", "evaluation", "fingerprint", "half_precision"]
 
 NOT_FINITE = "the score is not finite: are the weights damaged, or is half precision too coarse for them?"
 HALF = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -70,6 +71,26 @@ def half_precision(device: torch.device, precision: str) -> contextlib.AbstractC
         raise ValueError(f"precision must be one of {', '.join(HALF)}, got {precision!r}")
     dtype = HALF[precision]
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def choose_device(name: str | None) -> torch.device:
+    """A device by name; None: the GPU of this process (torchrun's LOCAL_RANK) if there is one, else the CPU.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    if name is None:
+        return (
+            torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            if torch.cuda.is_available()
+            else torch.device("cpu")
+        )
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except Exception as error:  # each kind of device has its own way of being absent
+        raise ValueError(f"there is no device {name!r} here: {str(error).splitlines()[0]}") from error
+    return device
 
 
 def fingerprint(model: VTAMIQ) -> str:

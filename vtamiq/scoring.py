@@ -162,7 +162,7 @@ class ReferenceEmbedding:
         if self.model.config.zero_anchor:  # as in VTAMIQ.forward: an exact copy is exactly 0
             copies = [torch.equal(self._samples[draw].patches[0], cut) for draw, cut in chunk]
             q[torch.tensor(copies)] = 0.0
-        return _finite(q)
+        return q.double().numpy()
 
     def _encode(self, draws: Iterable[int], patches: Sequence[torch.Tensor]) -> torch.Tensor:
         device = next(self.model.parameters()).device
@@ -178,18 +178,14 @@ class ReferenceEmbedding:
 def forward(
     model: VTAMIQ, samples: Iterable[PatchSample], batch_size: int = 1, precision: str = "float32"
 ) -> np.ndarray:
-    """Scores (n,) float64 of samples of two images each, `batch_size` at a time.
-
-    Raises:
-        CheckpointError: a score is NaN or infinite.
-    """
+    """Scores (n,) float64 of samples of two images each, `batch_size` at a time; not checked for NaN."""
     device = next(model.parameters()).device
     scores = []
     with torch.inference_mode(), evaluation(model), half_precision(device, precision):
         for chunk in _chunks(samples, batch_size):
             inputs = (torch.stack([getattr(sample, name) for sample in chunk]) for name in ("patches", "uv", "scale"))
             scores.append(model(*(tensor.to(device) for tensor in inputs))[:, 0].float().cpu())
-    return _finite(torch.cat(scores))
+    return torch.cat(scores).double().numpy() if scores else np.empty(0)
 
 
 def patches_at(image: np.ndarray, sample: PatchSample) -> torch.Tensor:
@@ -259,14 +255,10 @@ def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield chunk
 
 
-def _finite(q: torch.Tensor) -> np.ndarray:
-    if not q.isfinite().all():
-        raise CheckpointError(NOT_FINITE)
-    return q.double().numpy()
-
-
 def _summary(draws: np.ndarray, single: bool, return_std: bool):
-    """Mean and standard error over draws (M, repeats), as `score` returns them."""
+    """Mean and standard error over draws (M, repeats), as `score` returns them. CheckpointError if one is not finite."""
+    if not np.isfinite(draws).all():
+        raise CheckpointError(NOT_FINITE)
     mean, error = mean_and_error(draws)
     if single:
         mean, error = float(mean[0]), float(error[0])
