@@ -14,6 +14,7 @@ Decisions, made once for the whole package:
 import io
 import os
 import sys
+import threading
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -40,6 +41,7 @@ __all__ = [
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor"
 WHITE = (255, 255, 255)
+_decoding = threading.Lock()
 _PHOTOMETRIC = 262  # the TIFF tag that says whether zero is white (0) or black (1)
 
 
@@ -166,6 +168,8 @@ def _from_file(path: Path, name: str, background: np.ndarray) -> np.ndarray:
     try:
         # Opened here: given a path, Pillow maps some TIFFs into memory, and then mixes up the rows of turned ones.
         with path.open("rb") as file, Image.open(file) as image:
+            if image.format == "EPS":
+                raise ImageError("PostScript is a program, not an image; convert it to PNG")
             limit = Image.MAX_IMAGE_PIXELS  # Pillow only warns up to twice this limit
             if limit is not None and image.width * image.height > limit:
                 raise ImageError(f"{image.width} x {image.height} pixels exceed Pillow's limit of {limit} pixels")
@@ -192,6 +196,9 @@ def _ends_well(image: Image.Image, file: BinaryIO) -> bool:
 
 def _from_pil(image: Image.Image, name: str, background: np.ndarray) -> np.ndarray:
     try:
+        with _decoding:  # the file of an image that is not decoded yet, for the first of several threads alone
+            image.load()
+            image.getexif()
         return _decode(image, background)
     except Exception as error:  # an image opened by the caller is decoded only now, see _from_file
         raise ImageError(f"cannot read {name}: {error or type(error).__name__}") from error
@@ -202,6 +209,9 @@ def _from_array(array: np.ndarray, name: str, background: np.ndarray) -> np.ndar
         raise ImageError(f"{name} must have shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
     if array.size == 0:
         raise ImageError(f"{name} is empty")
+    if np.ma.is_masked(array):
+        raise ImageError(f"{name} has masked values; fill them first")
+    array = np.asarray(array)  # sub-classes have rules of their own
     try:
         samples = _to_uint8(array)
     except ValueError as error:

@@ -158,11 +158,11 @@ class ReferenceEmbedding:
         draws, patches = zip(*chunk, strict=True)
         embeddings = self._encode(draws, patches)  # (b, 1, D)
         with torch.inference_mode(), evaluation(self.model), half_precision(embeddings.device, self.precision):
-            q = self.model.compare(self._embeddings[list(draws)], embeddings)[:, 0].float().cpu()
-        if self.model.config.zero_anchor:  # as in VTAMIQ.forward: an exact copy is exactly 0
-            copies = [torch.equal(self._samples[draw].patches[0], cut) for draw, cut in chunk]
-            q[torch.tensor(copies)] = 0.0
-        return q.double().numpy()
+            q = self.model.compare(self._embeddings[list(draws)], embeddings)[:, 0].double().cpu().numpy()
+        if not self.model.config.zero_anchor:
+            return q
+        copies = [torch.equal(self._samples[draw].patches[0], cut) for draw, cut in chunk]
+        return np.where(copies, 0.0, q)  # as in VTAMIQ.forward: an exact copy is exactly 0
 
     def _encode(self, draws: Iterable[int], patches: Sequence[torch.Tensor]) -> torch.Tensor:
         device = next(self.model.parameters()).device
