@@ -273,7 +273,7 @@ def test_twelve_megapixels_in_bounded_memory(model):
     tracemalloc.stop()
     assert np.isfinite(q)
     assert q != 0
-    assert peak / 12e6 < 100
+    assert peak / 12e6 < 40
 
 
 # ----------------------------------------------------------------------------------------------------------------- threads

@@ -199,9 +199,10 @@ def score_table(
 ) -> pd.DataFrame | None:
     """Score every pair of a table.
 
-    >>> table = score_table(pd.DataFrame({"reference": ["a.png"], "distorted": ["missing.png"]}), model=model)
-    >>> table["q"].isna().tolist(), table["error"].tolist()
-    ([True], ['cannot read a.png: no such file'])
+    >>> pairs = pd.DataFrame({"reference": ["a.png", "a.png"], "distorted": ["a.png", "missing.png"]})
+    >>> table = score_table(pairs, model=model)
+    >>> table["q"].tolist(), table["error"].tolist()
+    ([0.0, nan], ['', 'cannot read missing.png: no such file'])
 
     Given `out`, the work can be interrupted at any time and goes on with the same call. When `out` is there already, rows
     that have a score keep it, and rows that are new or had an error are scored. Without `out` nothing is written.

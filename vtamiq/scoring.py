@@ -1,8 +1,8 @@
 """Score image pairs with a model: one reference against one or many distorted versions, or pair by pair.
 
-A score is made from a few hundred patches, so the network costs the same for every size of image. Reading the images and
-finding the places to look at grow with the number of pixels. One pair is held at a time: below 100 bytes a pixel, the
-decoded pair, its weight map and the sums over it included (about 1.2 GB at 12 megapixels), and what the model takes.
+A score is made from a few hundred patches, so the network costs the same for every size of image; reading the images and
+finding the places to look at grow with the number of pixels. One pair is held at a time, and finding the places takes about
+35 bytes a pixel beside what the caller holds: 0.4 GB at 12 megapixels, and what the model takes, whatever the size.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
