@@ -19,7 +19,7 @@ from PIL import Image
 
 from tests.small import TINY, small_database
 from vtamiq import batch
-from vtamiq.__main__ import main
+from vtamiq.__main__ import _spare_cores, main
 from vtamiq.batch import pair_folders, read_pairs, read_scores, score_table
 from vtamiq.caps import CAPS
 from vtamiq.inference import fingerprint
@@ -566,6 +566,14 @@ class TestShell:
         with pytest.raises(SystemExit):
             main(["score", "--pairs", str(folder / "pairs.csv"), "--model", str(model_folder)])
         assert "several processes need --out" in capsys.readouterr().err
+
+    def test_processes_share_the_cores_of_a_machine(self, monkeypatch):
+        monkeypatch.setattr("vtamiq.processes.count_workers", lambda _: 16)
+        assert _spare_cores() == 15
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+        assert _spare_cores() == 3
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+        assert _spare_cores() == 1
 
 
 def terminate_when(true):

@@ -95,7 +95,7 @@ def _score_many(arguments: argparse.Namespace) -> int:
         arguments.pairs or pair_folders(arguments.ref_dir, arguments.dist_dir),
         arguments.out,
         root=arguments.root,
-        workers=count_workers(arguments.workers),
+        workers=_spare_cores() if arguments.workers is None else count_workers(arguments.workers),
         progress=sys.stderr.isatty() and rank == 0,
         rank=rank,
         world_size=world_size,
@@ -108,6 +108,13 @@ def _score_many(arguments: argparse.Namespace) -> int:
     if not arguments.out:
         print(to_json(table) if arguments.json else table.to_csv(index=False), end="\n" if arguments.json else "")
     return _report(table, arguments)
+
+
+def _spare_cores() -> int:
+    """Cores that the network of this process, or of its neighbours under torchrun, leaves over; at least one."""
+    from vtamiq.processes import count_workers
+
+    return max(1, count_workers(None) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1)
 
 
 def _report(table: "pd.DataFrame", arguments: argparse.Namespace) -> int:
@@ -284,7 +291,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     command.add_argument("--precision", default="float32", metavar="TYPE", help="float32, float16 or bfloat16")
     command.add_argument("--batch-size", type=_positive, metavar="N", help="draws at once (default: 1, on a GPU 32)")
-    command.add_argument("--workers", type=int, metavar="N", help="processes that read images (default: one per core)")
+    command.add_argument(
+        "--workers", type=int, metavar="N", help="processes that read images (default: one per core but one)"
+    )
     command.add_argument("--json", action="store_true", help="print JSON, with all that a score depends on")
 
     command = commands.add_parser("databases", allow_abbrev=False, help="what databases are here, and are they whole?")
