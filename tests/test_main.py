@@ -18,6 +18,7 @@ from vtamiq import __version__, pipeline, scoring
 from vtamiq.__main__ import main
 from vtamiq.databases import load_database
 from vtamiq.databases.synthetic import MANIFEST
+from vtamiq.inference import fingerprint
 from vtamiq.model import VTAMIQ, VTAMIQConfig
 from vtamiq.predictions import caps_for
 
@@ -115,9 +116,11 @@ class TestScore:
             "standard_error": pytest.approx(error),
             "lower_better": True,
             "model": str(model),
+            "weights": fingerprint(network),
             "num_patches": 8,
             "repeats": 3,
             "seed": 0,
+            "precision": "float32",
         }
 
     def test_json_of_one_draw_has_no_standard_error(self, images, model, capsys):
@@ -172,6 +175,34 @@ class TestScore:
         reference = str(images / "reference.png")
         assert main(["score", reference, reference, "--model", "someone/vtamiq", "--patches", "8"]) == 0
         assert float(capsys.readouterr().out) == 0
+
+    def test_network_is_asked_only_with_download(self, images, model, monkeypatch, capsys):
+        asked = []
+        monkeypatch.setattr("vtamiq.model._snapshot", lambda name, download, _: asked.append((name, download)) or model)
+        command = ["score", *[str(images / "reference.png")] * 2, "--model", "someone/vtamiq", "--patches", "8"]
+        assert main(command) == main([*command, "--download"]) == 0
+        assert asked == [("someone/vtamiq", False), ("someone/vtamiq", True)]
+
+    def test_a_failed_download_says_why(self, images, monkeypatch, capsys):
+        def offline(*_, **__):
+            raise ConnectionError("no route to host")
+
+        monkeypatch.setattr("vtamiq.model.snapshot_download", offline)
+        assert main(["score", *[str(images / "reference.png")] * 2, "--model", "someone/vtamiq", "--download"]) == 2
+        assert "no route to host" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("options", [["--precision", "bfloat16"], ["--batch-size", "3"], ["--device", "cpu"]])
+    def test_options_of_speed_change_little(self, images, model, options, capsys):
+        command = ["score", *(str(images / f"{name}.png") for name in ("reference", "noisy")), "--model", str(model)]
+        command += ["--repeats", "3", "--patches", "8", "--json"]
+        main(command)
+        expected = json.loads(capsys.readouterr().out)
+        assert main([*command, *options]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["q"] == pytest.approx(expected["q"], abs=1e-2)
+        if options[0] == "--device":
+            assert found == expected
+        assert found["precision"] == (options[1] if options[0] == "--precision" else "float32")
 
     def test_without_a_model(self, images, capsys):
         pair = [str(images / "reference.png"), str(images / "noisy.png")]

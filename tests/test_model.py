@@ -1,6 +1,8 @@
 """The network against the original implementation, timm's ViT and its own promises."""
 
+import copy
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -474,6 +476,107 @@ def test_a_name_that_is_too_long_is_refused():
 def test_missing_model_is_refused_without_network():
     with pytest.raises(CheckpointError, match="download=True"):
         VTAMIQ.from_pretrained("nobody/no-such-model")
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*_):
+        pytest.fail("the network was asked")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+
+
+def fake_cache(folder, model, revision="main"):
+    """`someone/vtamiq` as the Hugging Face cache keeps it."""
+    snapshot = folder / "models--someone--vtamiq" / "snapshots" / "0123abc"
+    model.save_pretrained(snapshot)
+    references = folder / "models--someone--vtamiq" / "refs"
+    references.mkdir()
+    (references / revision).write_text("0123abc")
+    return snapshot
+
+
+@pytest.mark.usefixtures("no_network")
+def test_hub_id_comes_from_the_cache_without_network(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    snapshot = fake_cache(tmp_path, tiny)
+    loaded = VTAMIQ.from_pretrained("someone/vtamiq")
+    assert loaded.origin == "someone/vtamiq"
+    for name, value in tiny.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
+    assert VTAMIQ.from_pretrained("someone/vtamiq", revision="main").origin == "someone/vtamiq@main"
+    for missing in (("someone/vtamiq", "v2"), ("someone/else", None)):
+        with pytest.raises(CheckpointError, match=r"pass download=True"):
+            VTAMIQ.from_pretrained(missing[0], revision=missing[1])
+    (snapshot / "model.safetensors").unlink()  # a download that was broken off
+    with pytest.raises(CheckpointError, match=r"has no model\.safetensors"):
+        VTAMIQ.from_pretrained("someone/vtamiq")
+
+
+def test_network_is_asked_only_with_download(tiny, tmp_path, monkeypatch):
+    asked = []
+    tiny.save_pretrained(tmp_path)
+    monkeypatch.setattr(
+        "vtamiq.model.snapshot_download", lambda name, **options: asked.append(options) or str(tmp_path)
+    )
+    VTAMIQ.from_pretrained("someone/vtamiq")
+    VTAMIQ.from_pretrained("someone/vtamiq", download=True, revision="v1")
+    assert [options["local_files_only"] for options in asked] == [True, False]
+    assert [options["revision"] for options in asked] == [None, "v1"]
+    assert all(options["allow_patterns"] == ["config.json", "model.safetensors"] for options in asked)
+
+
+def test_a_failing_network_is_one_clear_error(monkeypatch):
+    def offline(*_, **__):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("vtamiq.model.snapshot_download", offline)
+    with pytest.raises(CheckpointError, match=r"`someone/vtamiq` is neither a folder nor to be had .*no route to host"):
+        VTAMIQ.from_pretrained("someone/vtamiq", download=True)
+
+
+class Bomb:
+    def __reduce__(self):
+        return pytest.fail, ("it was unpickled",)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "weights.pth", "last.ckpt"])
+def test_pickled_weights_are_not_read(tiny, tmp_path, name):
+    tiny.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / name).write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(CheckpointError, match=rf"has no model\.safetensors.*pickled weights \({name}\) are not read"):
+        VTAMIQ.from_pretrained(tmp_path)
+
+
+def test_a_pickle_under_another_name_is_not_unpickled(tiny, tmp_path):
+    tiny.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(CheckpointError, match="damaged or truncated"):
+        VTAMIQ.from_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="cannot be read as a checkpoint of tensors"):
+        VTAMIQ.from_original(tmp_path / "model.safetensors")
+    np.savez(tmp_path / "vit.npz", embedding=np.array([Bomb()], dtype=object))
+    with pytest.raises(CheckpointError, match=r"vit\.npz"):
+        VTAMIQ.from_vit(TINY, pretrained=tmp_path / "vit.npz")
+
+
+def test_weights_that_are_not_finite_are_refused(tiny, tmp_path):
+    broken = copy.deepcopy(tiny)
+    with torch.no_grad():
+        broken.head.output.bias.fill_(torch.nan)
+    broken.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"`head\.output\.bias` holds NaN or infinite"):
+        VTAMIQ.from_pretrained(tmp_path)
+
+
+def test_a_configuration_beyond_all_memory_is_refused(tiny, tmp_path):
+    tiny.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"width": 2**40, "num_heads": 1}))
+    with pytest.raises(CheckpointError, match=r"config\.json: not a VTAMIQ configuration"):
+        VTAMIQ.from_pretrained(tmp_path)
 
 
 def test_empty_folder_is_refused(tmp_path):

@@ -1,19 +1,74 @@
 """VTAMIQ: Vision Transformer for Attention Modulated Image Quality (Chubarau & Clark 2021, arXiv:2110.01655).
 
-A full-reference image quality metric: `score(reference, distorted, model=...)` says how distorted an image looks. Lower is
-better, 0 is a perfect copy.
+A full-reference image quality metric: it says how distorted an image looks beside its reference. **Lower is better, 0 is a
+perfect copy** (exactly 0 for models with `zero_anchor`). There is no upper bound, and nothing keeps a model from giving a
+nearly perfect copy a score slightly below 0: see `VTAMIQ.score_range`. What a number means depends on the weights, on the
+labels that they were trained on: compare scores of one model only. `model.origin` says where its weights come from, and
+`vtamiq.inference.fingerprint(model)` tells them from any others.
+
+>>> import vtamiq
+>>> q = vtamiq.score(reference, distorted, model=model)  # paths, PIL images, arrays, tensors, or lists of them
+>>> mean, standard_error = vtamiq.score(reference, distorted, model=model, repeats=8, return_std=True)
+>>> table = vtamiq.score_table("pairs.csv", "scores.csv", model=model)  # resumable; columns reference, distorted
+>>> embedding = vtamiq.ReferenceEmbedding(reference, model=model)  # one reference, many versions
+>>> loss = vtamiq.VTAMIQLoss(model, new_places=True)  # loss(x, y).backward() reaches the pixels of x
+>>> metric = vtamiq.VTAMIQMetric(model)  # torchmetrics
+
+Coming from pyiqa, piq or LPIPS
+
+    ==================  =============================  =====================  ====================  ======================
+                        vtamiq                         pyiqa                  piq                   lpips
+    ==================  =============================  =====================  ====================  ======================
+    make it             VTAMIQ.from_pretrained(…)      create_metric("lpips") LPIPS()               LPIPS(net="alex")
+    call it             score(reference, distorted)    metric(dist, ref)      metric(dist, ref)     metric(a, b)
+    as a loss           VTAMIQLoss(model)(dist, ref)   as_loss=True           the same module       the same module
+    images              any kind and size; tensors     paths, or tensors      tensors (N, C, H, W)  tensors (N, 3, H, W)
+                        in [0, 1]                      in [0, 1]              in [0, data_range]    in [-1, 1]
+    result              float, or array (M,)           tensor                 tensor, reduced       tensor (N, 1, 1, 1)
+    direction           lower_better is True           lower_better           by metric             lower is better
+    weights             from where you say; nothing    downloaded when made   downloaded when made  backbone downloaded,
+                        is fetched unasked                                                          the rest shipped
+    randomness          patches drawn by seed          none                   none                  none
+    ==================  =============================  =====================  ====================  ======================
+
+    Mind the order: `score` takes the reference first, as one speaks of it; `VTAMIQLoss` and `VTAMIQMetric` take the
+    distorted image first, as piq's and torchmetrics' modules do.
+
+Choosing the number of patches
+
+    `score(..., caps=CAPS(num_patches=N), repeats=K)`. N patches make one draw, K draws are averaged.
+
+    - Start with the number that the model was trained with, 256 if nothing is said. Another number is not only noisier or
+      surer, it is another input: the model may answer it with a shift of all scores.
+    - K draws divide the variance by K, since they are independent: the standard error of the mean is s / sqrt(K), with s
+      the standard deviation between draws, and `return_std` estimates it. To tell two versions apart whose scores differ by
+      d, choose K so that the standard error is well below d / 2; four times the draws halve it.
+    - More patches in a draw lower s too, but more slowly than 1 / sqrt(N): attention weighs patches unequally, and what it
+      makes of them is not an average. On the demo model s went down about as N to the power of -1/4: sixteen times the
+      patches halved it, as four times the draws do for the mean. Notebook 00 measures yours (`figures/score_spread.csv`).
+    - Time grows with K N for the network, and a little faster in N for its attention; each draw also looks at the whole
+      images once to find its places.
+    - Scores at the same seed share much of their noise when the versions differ in the same places. For ranking versions of
+      one reference, `ReferenceEmbedding` or `shared_positions=True` compares all of them at the same places.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-from vtamiq.attention import attention_maps
-from vtamiq.caps import CAPS, PatchSample
-from vtamiq.databases import Database, DatabaseError, load_database
-from vtamiq.distortions import DISTORTIONS, distort
-from vtamiq.images import ImageError, read_image, read_images
-from vtamiq.model import VTAMIQ, CheckpointError, VTAMIQConfig, preference
-from vtamiq.scoring import score
-from vtamiq.synthesis import demo_database, synthesize
+if TYPE_CHECKING:
+    from vtamiq.attention import attention_maps
+    from vtamiq.batch import score_table
+    from vtamiq.caps import CAPS, PatchSample
+    from vtamiq.databases import Database, DatabaseError, load_database
+    from vtamiq.distortions import DISTORTIONS, distort
+    from vtamiq.images import ImageError, read_image, read_images
+    from vtamiq.model import VTAMIQ, CheckpointError, VTAMIQConfig, preference
+    from vtamiq.modules import VTAMIQLoss
+    from vtamiq.scoring import ReferenceEmbedding, score
+    from vtamiq.synthesis import demo_database, synthesize
+    from vtamiq.torchmetric import VTAMIQMetric
 
 __all__ = [
     "CAPS",
@@ -24,7 +79,10 @@ __all__ = [
     "DatabaseError",
     "ImageError",
     "PatchSample",
+    "ReferenceEmbedding",
     "VTAMIQConfig",
+    "VTAMIQLoss",
+    "VTAMIQMetric",
     "attention_maps",
     "demo_database",
     "distort",
@@ -33,5 +91,34 @@ __all__ = [
     "read_image",
     "read_images",
     "score",
+    "score_table",
     "synthesize",
 ]
+
+# Where each name lives. It is imported when it is first asked for: reading a database or an image costs no torch.
+_HOMES = {
+    "attention": ("attention_maps",),
+    "batch": ("score_table",),
+    "caps": ("CAPS", "PatchSample"),
+    "databases": ("Database", "DatabaseError", "load_database"),
+    "distortions": ("DISTORTIONS", "distort"),
+    "images": ("ImageError", "read_image", "read_images"),
+    "model": ("VTAMIQ", "CheckpointError", "VTAMIQConfig", "preference"),
+    "modules": ("VTAMIQLoss",),
+    "scoring": ("ReferenceEmbedding", "score"),
+    "synthesis": ("demo_database", "synthesize"),
+    "torchmetric": ("VTAMIQMetric",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -16,30 +17,48 @@ from typing import TYPE_CHECKING
 from vtamiq import __version__
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from vtamiq.model import VTAMIQ
 
 TRAINED = "runs/demo/03_weak_pretraining/run/model"  # what `make reproduce` leaves for --model
 SHOWN_PROBLEMS = 3  # of a database
+SHOWN_ROWS = 20  # of those that could not be scored
+SCORE_HELP = """\
+Score one pair of images, a table of pairs, or two folders. Lower is better.
+
+A table or two folders can be interrupted at any time: the same command goes on. Rows that have a score in --out keep it;
+bad rows have their reason in the column `error`, are named at the end, and the exit status is then 1.
+
+Folders: the reference of dist/NAME.jpg is ref/NAME.*; failing that, that of dist/NAME_anything.jpg is ref/NAME.*.
+Capitals and subfolders do not matter. Where several references are possible, nothing is scored.
+
+Several processes or GPUs: torchrun --nproc-per-node 4 -m vtamiq score --pairs pairs.csv --out scores.csv --model FOLDER
+The last process to finish writes the table; if some were killed, start again with as many processes as you like."""
 ERROR_WIDTH = 60  # of the printed summary; summary.csv has errors whole
 
 
 def run_score(arguments: argparse.Namespace) -> int:
-    from vtamiq.caps import CAPS
-    from vtamiq.predictions import caps_for
+    pair = (arguments.reference, arguments.distorted)
+    folders = (arguments.ref_dir, arguments.dist_dir)
+    if None in pair and pair != (None, None):
+        arguments.refuse("the following arguments are required: DIST")
+    if None in folders and folders != (None, None):
+        arguments.refuse("--ref-dir and --dist-dir go together")
+    if sum(given is not None for given in (pair[0], arguments.pairs, folders[0])) != 1:
+        arguments.refuse("give either REF and DIST, or --pairs, or --ref-dir and --dist-dir")
+    return _score_one(arguments) if pair[0] else _score_many(arguments)
+
+
+def _score_one(arguments: argparse.Namespace) -> int:
+    from vtamiq.inference import fingerprint
     from vtamiq.scoring import score
 
-    model = _load(arguments.model) if arguments.model else None
-    changes = {"num_patches": arguments.patches} if arguments.patches else {}
-    caps = caps_for(model, **changes) if model else CAPS(**changes)
-    q, error = score(
-        arguments.reference,
-        arguments.distorted,
-        model=model,
-        repeats=arguments.repeats,
-        seed=arguments.seed,
-        caps=caps,
-        return_std=True,
-    )
+    for option in ("out", "root", "workers"):
+        if getattr(arguments, option) is not None:
+            arguments.refuse(f"--{option} is for tables of pairs")
+    model, options = _scorer(arguments)
+    q, error = score(arguments.reference, arguments.distorted, model=model, return_std=True, **options)
     if arguments.json:
         result = {
             "reference": arguments.reference,
@@ -48,9 +67,11 @@ def run_score(arguments: argparse.Namespace) -> int:
             "standard_error": float(error) if arguments.repeats > 1 else None,
             "lower_better": True,
             "model": arguments.model,
-            "num_patches": caps.num_patches,
+            "weights": fingerprint(model),
+            "num_patches": options["caps"].num_patches,
             "repeats": arguments.repeats,
             "seed": arguments.seed,
+            "precision": arguments.precision,
         }
         print(json.dumps(result, indent=2))
     else:
@@ -58,13 +79,81 @@ def run_score(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _load(folder_or_id: str) -> "VTAMIQ":
+def _score_many(arguments: argparse.Namespace) -> int:
+    from vtamiq.batch import pair_folders, score_table, to_json
+    from vtamiq.processes import count_workers
+
+    rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    if arguments.out and arguments.json:
+        arguments.refuse("--json prints to the screen; for a file, give --out a name that ends in .json")
+    if arguments.root is not None and not arguments.pairs:
+        arguments.refuse("--root is for --pairs")
+    if world_size > 1 and not arguments.out:
+        arguments.refuse("several processes need --out, where their scores meet")
+    model, options = _scorer(arguments)
+    table = score_table(
+        arguments.pairs or pair_folders(arguments.ref_dir, arguments.dist_dir),
+        arguments.out,
+        root=arguments.root,
+        workers=_spare_cores() if arguments.workers is None else count_workers(arguments.workers),
+        progress=sys.stderr.isatty() and rank == 0,
+        rank=rank,
+        world_size=world_size,
+        model=model,
+        **options,
+    )
+    if table is None:
+        print(f"{arguments.out}: process {rank} of {world_size} is done, rows of others are still to come")
+        return 0  # torchrun would stop the others for any other status
+    if not arguments.out:
+        print(to_json(table) if arguments.json else table.to_csv(index=False), end="\n" if arguments.json else "")
+    return _report(table, arguments)
+
+
+def _spare_cores() -> int:
+    """Cores that the network of this process, or of its neighbours under torchrun, leaves over; at least one."""
+    from vtamiq.processes import count_workers
+
+    return max(1, count_workers(None) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1)
+
+
+def _report(table: "pd.DataFrame", arguments: argparse.Namespace) -> int:
+    """Name the bad rows; the exit status."""
+    bad = table[table["error"] != ""]
+    unit = "row" if (arguments.pairs or "").endswith(".parquet") else "line"
+    for line, error in list(bad["error"].items())[:SHOWN_ROWS]:
+        where = f"{arguments.pairs}, {unit} {line}: " if arguments.pairs else ""
+        print(f"vtamiq: {where}{error}", file=sys.stderr)
+    if len(bad) > SHOWN_ROWS:
+        print(f"vtamiq: … and {len(bad) - SHOWN_ROWS} more bad rows, see the column `error`", file=sys.stderr)
+    counts = f"{len(table) - len(bad)} of {len(table)} pairs scored"
+    print(f"{arguments.out}: {counts}" if arguments.out else counts, file=None if arguments.out else sys.stderr)
+    return 1 if len(bad) else 0
+
+
+def _scorer(arguments: argparse.Namespace) -> "tuple[VTAMIQ, dict]":
+    """The model on its device, and the options that scoring one pair and scoring many have in common."""
+    from vtamiq.inference import check_model, choose_device
+    from vtamiq.predictions import caps_for
+
+    model = check_model(_load(arguments.model, arguments.download) if arguments.model else None)
+    device = choose_device(arguments.device)
+    return model.to(device), {
+        "caps": caps_for(model, **({"num_patches": arguments.patches} if arguments.patches else {})),
+        "repeats": arguments.repeats,
+        "seed": arguments.seed,
+        "batch_size": arguments.batch_size or (1 if device.type == "cpu" else 32),
+        "precision": arguments.precision,
+    }
+
+
+def _load(folder_or_id: str, download: bool) -> "VTAMIQ":
     from vtamiq.model import VTAMIQ, CheckpointError
 
     try:
-        return VTAMIQ.from_pretrained(folder_or_id)
+        return VTAMIQ.from_pretrained(folder_or_id, download=download)
     except CheckpointError as error:
-        if Path(folder_or_id).is_dir():
+        if download or Path(folder_or_id).is_dir():
             raise
         raise CheckpointError(f"no such folder: {folder_or_id}; `make reproduce` trains one into {TRAINED}") from error
 
@@ -182,15 +271,35 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"vtamiq {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
 
-    command = commands.add_parser("score", allow_abbrev=False, help="score a distorted image against its reference")
-    command.set_defaults(run=run_score)
-    command.add_argument("reference", metavar="REF", help="the perfect image")
-    command.add_argument("distorted", metavar="DIST", help="the image to judge, of the same size")
-    command.add_argument("--model", metavar="FOLDER", help="what `save_pretrained` wrote")
+    command = commands.add_parser(
+        "score",
+        allow_abbrev=False,
+        help="score distorted images against their references",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=SCORE_HELP,
+    )
+    command.set_defaults(run=run_score, refuse=command.error)
+    command.add_argument("reference", nargs="?", metavar="REF", help="the perfect image")
+    command.add_argument("distorted", nargs="?", metavar="DIST", help="the image to judge, of the same size")
+    command.add_argument("--pairs", metavar="FILE", help="CSV or parquet with columns reference and distorted")
+    command.add_argument("--root", metavar="DIR", help="what paths in FILE are relative to (default: where FILE is)")
+    command.add_argument("--ref-dir", metavar="DIR", help="folder of references, with subfolders")
+    command.add_argument("--dist-dir", metavar="DIR", help="folder of distorted images, with subfolders")
+    command.add_argument(
+        "--out", metavar="FILE", help="table to write, .csv, .parquet or .json; without: CSV is printed"
+    )
+    command.add_argument("--model", metavar="FOLDER", help="what `save_pretrained` wrote, or a Hugging Face id")
+    command.add_argument("--download", action="store_true", help="fetch the model of a Hugging Face id if need be")
     command.add_argument("--patches", type=_positive, metavar="N", help="patches per image")
     command.add_argument("--repeats", type=_positive, default=1, metavar="K", help="draws of patches to average")
     command.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the first draw")
-    command.add_argument("--json", action="store_true", help="print the score with all that it depends on")
+    command.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
+    command.add_argument("--precision", default="float32", metavar="TYPE", help="float32, float16 or bfloat16")
+    command.add_argument("--batch-size", type=_positive, metavar="N", help="draws at once (default: 1, on a GPU 32)")
+    command.add_argument(
+        "--workers", type=int, metavar="N", help="processes that read images (default: one per core but one)"
+    )
+    command.add_argument("--json", action="store_true", help="print JSON, with all that a score depends on")
 
     command = commands.add_parser("databases", allow_abbrev=False, help="what databases are here, and are they whole?")
     command.set_defaults(run=run_databases)
@@ -308,7 +417,7 @@ def _terminable() -> Iterator[None]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the result is the exit status.
 
-    0 done, 1 a notebook failed, 2 refused, 130 interrupted by Ctrl-C, 143 by SIGTERM.
+    0 done, 1 a notebook failed or a pair could not be scored, 2 refused, 130 interrupted by Ctrl-C, 143 by SIGTERM.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("vtamiq").setLevel(logging.INFO)

@@ -14,6 +14,7 @@ Decisions, made once for the whole package:
 import io
 import os
 import sys
+import threading
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,6 +30,7 @@ __all__ = [
     "ImageError",
     "ImageSource",
     "centre_crop",
+    "check_same_size",
     "check_uint8_rgb",
     "describe",
     "image_size",
@@ -39,6 +41,7 @@ __all__ = [
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor"
 WHITE = (255, 255, 255)
+_decoding = threading.Lock()
 _PHOTOMETRIC = 262  # the TIFF tag that says whether zero is white (0) or black (1)
 
 
@@ -89,11 +92,7 @@ def read_images(sources: Iterable[ImageSource], *, background: tuple[int, int, i
         raise ImageError("read_images needs at least one image")
     images = [read_image(source, background=background) for source in sources]
     for source, image in zip(sources, images, strict=True):
-        if image.shape != images[0].shape:
-            raise ImageError(
-                f"images differ in size: {describe(sources[0])} is {_size(images[0])} and {describe(source)} is "
-                f"{_size(image)} (width x height); crop or resize them to one size first"
-            )
+        check_same_size(sources[0], images[0], source, image)
     return np.stack(images)
 
 
@@ -169,6 +168,8 @@ def _from_file(path: Path, name: str, background: np.ndarray) -> np.ndarray:
     try:
         # Opened here: given a path, Pillow maps some TIFFs into memory, and then mixes up the rows of turned ones.
         with path.open("rb") as file, Image.open(file) as image:
+            if image.format == "EPS":
+                raise ImageError("PostScript is a program, not an image; convert it to PNG")
             limit = Image.MAX_IMAGE_PIXELS  # Pillow only warns up to twice this limit
             if limit is not None and image.width * image.height > limit:
                 raise ImageError(f"{image.width} x {image.height} pixels exceed Pillow's limit of {limit} pixels")
@@ -195,6 +196,9 @@ def _ends_well(image: Image.Image, file: BinaryIO) -> bool:
 
 def _from_pil(image: Image.Image, name: str, background: np.ndarray) -> np.ndarray:
     try:
+        with _decoding:  # the file of an image that is not decoded yet, for the first of several threads alone
+            image.load()
+            image.getexif()
         return _decode(image, background)
     except Exception as error:  # an image opened by the caller is decoded only now, see _from_file
         raise ImageError(f"cannot read {name}: {error or type(error).__name__}") from error
@@ -205,6 +209,9 @@ def _from_array(array: np.ndarray, name: str, background: np.ndarray) -> np.ndar
         raise ImageError(f"{name} must have shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
     if array.size == 0:
         raise ImageError(f"{name} is empty")
+    if np.ma.is_masked(array):
+        raise ImageError(f"{name} has masked values; fill them first")
+    array = np.asarray(array)  # sub-classes have rules of their own
     try:
         samples = _to_uint8(array)
     except ValueError as error:
@@ -299,6 +306,15 @@ def _is_tensor(source: Any) -> bool:
     # A tensor can only exist once torch is imported; reading files must not cost that import.
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(source, torch.Tensor)
+
+
+def check_same_size(source: Any, image: np.ndarray, other_source: Any, other: np.ndarray) -> None:
+    """Raise an `ImageError` that names both sources unless their images `(H, W, 3)` have one size."""
+    if other.shape != image.shape:
+        raise ImageError(
+            f"images differ in size: {describe(source)} is {_size(image)} and {describe(other_source)} is "
+            f"{_size(other)} (width x height); crop or resize them to one size first"
+        )
 
 
 def describe(source: Any) -> str:

@@ -406,9 +406,19 @@ class VTAMIQ(
 
     Lower is better; a score is a perceived amount of distortion. Weights are random until loaded (`from_pretrained`,
     `from_original`), trained, or started from an ImageNet ViT (`from_vit`).
+
+    Attributes:
+        lower_better: True, always.
+        score_range: lowest and highest score that there can be. The head is a plain linear layer, so there is no bound:
+            nearly perfect copies may come out below 0, and how large the worst distortions get depends on the training.
+        perfect_score: score of an image compared with itself, 0.0 by construction with `zero_anchor`; None without it, it
+            is then whatever number the weights give to a zero difference.
+        origin: where the weights come from, in words; set by whatever loads them.
     """
 
     lower_better = True
+    score_range = (-math.inf, math.inf)
+    origin = "initial values, not loaded from anywhere"
 
     def __init__(self, config: VTAMIQConfig = VTAMIQConfig(), *, _vit: VisionTransformer | None = None):
         super().__init__()
@@ -448,6 +458,10 @@ class VTAMIQ(
                 copies &= (scale[:, 1:] == scale[:, :1]).all(-1)
             q = q.masked_fill(copies, 0.0)
         return q
+
+    @property
+    def perfect_score(self) -> float | None:
+        return 0.0 if self.config.zero_anchor else None
 
     def normalise(self, patches: Tensor) -> Tensor:
         """uint8 patches (…, 3, P, P) to the float values that the encoder was trained on."""
@@ -567,6 +581,7 @@ class VTAMIQ(
         except ValueError as error:
             raise CheckpointError(f"original checkpoint: {error}") from error
         _load_strictly(model, state, "original checkpoint")
+        model.origin = "a given state dict" if isinstance(source, Mapping) else str(source)
         return model.eval()
 
     @classmethod
@@ -581,7 +596,8 @@ class VTAMIQ(
             The model in evaluation mode, on the CPU.
 
         Raises:
-            CheckpointError: nothing there, damaged files, or weights of another configuration.
+            CheckpointError: nothing there, damaged files, weights that are pickled, not finite or of another
+                configuration.
         """
         folder = Path(folder_or_id)
         if not os.path.isdir(folder):  # Path.is_dir raises where a name is too long
@@ -589,16 +605,26 @@ class VTAMIQ(
         config_file, weights_file = folder / "config.json", folder / "model.safetensors"
         for file in (config_file, weights_file):
             if not file.is_file():
-                raise CheckpointError(f"{folder}: has no {file.name}; expected a folder written by `save_pretrained`")
+                pickled = sorted(
+                    path.name for path in folder.iterdir() if path.suffix in (".bin", ".pth", ".pt", ".ckpt")
+                )
+                hint = f"; pickled weights ({pickled[0]}) are not read, they may run code" if pickled else ""
+                raise CheckpointError(
+                    f"{folder}: has no {file.name}; expected a folder written by `save_pretrained`{hint}"
+                )
         try:
-            model = cls(VTAMIQConfig.from_dict(json.loads(config_file.read_text())))
-        except (ValueError, OSError) as error:
+            model = cls(VTAMIQConfig.from_dict(json.loads(config_file.read_text(encoding="utf-8"))))
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:  # the latter two: sizes beyond all memory
             raise CheckpointError(f"{config_file}: not a VTAMIQ configuration ({error})") from error
         try:
             state = load_file(weights_file)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{weights_file}: damaged or truncated ({error})") from error
         _load_strictly(model, state, str(weights_file))
+        broken = [name for name, value in state.items() if not value.isfinite().all()]
+        if broken:
+            raise CheckpointError(f"{weights_file}: `{broken[0]}` holds NaN or infinite values")
+        model.origin = f"{folder_or_id}@{revision}" if revision else str(folder_or_id)
         return model.eval()
 
 

@@ -18,7 +18,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,9 @@ from vtamiq.configs import did_you_mean
 from vtamiq.databases.base import Database, DatabaseError
 from vtamiq.databases.kadid import read_kadid_labels, read_kadid_layout
 from vtamiq.databases.reading import Facts, FolderIndex, LabelRows
-from vtamiq.metrics import IQMS, QuantileTables, human_weights, weak_labels
+
+if TYPE_CHECKING:
+    from vtamiq.metrics import QuantileTables  # at run time only where it is needed: other databases do not need torch
 
 __all__ = ["MANIFEST", "MANIFEST_FORMAT", "Label", "file_digest", "load_synthetic", "read_manifest"]
 
@@ -218,6 +220,8 @@ def _iqm_columns(
     names, weights, meaning = _teachers(label, manifest["metrics"])
     ranks = tables.apply(scores)
     if label != "consensus":  # which is in dmos.csv
+        from vtamiq.metrics import weak_labels
+
         labels = weak_labels(scores, tables, names=names, weights=weights)
         rows.table = table.assign(
             score=(5 - 4 * labels["consensus"]).round(6).to_numpy(),
@@ -230,8 +234,10 @@ def _iqm_columns(
 
 def _read_scores(
     index: FolderIndex, manifest: Mapping[str, Any], table: pd.DataFrame
-) -> tuple[pd.DataFrame, QuantileTables]:
+) -> tuple[pd.DataFrame, "QuantileTables"]:
     """Native values of all metrics, row by row as in the table, and the tables that rank them."""
+    from vtamiq.metrics import QuantileTables
+
     path = index.root / index.find("iqm_scores.csv")
     try:
         tables = QuantileTables.from_json((index.root / index.find("quantiles.json")).read_text(encoding="utf-8"))
@@ -251,6 +257,8 @@ def _read_scores(
 
 def _teachers(label: Label, metrics: list[str]) -> tuple[list[str], dict[str, float] | None, str]:
     """The metrics that make the score, their weights (None: equal), and the same in words."""
+    from vtamiq.metrics import IQMS, human_weights
+
     if label == "consensus":
         return metrics, None, f"consensus of {len(metrics)} IQMs"
     if label == "human":
