@@ -20,6 +20,7 @@ from vtamiq.metrics import (
     align,
     human_weights,
     iqm_scores,
+    label_counts,
     psnr,
     scale_regime,
     weak_labels,
@@ -465,3 +466,33 @@ def test_labels_of_real_pairs_follow_the_distortion():
 def test_bad_weights_are_refused(weights, message):
     with pytest.raises(ValueError, match=message):
         weak_labels(TWO, STRAIGHT, names=["ssim", "gmsd"], weights=weights)
+
+
+def test_label_counts():
+    before = pd.DataFrame({"a": [0, 1, 2, 8.0], "b": [0, 0, 0, 0.2]})
+    after = pd.DataFrame({"a": [0.0, 0.4, 0.6, 1.0], "b": [0.0, 0, 0, 1.0], "consensus": [0, 0.2, 0.3, 1.0]})
+    counts = label_counts(before, after, bins=4)
+    assert list(counts) == ["label", "low", "high", "before", "after"]
+    assert counts["low"].tolist() == [0, 0.25, 0.5, 0.75] * 3
+    assert counts["high"].tolist() == [0.25, 0.5, 0.75, 1] * 3
+    parts = dict(iter(counts.groupby("label")))
+    assert parts["a"]["before"].tolist() == [2, 1, 0, 1]  # of 0, 1/8, 1/4 and 1
+    assert parts["a"]["after"].tolist() == [1, 1, 1, 1]
+    assert parts["b"]["before"].tolist() == parts["b"]["after"].tolist() == [3, 0, 0, 1]
+    assert parts["consensus"]["before"].isna().all()
+    assert parts["consensus"]["after"].tolist() == [2, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ({"a": [0.0]}, {"b": [0.0]}, "no labels after equalisation of a"),
+        ({"a": []}, {"a": []}, "of any pair"),
+        ({"a": [0.5]}, {"a": [1.5]}, "must lie in"),
+        ({"a": [0.5]}, {"a": [np.nan]}, "must lie in"),
+        ({"a": [-0.5]}, {"a": [0.5]}, "must not be negative before"),
+    ],
+)
+def test_label_counts_refuses(before, after, message):
+    with pytest.raises(ValueError, match=message):
+        label_counts(pd.DataFrame(before), pd.DataFrame(after))

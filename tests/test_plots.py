@@ -612,34 +612,39 @@ class TestAgreement:
 
 
 class TestLabelHistograms:
-    before = pd.DataFrame({"a": [0, 1, 2, 8.0], "b": [0, 0, 0, 0.2]})
-    after = pd.DataFrame({"a": [0.0, 0.4, 0.6, 1.0], "b": [0.0, 0, 0, 1.0], "consensus": [0, 0.2, 0.3, 1.0]})
+    counts = pd.DataFrame(
+        {
+            "label": ["a"] * 2 + ["b"] * 2 + ["consensus"] * 2,
+            "low": [0, 0.5] * 3,
+            "high": [0.5, 1] * 3,
+            "before": [3, 1, 4, 0, np.nan, np.nan],
+            "after": [2, 2, 3, 1, 1, 3],
+        }
+    )
 
-    def test_counts_are_those_of_the_data(self):
-        figure = plots.label_histograms(self.before, self.after, bins=4, title="synthetic labels")
+    def test_steps_are_those_of_the_data(self):
+        figure = plots.label_histograms(self.counts, title="synthetic labels")
         panels = [ax for ax in figure.axes if ax.get_title()]
         assert [ax.get_title() for ax in panels] == ["a", "b", "consensus"]
-        counts = [[bar.get_height() for bar in ax.containers[0]] for ax in panels]
-        assert counts == [[1, 1, 1, 1], [3, 0, 0, 1], [2, 1, 0, 1]]
-        outline = panels[0].patches[-1].get_xy()[:, 1]  # of 0, 1/8, 1/4 and 1
-        assert max(outline) == 2
-        assert len(panels[2].containers) == 1  # the consensus has no histogram before
+        steps = [[step.get_data().values.tolist() for step in ax.patches] for ax in panels]
+        assert steps == [[[2, 2], [3, 1]], [[3, 1], [4, 0]], [[1, 3]]]
+        assert panels[0].patches[0].get_data().edges.tolist() == [0, 0.5, 1]
         assert {"synthetic labels", "rank"} <= set(texts(figure))
 
-    def test_twelve_panels_have_room(self):
-        ranks = pd.DataFrame({f"IQM {n}": np.linspace(0, 1, 20) for n in range(12)})
-        figure = plots.label_histograms(ranks.iloc[:, :11] * 3, ranks)
-        assert sum(bool(ax.get_title()) for ax in figure.axes) == 12
+    @pytest.mark.parametrize("count", [1, 5, 12])
+    def test_panels_have_room_and_an_axis_below(self, count):
+        table = pd.concat([self.counts[:2].assign(label=f"IQM {n}") for n in range(count)])
+        figure = plots.label_histograms(table)
+        panels = [ax for ax in figure.axes if ax.get_title()]
+        assert len(panels) == count
         figure.draw_without_rendering()
-        boxes = [ax.get_tightbbox() for ax in figure.axes]
+        boxes = [ax.get_tightbbox() for ax in panels]
         assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+        labelled = [any(label.get_visible() for label in ax.get_xticklabels()) for ax in panels]
+        assert labelled == [n + 4 >= count for n in range(count)]
 
     def test_bad_input(self):
-        with pytest.raises(ValueError, match="no column `b`"):
-            plots.label_histograms(self.before, self.after.drop(columns="b"))
-        with pytest.raises(ValueError, match="after equalisation must lie"):
-            plots.label_histograms(self.before, self.after * 2)
-        with pytest.raises(ValueError, match="must not be negative"):
-            plots.label_histograms(-self.before, self.after)
+        with pytest.raises(ValueError, match="no column `before`"):
+            plots.label_histograms(self.counts.drop(columns="before"))
         with pytest.raises(ValueError, match="empty"):
-            plots.label_histograms(self.before.iloc[:0], self.after.iloc[:0])
+            plots.label_histograms(self.counts[:0])

@@ -35,6 +35,7 @@ __all__ = [
     "align",
     "human_weights",
     "iqm_scores",
+    "label_counts",
     "psnr",
     "scale_regime",
     "weak_labels",
@@ -346,6 +347,36 @@ def human_weights() -> dict[str, float]:
     """
     raw = {name: srocc / (1 - srocc**2) for name, srocc in _KADID_SROCC.items()}
     return {name: weight / sum(raw.values()) for name, weight in raw.items()}
+
+
+def label_counts(before: pd.DataFrame, after: pd.DataFrame, *, bins: int = 25) -> pd.DataFrame:
+    """Histograms of labels before and after equalisation, over equal parts of 0..1.
+
+    Args:
+        before: one column per metric, distortions (`align`); each is divided by its largest value.
+        after: the same columns as ranks in [0, 1], and any that exist only after, such as the consensus.
+
+    Returns:
+        A row per column of `after` and bin: `label`, `low`, `high`, and the numbers of pairs `before` (NaN where there is
+        nothing before) and `after`.
+
+    Raises:
+        ValueError: a column is missing, or values are not in their range.
+    """
+    missing = [name for name in before if name not in after]
+    if missing or not len(after):
+        raise ValueError(f"there are no labels after equalisation of {', '.join(missing) or 'any pair'}")
+    if not ((after >= 0) & (after <= 1)).all(axis=None) or not (before >= -1e-3).all(axis=None):
+        raise ValueError("labels must lie in [0, 1] after equalisation, and must not be negative before")
+    edges = np.linspace(0, 1, bins + 1)
+    tables = []
+    for name in after:
+        counts = {"after": np.histogram(after[name], edges)[0], "before": math.nan}
+        if name in before:
+            share = before[name] / max(before[name].max(), np.finfo(float).tiny)
+            counts["before"] = np.histogram(np.clip(share, 0, 1), edges)[0]
+        tables.append(pd.DataFrame({"label": name, "low": edges[:-1], "high": edges[1:]} | counts))
+    return pd.concat(tables, ignore_index=True)[["label", "low", "high", "before", "after"]]
 
 
 def _positive_weights(names: tuple[str, ...], weights: Mapping[str, float]) -> np.ndarray:

@@ -962,51 +962,44 @@ def agreement_matrix(
     ax.tick_params(length=0)
     ax.grid(False)
     ax.spines[:].set_visible(False)
-    figure.colorbar(shown, ax=ax, label=label, shrink=0.8, ticks=MaxNLocator(6)).outline.set_visible(False)
+    figure.colorbar(
+        shown, ax=ax, label=label, shrink=0.8, ticks=MaxNLocator(6, steps=[1, 2, 5, 10])
+    ).outline.set_visible(False)
     figure.suptitle(title)
     return figure
 
 
 @_styled
 def label_histograms(
-    before: pd.DataFrame,
-    after: pd.DataFrame,
+    counts: pd.DataFrame,
     *,
     labels: tuple[str, str] = ("distortion as measured, share of its largest", "rank"),
-    bins: int = 25,
     title: str | None = None,
 ) -> Figure:
-    """What equalisation does to labels: a panel for each column, its histogram before (grey outline) and after (filled).
+    """What equalisation does to labels: a panel for each of them, its histogram before (outline) and after (filled).
 
     Args:
-        before: one column per metric, not negative, 0 for a perfect copy; each is divided by its largest value.
-        after: the same columns in [0, 1], and any that exist only after, such as the consensus.
+        counts: `vtamiq.metrics.label_counts`: a row per label and bin, with `label`, `low`, `high`, `before`, `after`.
         labels: of the two histograms.
         title: say here that the labels are synthetic, if they are.
     """
-    _check_columns(after, list(before.columns))
-    if not ((after >= 0) & (after <= 1)).all(axis=None) or not (before >= -1e-6).all(axis=None):
-        raise ValueError("values after equalisation must lie in [0, 1], and those before must not be negative")
-    names = list(after.columns)
-    columns = min(4, len(names))
-    rows = -(-len(names) // columns)
+    _check_columns(counts, ["label", "low", "high", "before", "after"])
+    parts = list(counts.groupby("label", sort=False))
+    columns = min(4, len(parts))
+    rows = -(-len(parts) // columns)
     figure = _figure(PAGE, 1.25 * rows + (0.75 if title else 0.5))
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
-    edges = np.linspace(0, 1, bins + 1)
-    for ax, name in zip(grid.flat, names, strict=False):
-        ax.hist(after[name], edges, color=_cycle_colours(1)[0], alpha=0.6, label=labels[1])
-        if name in before:
-            largest = max(before[name].max(), np.finfo(float).tiny)
-            share = np.clip(before[name] / largest, 0, 1)
-            ax.hist(share, edges, histtype="step", color="#555555", linewidth=1.0, label=labels[0])
-        ax.set_title(name)
-        ax.set_yticks([])
-        ax.set_xlim(0, 1)
+    for ax, (name, part) in zip(grid.flat, parts, strict=False):
+        edges = [*part["low"], part["high"].iloc[-1]]
+        ax.stairs(part["after"], edges, fill=True, color=_cycle_colours(1)[0], alpha=0.6, label=labels[1])
+        if part["before"].notna().all():
+            ax.stairs(part["before"], edges, color="#555555", linewidth=1.0, label=labels[0])
+        ax.set(title=name, yticks=[], xlim=(edges[0], edges[-1]))
+        ax.set_ylim(bottom=0)
     for place, ax in enumerate(grid.flat):
-        ax.tick_params(labelbottom=place + columns >= len(names))  # where no panel follows below
-        if place >= len(names):
+        ax.tick_params(labelbottom=place + columns >= len(parts))  # where no panel follows below
+        if place >= len(parts):
             ax.set_axis_off()
-    handles, texts = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, texts, loc="outside lower center", ncols=2)
+    figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.suptitle(title)
     return figure
