@@ -1,5 +1,6 @@
 """Who may be tested on what, and everything measured on the same rows."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -39,45 +40,79 @@ def run(database, tmp_path_factory):
 
 
 def candidate(name="VTAMIQ", seen=None):
-    return Candidate(name, VTAMIQ(TINY).eval(), CAPS(num_patches=4), seen=seen or {})
+    """`seen`: database → contents."""
+    entries = [{"database": name, "contents": names, "pictures": []} for name, names in (seen or {}).items()]
+    return Candidate(name, VTAMIQ(TINY).eval(), CAPS(num_patches=4), seen=entries)
 
 
 def test_a_run_knows_what_it_has_seen(run):
     loaded = load_candidate(run.folder)
     assert (loaded.name, loaded.trained_on) == ("VTAMIQ (small)", "small")
-    assert loaded.seen == {"small": {"r0", "r1", "r2"}}
+    assert [(entry["database"], entry["contents"]) for entry in loaded.seen] == [
+        ("small", ["r0", "r1"]),
+        ("small", ["r2"]),
+    ]
     assert loaded.caps.num_patches == 12
     assert load_candidate(run.folder, "mine", num_patches=5).caps.num_patches == 5
 
 
-def test_a_model_without_its_run_does_not(run):
+def test_a_model_remembers_without_its_run_unless_it_comes_from_elsewhere(run, tmp_path):
     loaded = load_candidate(run.folder / "model")
-    assert (loaded.name, loaded.trained_on, loaded.seen) == (f"VTAMIQ {run.folder.name}/model", "unknown data", {})
+    assert (loaded.name, loaded.trained_on) == (f"VTAMIQ {run.folder.name}/model", "small")
+    assert loaded.seen == load_candidate(run.folder).seen
     assert not loaded.model.training
+    shutil.copytree(run.folder / "model", tmp_path / "model")
+    (tmp_path / "model" / "seen.json").unlink()
+    foreign = load_candidate(tmp_path / "model")
+    assert (foreign.trained_on, foreign.seen) == ("unknown data", None)
     with pytest.raises(CheckpointError):
         load_candidate(run.folder / "nothing")
 
 
+def test_a_later_stage_has_seen_what_earlier_ones_saw(run, tmp_path):
+    other = small_database(tmp_path / "other", references=3, name="other")
+    parts = [other.subset([name]) for name in ("r0", "r1")]
+    later = train(
+        load_candidate(run.folder).model, replace(run.stage, seed=1), *parts, out=tmp_path / "run", progress=False
+    )
+    fine = load_candidate(later.folder)
+    assert [entry["database"] for entry in fine.seen] == ["small", "small", "other", "other"]
+    unknown = VTAMIQ(TINY)
+    unknown.seen = None
+    lost = train(unknown, run.stage, *parts, out=tmp_path / "lost", progress=False)
+    assert load_candidate(lost.folder).seen is None
+
+
+def test_the_same_picture_under_another_name_is_seen(run, database, tmp_path):
+    """Files of r0 to r2 were seen, whatever they are called here."""
+    shutil.copytree(database.root, tmp_path / "mine")
+    pairs = database.pairs.assign(database="mine", ref_id="x" + database.pairs["ref_id"]).astype({"database": "str"})
+    mine = replace(database, name="mine", root=tmp_path / "mine", pairs=pairs.astype({"ref_id": "str"}))
+    assert held_out(mine, [load_candidate(run.folder)]).references == ["xr3", "xr4"]
+
+
 def test_only_what_nobody_has_seen_is_tested(database):
     one, other = (
-        candidate("a", {"small": frozenset({"r0"})}),
-        candidate("b", {"small": frozenset({"r3"}), "x": frozenset({"r1"})}),
+        candidate("a", {"small": list({"r0"})}),
+        candidate("b", {"small": list({"r3"}), "x": list({"r1"})}),
     )
     assert held_out(database, [one, other]).references == ["r1", "r2", "r4"]
     assert held_out(database, []).references == database.references
-    assert held_out(database, [candidate(seen={"small": frozenset(database.references)})]) is None
+    assert held_out(database, [candidate(seen={"small": list(database.references)})]) is None
 
 
 def test_another_view_of_a_seen_picture_is_seen(database):
     views = database.pairs.assign(content=database.pairs["ref_id"].replace({"r1": "r0"}).astype("str"))
-    part = held_out(replace(database, pairs=views), [candidate(seen={"small": frozenset({"r0"})})])
+    part = held_out(replace(database, pairs=views), [candidate(seen={"small": list({"r0"})})])
     assert part.references == ["r2", "r3", "r4"]
 
 
 def test_what_cannot_be_known_from_names_is_said(database):
     pairs = database.pairs.assign(database="tid2013").astype({"database": "str"})
     tid = replace(database, name="tid2013", pairs=pairs)
-    sentences = shared_content([candidate("a", {"live": frozenset({"x"})}), candidate("b")], [tid, database])
+    sentences = shared_content(
+        [candidate("a", {"live": list({"x"})}), replace(candidate("b"), seen=None)], [tid, database]
+    )
     assert sentences == [
         "a saw pictures of live, tid2013 has the same source: Kodak",
         "b: it is not known which pictures it was trained on",

@@ -29,7 +29,7 @@ FLOORS = {
     "configs": 0, "checkpoints": 0, "processes": 0, "images": 0, "correlations": 0, "losses": 0, "published": 0,
     "comparisons": 1, "caps": 1, "distortions": 1, "metrics": 1, "model": 1, "databases": 1,
     "synthesis": 2, "simulated": 2, "pairs": 2, "patches": 2, "predictions": 2, "inference": 2, "attention": 2,
-    "complexity": 2, "initialise": 2,
+    "complexity": 2, "initialise": 2, "lineage": 2,
     "training": 3, "scoring": 3, "batch": 3, "modules": 3, "torchmetric": 3, "evaluation": 3, "baselines": 3,
     "localisation": 3,
     "plots": 4, "attention_plots": 4, "diagrams": 4, "explore": 4, "survey": 4, "protocol": 4, "pipeline": 4,

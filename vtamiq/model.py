@@ -37,6 +37,8 @@ __all__ = ["VTAMIQ", "CheckpointError", "VTAMIQConfig", "preference"]
 
 log = logging.getLogger(__name__)
 
+SEEN = "seen.json"  # beside the weights of a trained model
+
 
 @dataclass(frozen=True)
 class VTAMIQConfig:
@@ -414,11 +416,14 @@ class VTAMIQ(
         perfect_score: score of an image compared with itself, 0.0 by construction with `zero_anchor`; None without it, it
             is then whatever number the weights give to a zero difference.
         origin: where the weights come from, in words; set by whatever loads them.
+        seen: pictures that the weights were trained or validated on for image quality, as `vtamiq.lineage` has them;
+            empty for initial values and for an ImageNet ViT, None if nobody knows. Kept by `save_pretrained`.
     """
 
     lower_better = True
     score_range = (-math.inf, math.inf)
     origin = "initial values, not loaded from anywhere"
+    seen: tuple[dict[str, Any], ...] | None = ()
 
     def __init__(self, config: VTAMIQConfig = VTAMIQConfig(), *, _vit: VisionTransformer | None = None):
         super().__init__()
@@ -581,7 +586,7 @@ class VTAMIQ(
         except ValueError as error:
             raise CheckpointError(f"original checkpoint: {error}") from error
         _load_strictly(model, state, "original checkpoint")
-        model.origin = "a given state dict" if isinstance(source, Mapping) else str(source)
+        model.origin, model.seen = "a given state dict" if isinstance(source, Mapping) else str(source), None
         return model.eval()
 
     @classmethod
@@ -625,7 +630,13 @@ class VTAMIQ(
         if broken:
             raise CheckpointError(f"{weights_file}: `{broken[0]}` holds NaN or infinite values")
         model.origin = f"{folder_or_id}@{revision}" if revision else str(folder_or_id)
+        model.seen = _read_seen(folder / SEEN)
         return model.eval()
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        super()._save_pretrained(save_directory)
+        if self.seen is not None:
+            (save_directory / SEEN).write_text(json.dumps(self.seen), encoding="utf-8")
 
 
 def preference(q_a: Tensor, q_b: Tensor, w: Tensor | float) -> Tensor:
@@ -634,6 +645,14 @@ def preference(q_a: Tensor, q_b: Tensor, w: Tensor | float) -> Tensor:
     PieAPP's pairwise setting with VTAMIQ's learned sharpness `w` (initially 6 in the original code). Any one shape.
     """
     return torch.sigmoid(w * (q_b - q_a))
+
+
+def _read_seen(path: Path) -> tuple[dict[str, Any], ...] | None:
+    """What `_save_pretrained` wrote; None if there is no such file, or a damaged one."""
+    try:
+        return tuple(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 @contextlib.contextmanager

@@ -6,12 +6,14 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from vtamiq.baselines import fingerprint, iqm_predictions, lookup_predictions
 from vtamiq.caps import CAPS
 from vtamiq.databases import Database, shared_pictures
+from vtamiq.lineage import unseen
 from vtamiq.metrics import IQMS
 from vtamiq.model import VTAMIQ
 from vtamiq.predictions import PAIR_COLUMNS, caps_for, predict, write_table
@@ -42,7 +44,7 @@ class Candidate:
         model: in evaluation mode.
         caps: how patches are drawn in the test.
         trained_on: name of the database of its last training, or "unknown data".
-        seen: database → contents that it was trained or validated on.
+        seen: pictures that it was trained or validated on in all its stages, as `vtamiq.lineage` has them; None if unknown.
         checkpoint: where it comes from, as tables say it.
     """
 
@@ -50,7 +52,7 @@ class Candidate:
     model: VTAMIQ = field(repr=False)
     caps: CAPS
     trained_on: str = UNKNOWN
-    seen: Mapping[str, frozenset[str]] = field(default_factory=dict, repr=False)
+    seen: Sequence[Mapping[str, Any]] | None = field(default=None, repr=False)
     checkpoint: str = ""
 
     @property
@@ -64,7 +66,7 @@ def load_candidate(
 ) -> Candidate:
     """A model from the folder of a finished run, a folder of `save_pretrained`, or a checkpoint of the authors' repository.
 
-    Only the first knows what it was trained on; whatever is tested with the others must be known to be unseen.
+    What `train` wrote knows what it has seen; whatever others are tested on must be known to be unseen.
 
     Args:
         name: default "VTAMIQ (<what it was trained on>)", or "VTAMIQ <folder or file>" where that is not known.
@@ -76,17 +78,15 @@ def load_candidate(
     path = Path(path)
     if (path / "result.json").is_file():
         run = Run.load(path)
-        seen = {}
-        for part in ("train", "val"):
-            data = run.record["data"][part]
-            seen[data["database"]] = seen.get(data["database"], frozenset()) | frozenset(data["references"])
         caps = caps_for(run.model, run.stage.caps, num_patches=num_patches or run.stage.test_patches)
-        return Candidate(name or f"VTAMIQ ({run.trained_on})", run.model, caps, run.trained_on, seen, _shown(path))
+        return Candidate(
+            name or f"VTAMIQ ({run.trained_on})", run.model, caps, run.trained_on, run.model.seen, _shown(path)
+        )
     model = VTAMIQ.from_original(path) if path.is_file() else VTAMIQ.from_pretrained(path)
     changes = {"num_patches": num_patches} if num_patches else {}
-    return Candidate(
-        name or f"VTAMIQ {_shown(path)}", model.eval(), caps_for(model, **changes), checkpoint=_shown(path)
-    )
+    trained_on = model.seen[-1]["database"] if model.seen else UNKNOWN
+    name = name or f"VTAMIQ {_shown(path)}"
+    return Candidate(name, model.eval(), caps_for(model, **changes), trained_on, model.seen, _shown(path))
 
 
 def _shown(path: Path) -> str:
@@ -97,13 +97,9 @@ def _shown(path: Path) -> str:
 def held_out(database: Database, candidates: Iterable[Candidate]) -> Database | None:
     """The pairs whose contents no candidate was trained or validated on; None if none is left.
 
-    References go by name and database; `shared_content` tells of those that go by other names elsewhere.
+    Pictures go by name and by the bytes of their files (`vtamiq.lineage`); `shared_content` tells what that may miss.
     """
-    seen = frozenset().union(*(candidate.seen.get(database.name, frozenset()) for candidate in candidates))
-    of = database.contents
-    contents = {of[reference] for reference in seen if reference in of}
-    kept = [reference for reference, content in of.items() if content not in contents]
-    return database.subset(kept) if kept else None
+    return unseen(database, [entry for candidate in candidates for entry in candidate.seen or ()])
 
 
 def tell_apart(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -122,10 +118,10 @@ def shared_content(candidates: Iterable[Candidate], databases: Iterable[Database
     contents; and for every candidate of which nobody knows what it has seen."""
     sentences = []
     for candidate in candidates:
-        if not candidate.seen:
+        if candidate.seen is None:
             sentences.append(f"{candidate.name}: it is not known which pictures it was trained on")
         for database in databases:
-            for name in candidate.seen:
+            for name in dict.fromkeys(entry["database"] for entry in candidate.seen or ()):
                 source = shared_pictures(name, database.name)
                 if source is not None and name != database.name:
                     sentences.append(

@@ -40,6 +40,7 @@ from tqdm.auto import tqdm
 from vtamiq.caps import CAPS
 from vtamiq.configs import build, conform, require
 from vtamiq.databases import Database, LabelScale, Linearisation
+from vtamiq.lineage import pictures_of
 from vtamiq.losses import combined_loss
 from vtamiq.model import VTAMIQ
 from vtamiq.patches import Flips, PairPatches, patch_loader
@@ -216,15 +217,17 @@ def train(
     parts = {"train": training, "val": validation} | ({"test": test} if test is not None else {})
     _check_parts(parts)
     labels = Linearisation.fit(*parts.values()) if stage.linearise else LabelScale.fit(training)
+    seen = None if model.seen is None else (*model.seen, pictures_of(training), pictures_of(validation))
     _claim(out, _record(model, stage, parts, labels), set_aside)
     if (out / "result.json").is_file():
         log.info("%s holds this run, finished; loaded, not trained again", out.name)
         run = Run.load(out)
         model.cpu().eval().load_state_dict(run.model.state_dict())
+        model.seen = run.model.seen
         return run
 
     stage.save(out / "stage.yaml")
-    start = copy.deepcopy(model.state_dict())
+    start, seen_before = copy.deepcopy(model.state_dict()), model.seen
     try:
         best = _fit(model, stage, training, validation, labels, out, accelerator, progress)
         checkpoint = torch.load(best, map_location="cpu", weights_only=True)
@@ -233,10 +236,12 @@ def train(
         if not all(value.isfinite().all() for value in weights.values()):
             raise ValueError(f"{out.name}: training diverged, its weights are not finite; try a lower learning rate")
         model.load_state_dict(weights)
+        model.seen = seen
         model.cpu().eval().save_pretrained(out / "model", model_card_kwargs={"training": _in_words(stage, training)})
         _score_parts(model, stage, parts, out, accelerator, progress)
     except BaseException:
         model.cpu().eval().load_state_dict(start)  # so that the same call can be made again
+        model.seen = seen_before
         raise
     history = pd.read_csv(out / "history.csv").set_index("epoch")
     val_srocc = float(history["val_srocc"].loc[checkpoint["epoch"]])

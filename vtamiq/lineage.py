@@ -1,0 +1,44 @@
+"""What pictures a model was trained or validated on, stage after stage, so that it is not tested on one of them.
+
+A picture is known by the database and the name of its content, and by the bytes of its reference file: the same photograph
+under another name, or in another database, is then known as well, unless it was cropped or saved anew.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vtamiq.databases import Database
+
+__all__ = ["pictures_of", "reference_digests", "unseen"]
+
+MAX_READ = 5_000  # references; the 140,000 of KADIS-700k are known by name only
+
+
+def reference_digests(database: Database) -> dict[str, str]:
+    """ref_id → digest of the reference's file; empty for databases of more than 5,000 references."""
+    pairs = database.pairs.drop_duplicates("ref_id")
+    if len(pairs) > MAX_READ:
+        return {}
+    paths = zip(pairs["ref_id"], pairs["ref_path"], strict=True)
+    return {ref_id: hashlib.sha256((database.root / path).read_bytes()).hexdigest()[:16] for ref_id, path in paths}
+
+
+def pictures_of(database: Database) -> dict[str, Any]:
+    """What a model has seen that was trained on this: `database`, `contents` and `pictures`, as plain JSON."""
+    return {
+        "database": database.name,
+        "contents": sorted(set(database.contents.values())),
+        "pictures": sorted(set(reference_digests(database).values())),
+    }
+
+
+def unseen(database: Database, seen: Sequence[Mapping[str, Any]]) -> Database | None:
+    """The pairs of contents that are not among those of `pictures_of`; None if none is left."""
+    known = {content for entry in seen if entry["database"] == database.name for content in entry["contents"]}
+    pictures = {picture for entry in seen for picture in entry["pictures"]}
+    of = database.contents
+    if pictures:
+        known |= {of[ref_id] for ref_id, digest in reference_digests(database).items() if digest in pictures}
+    kept = [ref_id for ref_id, content in of.items() if content not in known]
+    return database.subset(kept) if kept else None
