@@ -4,6 +4,7 @@ import os
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -242,7 +243,10 @@ def test_partial_copies(root):
         load_pieapp(root)
     (root / "val_reference_list.txt").unlink()
     with pytest.raises(DatabaseError, match=r"has no val_reference_list\.txt"):
-        load_pieapp(root, strict=False)
+        load_pieapp(root)
+    data = load_pieapp(root, strict=False)
+    assert "has no val_reference_list.txt" in data.omissions[0]
+    assert set(data.pairs["subset"]) == {"train", "test"}
 
 
 def test_without_test_nothing_is_scored(root):
@@ -274,21 +278,34 @@ def test_wrong_lists(root):
 @pytest.mark.parametrize(
     ("content", "message"), [(b"", " is empty"), ("ref_7.png\nref_100.png\n".encode("utf-16"), ":1: not UTF-8")]
 )
-def test_damaged_label_files_are_errors_always(root, file, content, message):
+def test_damaged_label_files_are_errors_or_omissions(root, file, content, message):
+    whole = load_pieapp(root)
     (root / file).write_bytes(content)
-    for strict in (True, False):
-        with pytest.raises(DatabaseError, match=f"{file}{message}"):
-            load_pieapp(root, strict=strict)
+    with pytest.raises(DatabaseError, match=f"{file}{message}"):
+        load_pieapp(root)
+    data = load_pieapp(root, strict=False)
+    assert sum(said.startswith(f"{file}{message}") for said in data.omissions) == 1
+    lost = {TRAIN: ["ref_2"], SCORE: ["ref_7"], "test_reference_list.txt": ["ref_7", "ref_100"]}[file]
+    assert sorted(set(whole.references) - set(data.references)) == sorted(lost)
+    rest = whole.pairs[~whole.pairs["ref_id"].isin(lost)].reset_index(drop=True)
+    pd.testing.assert_frame_equal(data.pairs, rest)
+
+
+def test_a_copy_without_any_list_is_refused(root):
+    for subset in ("train", "val", "test"):
+        (root / f"{subset}_reference_list.txt").unlink()
+    with pytest.raises(DatabaseError, match="none of the lists of references can be used"):
+        load_pieapp(root, strict=False)
 
 
 @pytest.mark.parametrize(("file", "text"), [(TRAIN, label_text("train", 2)), (SCORE, score_text(7))])
 def test_a_missing_header_costs_no_row(root, file, text):
     write(root / file, text[1:])
     with pytest.raises(DatabaseError, match=rf"{file}:1: a header was expected, found numbers"):
-        load_pieapp(root, strict=False)
+        load_pieapp(root)
     write(root / file, text[:1])
     with pytest.raises(DatabaseError, match="no rows below its header"):
-        load_pieapp(root, strict=False)
+        load_pieapp(root)
 
 
 def test_published_facts():

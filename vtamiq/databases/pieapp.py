@@ -67,14 +67,23 @@ def listing_order(references: Iterable[str]) -> list[str]:
 
 def _read_references(index: FolderIndex, strict: bool) -> LabelRows:
     """One row per reference, with its label files in `pairwise` and, in test, `per_image`."""
-    lists = []
+    lists, omissions = [], []
     for subset in SUBSETS:
-        part = LabelRows.read(
-            index, f"{subset}_reference_list.txt", ("ref_file",), header=False, separator=None, strict=strict
-        )
+        try:
+            part = LabelRows.read(
+                index, f"{subset}_reference_list.txt", ("ref_file",), header=False, separator=None, strict=strict
+            )
+        except DatabaseError as error:
+            if strict:
+                raise
+            omissions.append(str(error))
+            continue
         part.table["subset"] = subset
         lists.append(part)
+    if not lists:
+        raise DatabaseError(f"none of the lists of references can be used. {omissions[0]}")
     rows = _joined(lists)
+    rows.omissions[:0] = omissions
     rows.extract("ref_file", r"(?P<stem>ref_\d{1,4})\.\w+", "ref_<n>.png")
     rows.table["stem"] = rows.table["stem"].str.lower()
     rows.refuse(rows.table.duplicated(["subset", "stem"]), "{ref_file} is listed twice")
@@ -110,7 +119,13 @@ def _read_labels(references: LabelRows, ending: str, columns: Sequence[str], tes
     for row in references.table.to_dict("records"):
         if row[ending]:
             names = test if test and row["subset"] == "test" else columns
-            part = LabelRows.read(references.index, row[ending], names, header=None, strict=references.strict)
+            try:
+                part = LabelRows.read(references.index, row[ending], names, header=None, strict=references.strict)
+            except DatabaseError as error:
+                if references.strict:
+                    raise
+                files[0].omissions.append(str(error))
+                continue
             part.table = part.table.assign(**{name: row[name] for name in _OF_REFERENCE})
             files.append(part)
     rows = _joined(files)
