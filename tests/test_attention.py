@@ -858,6 +858,14 @@ class TestKeptModels:
         for name, value in models["epoch 3"].state_dict().items():
             assert torch.equal(value, last[f"model.{name}"])
 
+    def test_auxiliary_heads_of_a_training_are_no_part_of_the_model(self, run, tmp_path):
+        shutil.copytree(run.folder, tmp_path / "run")
+        for path in (tmp_path / "run" / "checkpoints").glob("*.ckpt"):
+            checkpoint = torch.load(path, weights_only=True)
+            checkpoint["state_dict"] |= {"heads.weight": torch.ones(2, 32), "heads.bias": torch.ones(2)}
+            torch.save(checkpoint, path)
+        assert list(kept_models(tmp_path / "run")) == list(kept_models(run.folder))
+
     def test_refusals(self, run, tmp_path):
         with pytest.raises(CheckpointError, match="holds no checkpoints"):
             kept_models(tmp_path)

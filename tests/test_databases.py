@@ -521,6 +521,7 @@ def test_synthetic_database_is_loaded(made):
         score_hi=5.0,
         label_source=["dmos.csv:2", "dmos.csv:3", "dmos.csv:4", "dmos.csv:5"],
         content=["scene"] * 2 + ["I02"] * 2,  # its own where none is stated
+        ref_sha256="",
     )
     expected["dist_type"] = pd.array([10] * 4, dtype="Int16")
     extra = {"native_ssim": [0.8, 0.6] * 2, "native_gmsd": [0.1, 0.2] * 2}

@@ -272,6 +272,11 @@ def test_preferences_are_predicted_through_the_scores_of_their_images(tmp_path):
         evaluate_preferences(q.assign(ref_path="x"), database)
     with pytest.raises(ValueError, match="8 rows predict an image twice"):
         evaluate_preferences(pd.concat([q, q]), database)
+    assert table["synthetic"].all()
+    human = replace(database, synthetic=False)
+    assert not evaluate_preferences(q, human)["synthetic"].any()
+    simulated = replace(human, preferences=asked.assign(kind="simulated").astype({"kind": "str"}))
+    assert evaluate_preferences(q, simulated)["synthetic"].all()
     perfect = evaluate_preferences(q, database, perfect=0.0).set_index("subset")
     assert (perfect.loc["test", "accuracy"], perfect.loc["test", "left_out"]) == (0.5, 0)
     with pytest.raises(ValueError, match="1 rows have no finite prediction"):

@@ -1,10 +1,18 @@
 """Presets build, and a workspace finds its folders from either place that notebooks run in."""
 
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import pytest
 
+from tests.layouts import build_live
+from tests.small import TINY, small_database
+from vtamiq.databases import DatabaseError
+from vtamiq.lineage import pictures_of
 from vtamiq.model import VTAMIQ
-from vtamiq.presets import PRESETS, workspace
+from vtamiq.presets import PRESETS, Workspace, workspace
+from vtamiq.protocol import Candidate
 from vtamiq.synthesis import synthesize
 
 
@@ -63,6 +71,67 @@ def test_parts_of_recipes_with_a_cache(tmp_path, monkeypatch):
     part, *_ = workspace("smoke").parts("data/mine", cache="kept")
     assert part.cache.parent == tmp_path / "kept"
     assert workspace("smoke").parts("data/mine")[0].cache is None
+
+
+@pytest.fixture
+def space(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return workspace("smoke")
+
+
+def test_only_pairs_that_changed_nothing_are_left_out_of_tests(space, monkeypatch):
+    """Whatever one metric thinks of them: VIFp takes some gains in contrast for perfect."""
+    textures = space.demo("textures")
+    pairs = textures.pairs.copy()
+    ranks = [name for name in pairs if name.startswith("iqm_")]
+    pairs.loc[:2, ranks] = 0.0
+    pairs.loc[3, "score"] = 5.0
+    monkeypatch.setattr(Workspace, "demo", lambda self, name, label=None: replace(textures, pairs=pairs))
+    _, tested = space.databases(database="", seed=0)
+    unchanged = (pairs[ranks] == 0).all(axis=1)
+    assert set(tested.pairs["dist_path"]) == set(pairs.loc[~unchanged, "dist_path"])
+    assert pairs.loc[3, "dist_path"] in set(tested.pairs["dist_path"])
+
+
+def test_databases_are_named_with_options(space, monkeypatch):
+    monkeypatch.setenv("VTAMIQ_DATA", "data")
+    build_live(space.root / "data" / "LIVE")
+    root = small_database(space.root / "mine").root
+    rows = [f"images/r{r}.png,images/r{r}_{level}.png,{level}" for r in range(5) for level in (1, 2)]
+    (root / "pairs.csv").write_text("\n".join(["reference,distorted,score", *rows]))
+    old, mine = space.databases("live:realigned=false, table:root=mine:higher_better=false")
+    assert (old.score_name, len(old)) == ("DMOS", 779)
+    assert (mine.name, mine.higher_better, len(mine)) == ("mine", False, 10)
+    with pytest.raises(DatabaseError, match=r"live:colour=1: .*colour"):
+        space.databases("live:colour=1")
+    with pytest.raises(DatabaseError, match="has no scores to compare with"):
+        space.databases("table:root=mine:score=null")
+
+
+def test_what_is_held_out_is_said(space):
+    database = small_database(space.root / "small")
+    seen = [pictures_of(database.subset(["r0", "r1"]))]
+    one = Candidate("one", VTAMIQ(TINY), PRESETS["smoke"].weak.caps, seen=seen)
+    (part,), overview = space.held_out([database], [one])
+    assert part.references == ["r2", "r3", "r4"]
+    assert overview.loc[0, ["references", "tested", "pairs tested"]].tolist() == [5, 3, 12]
+    with pytest.raises(DatabaseError, match="nothing is left to test"):
+        space.held_out([database], [replace(one, seen=[pictures_of(database)])])
+    one.model.seen = tuple(seen)
+    assert space.unseen(database, one.model).references == ["r2", "r3", "r4"]
+    one.model.seen = (pictures_of(database),)
+    with pytest.raises(DatabaseError, match="has seen all pictures"):
+        space.unseen(database, one.model)
+
+
+def test_tables_are_published_whole_and_as_columns(space):
+    table = pd.DataFrame({"method": ["a_b"], "n": [3], "srocc": [0.51234]})
+    folder = space.folder("06")
+    space.publish(table, "results", folder, ["method", "srocc"])
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "results.csv"), table)
+    assert (space.figures / "results.csv").read_bytes() == (folder / "results.csv").read_bytes()
+    assert r"a\_b & 0.512 \\" in (folder / "results.tex").read_text()
 
 
 def test_any_other_folder_is_refused(tmp_path, monkeypatch):

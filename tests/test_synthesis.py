@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+import os
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -705,3 +707,46 @@ def test_cache_folder(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / "xdg" / "vtamiq"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == Path.home() / ".cache" / "vtamiq"
+
+
+def test_copies_of_one_photograph_are_one_content(tmp_path, caplog):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("b", "a"):
+        write_png(folder / f"{name}.png", PICTURES["a" if name == "a" else "b"])
+    shutil.copy(folder / "a.png", folder / "a copy.png")
+    data = synthesize(folder, tmp_path / "made", **QUICK)
+    assert data.contents == {"I01": "a copy.png", "I02": "a copy.png", "I03": "b.png"}
+    assert "a.png is a copy of a copy.png: both are one content" in caplog.text
+    stated = synthesize(folder, tmp_path / "stated", **QUICK, contents={"a.png": "mine"})
+    assert stated.contents["I02"] == "mine"
+
+
+def test_ranks_are_not_made_of_test_photographs(tmp_path):
+    images = {"train": tmp_path / "none.png", "test": PICTURES["b"]}
+    with pytest.raises(DatabaseError, match="none of the train photographs can be used"):
+        synthesize(images, tmp_path / "made", **QUICK, subsets={"train": "train", "test": "test"})
+
+
+@pytest.mark.parametrize("name", ["a\\b.png", "a\nb.png", os.fsdecode(b"caf\xe9.png")])
+def test_names_that_tables_cannot_keep_are_refused_before_any_work(tmp_path, name):
+    write_png(tmp_path / "a.png", PICTURES["a"])
+    try:
+        os.rename(tmp_path / "a.png", tmp_path / name)
+    except (OSError, ValueError):
+        pytest.skip("this file system refuses the name itself")
+    with pytest.raises(DatabaseError, match="cannot be kept in tables; rename"):
+        synthesize(tmp_path, tmp_path / "made", **QUICK)
+
+
+def test_recipes_of_a_list_may_be_asked_for_again_by_their_folder(photos, tmp_path):
+    files = sorted(photos.glob("[a-z]*.png"))
+    first = synthesize(files, tmp_path / "made", **QUICK, recipes_only=True)
+    again = synthesize(photos, tmp_path / "made", **QUICK, recipes_only=True)
+    assert again.root == first.root
+
+
+def test_a_synthetic_folder_is_no_kadid(tmp_path):
+    synthesize(PICTURES, tmp_path / "made", **QUICK)
+    with pytest.raises(DatabaseError, match="its labels are synthetic: load it as 'synthetic'"):
+        load_database("kadid10k", tmp_path / "made", strict=False)

@@ -642,7 +642,8 @@ def kept_models(run: str | Path) -> dict[str, VTAMIQ]:
         model = VTAMIQ.from_pretrained(run / "model")
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            weights = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
+            state = checkpoint["state_dict"]  # of the training, which may have auxiliary heads beside the model
+            weights = {name.removeprefix("model."): state[name] for name in state if name.startswith("model.")}
             model.load_state_dict(weights)
             epoch = int(checkpoint["epoch"]) + 1
         except Exception as error:  # zip, pickle and torch each have their own way of refusing a bad file

@@ -16,6 +16,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
+from vtamiq.attention import SIGNED
 from vtamiq.plots import (
     PAGE,
     _aspect,
@@ -106,7 +107,7 @@ def pair_maps(
         ax.imshow(image)
         ax.set_title(name)
     for ax, (name, values) in zip(axes[2:], drawn.items(), strict=False):
-        _draw_map(ax, values, _limits([values], signed=np.nanmin(values) < 0))
+        _draw_map(ax, values, _limits([values], signed=name in SIGNED or np.nanmin(values) < 0))
         ax.set_title(name)
         ax.set_xlabel(notes.get(name, ""))
     for ax in axes[1 : 2 + len(drawn)] if region is not None else ():

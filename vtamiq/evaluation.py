@@ -310,7 +310,8 @@ def evaluate_preferences(
     table = pd.DataFrame(rows)
     if not table["pairs"].any():
         raise ValueError(f"no prediction is about an image that {database.name} has preferences of")
-    return table.assign(synthetic=database.synthetic)
+    simulated = bool((database.preferences["kind"] == "simulated").any())
+    return table.assign(synthetic=database.synthetic or simulated)
 
 
 def beside_published(results: pd.DataFrame) -> pd.DataFrame:

@@ -15,13 +15,18 @@ __all__ = ["pictures_of", "reference_digests", "unseen"]
 MAX_READ = 5_000  # references; the 140,000 of KADIS-700k are known by name only
 
 
-def reference_digests(database: Database) -> dict[str, str]:
-    """ref_id → digest of the reference's file; empty for databases of more than 5,000 references."""
+def reference_digests(database: Database) -> dict[str, set[str]]:
+    """ref_id → digests of the reference's file and of the photograph that it was made from, as far as it is known;
+    empty for databases of more than 5,000 references."""
     pairs = database.pairs.drop_duplicates("ref_id")
     if len(pairs) > MAX_READ:
         return {}
     paths = zip(pairs["ref_id"], pairs["ref_path"], strict=True)
-    return {ref_id: hashlib.sha256((database.root / path).read_bytes()).hexdigest()[:16] for ref_id, path in paths}
+    found = {ref_id: {hashlib.sha256((database.root / path).read_bytes()).hexdigest()[:16]} for ref_id, path in paths}
+    if "ref_sha256" in pairs:
+        for ref_id, digest in zip(pairs["ref_id"], pairs["ref_sha256"], strict=True):
+            found[ref_id] |= {digest} - {""}
+    return found
 
 
 def pictures_of(database: Database) -> dict[str, Any]:
@@ -29,7 +34,7 @@ def pictures_of(database: Database) -> dict[str, Any]:
     return {
         "database": database.name,
         "contents": sorted(set(database.contents.values())),
-        "pictures": sorted(set(reference_digests(database).values())),
+        "pictures": sorted(set().union(*reference_digests(database).values())),
     }
 
 
@@ -39,6 +44,6 @@ def unseen(database: Database, seen: Sequence[Mapping[str, Any]]) -> Database | 
     pictures = {picture for entry in seen for picture in entry["pictures"]}
     of = database.contents
     if pictures:
-        known |= {of[ref_id] for ref_id, digest in reference_digests(database).items() if digest in pictures}
+        known |= {of[ref_id] for ref_id, digest in reference_digests(database).items() if digest & pictures}
     kept = [ref_id for ref_id, content in of.items() if content not in known]
     return database.subset(kept) if kept else None

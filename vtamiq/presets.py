@@ -17,7 +17,8 @@ from vtamiq.caps import CAPS
 from vtamiq.configs import did_you_mean
 from vtamiq.databases import Database, DatabaseError, load_database
 from vtamiq.databases.synthetic import Label
-from vtamiq.model import VTAMIQConfig
+from vtamiq.lineage import unseen
+from vtamiq.model import VTAMIQ, VTAMIQConfig
 from vtamiq.predictions import write_table
 from vtamiq.protocol import Candidate, held_out, load_candidate, tell_apart
 from vtamiq.synthesis import demo_database
@@ -216,6 +217,13 @@ class Workspace:
             raise DatabaseError("nothing is left to test: all of it was trained or validated on")
         return kept, pd.DataFrame(rows)
 
+    def unseen(self, database: Database, model: VTAMIQ) -> Database:
+        """The pairs of pictures that a model was not trained or validated on; DatabaseError if there are none."""
+        part = unseen(database, model.seen or ())
+        if part is None:
+            raise DatabaseError(f"the model has seen all pictures of this part of {database.name}")
+        return part
+
     def publish(self, table: pd.DataFrame, name: str, folder: Path, columns: Sequence[str] = ()) -> None:
         """Write a result table as CSV into the folder of the run and beside the figures, and some columns (all, if none
         are named) as LaTeX into the folder."""
@@ -239,8 +247,9 @@ class Workspace:
 
 def _worth_testing(database: Database) -> Database:
     score = database.pairs["score"]
-    best = database.pairs["score_hi" if database.higher_better else "score_lo"]
-    kept = score.notna() & ~(database.synthetic & (score == best))
+    ranks = database.pairs.filter(regex="^iqm_")  # a single metric may take a changed picture for a perfect one
+    changed = (ranks > 0).any(axis=1) if len(ranks.columns) else score < database.pairs["score_hi"]
+    kept = score.notna() & (changed | (not database.synthetic))
     if not kept.any():
         raise DatabaseError(f"{database.name} has no scores to compare with")
     return database.subset(kept.to_numpy())

@@ -235,7 +235,7 @@ def synthesize(
             each when it is asked for. The photographs of a folder are not copied either: they must stay where they are
             in relation to `out`, or be named on loading (`vtamiq.databases.synthetic.load_synthetic`).
         one_type: one of the types for each photograph, as in KADIS-700k. All types get the same number of photographs
-            (or one more); which gets which depends on `seed` and the names of all, not on their order.
+            (or one more) of those asked for; which gets which depends on `seed` and the names of all, not on their order.
         subsets: name of a photograph → "train", "val" or "test"; all others are "none".
         contents: name of a photograph → what it shows, for photographs that splits must not part, such as views of one
             scene; all others are contents of their own.
@@ -263,7 +263,7 @@ def synthesize(
     recipe = Recipe(types, levels, metrics, size, seed, recipes_only, one_type, device)
     workers = count_workers(workers)
     folder = Path(out)
-    sources = _list_sources(images, subsets or {}, contents or {}, recipe)
+    sources = _together(_list_sources(images, subsets or {}, contents or {}, recipe), contents or {})
     request = _request(recipe, sources, tables, progress)
     place = Path(images) if recipes_only and isinstance(images, str | os.PathLike) else None
     if not _claim(folder, request):
@@ -273,7 +273,8 @@ def synthesize(
             sources, skipped = _prepare_references(pool, folder, sources, recipe, place, progress)
             scores = _render_all(pool, folder, sources, recipe, progress)
         _write_labels(folder, request, recipe, sources, skipped, scores, tables, place)
-    return load_database("synthetic", folder, photographs=place, check_images=not recipes_only)
+    in_place = place is not None and read_manifest(folder)["photographs"] is not None
+    return load_database("synthetic", folder, photographs=place if in_place else None, check_images=not recipes_only)
 
 
 def _list_sources(images: Any, subsets: Mapping[str, str], contents: Mapping[str, str], recipe: Recipe) -> list[Source]:
@@ -297,6 +298,19 @@ def _list_sources(images: Any, subsets: Mapping[str, str], contents: Mapping[str
     ]
 
 
+def _together(sources: list[Source], contents: Mapping[str, str]) -> list[Source]:
+    """The same sources; copies of one file, of which nothing else was stated, are one content, which no split parts."""
+    first, joined = {}, []
+    for source in sources:
+        digest = source.digest()
+        known = first.setdefault(digest, source)
+        if digest is not None and known is not source and source.key not in contents:
+            log.warning("%s is a copy of %s: both are one content", source.key, known.key)
+            source = replace(source, content=known.content)
+        joined.append(source)
+    return joined
+
+
 def _deal(keys: list[str], recipe: Recipe) -> dict[str, tuple[int]]:
     """One type for each photograph: both are shuffled by a digest of seed and name, then dealt in turn."""
     keys = sorted(keys, key=lambda key: (_digest_number(f"{recipe.seed} photograph {key}"), key))
@@ -316,12 +330,17 @@ def _name_images(images: Any) -> dict[str, Path | np.ndarray]:
         if not folder.is_dir():
             raise DatabaseError(f"no folder {folder}; give a folder, a list of files, or name → image")
         known = {suffix for suffix, format in Image.registered_extensions().items() if format in Image.OPEN}
-        entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        entries = sorted(
+            (path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda path: path.name
+        )
         paths = [path for path in entries if path.suffix.lower() in known and path.is_file()]
         if not paths:
             raise DatabaseError(f"{folder} has no image files")
     else:
         paths = [Path(image) for image in images]
+    for path in paths:
+        if "\\" in path.name or not path.name.isprintable() or "\udc80" <= max(path.name) <= "\udcff":
+            raise DatabaseError(f"{path.name!a} cannot be kept in tables; rename that photograph")
     named = {path.name: path for path in paths}
     if len(named) < len(paths):
         twice = sorted({path.name for path in paths if path != named[path.name]} or {paths[0].name})
@@ -562,6 +581,8 @@ def _write_labels(
 def _tables(folder: Path, recipe: Recipe, sources: list[Source], scores: pd.DataFrame) -> QuantileTables:
     """Fitted to the scores of the train photographs if there are any, else to all."""
     train = [f"{source.ref_id}.png" for source in sources if source.subset == "train"]
+    if not train and any(source.subset != "none" for source in sources):
+        raise DatabaseError(f"{folder}: none of the train photographs can be used, and ranks are not made of others")
     try:
         return QuantileTables.fit(scores[scores["ref_img"].isin(train)] if train else scores, recipe.metrics)
     except ValueError as error:

@@ -503,7 +503,7 @@ def _record(
 
 
 def _describe(database: Database, auxiliary: tuple[str, ...] = ()) -> dict[str, Any]:
-    columns = ["dist_path", "score", *(name for name in auxiliary if name in database.pairs)]
+    columns = ["dist_path", "score", *(name for name in (*auxiliary, "recipe_seed") if name in database.pairs)]
     rows = database.pairs[columns].to_csv(index=False)
     return {
         "database": database.name,
@@ -529,7 +529,7 @@ def _in_words(stage: Stage, training: Database) -> str:
 def _code_digest() -> str:
     """Tells a run of other code from this one: of the files that decide what training computes."""
     digest = hashlib.sha256()
-    for name in ("caps", "images", "losses", "model", "patches", "predictions", "training"):
+    for name in ("caps", "distortions", "images", "losses", "model", "pairs", "patches", "predictions", "training"):
         digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
     return digest.hexdigest()[:16]
 

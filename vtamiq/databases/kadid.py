@@ -12,7 +12,7 @@ whole votes, and cannot be their variance. H. Lin, V. Hosu, D. Saupe, KADID-10k,
 from collections.abc import Sequence
 from pathlib import Path
 
-from vtamiq.databases.base import Database
+from vtamiq.databases.base import Database, DatabaseError
 from vtamiq.databases.reading import Facts, FolderIndex, LabelRows
 from vtamiq.distortions import DISTORTIONS
 
@@ -26,7 +26,10 @@ KADID10K = Facts(
 
 def load_kadid10k(root: str | Path, *, strict: bool = True, check_images: bool = True) -> Database:
     """Load KADID-10k; arguments and errors as for `vtamiq.databases.load_database`."""
-    rows = read_kadid_layout(FolderIndex(root), strict=strict)
+    index = FolderIndex(root)
+    if index.get("manifest.json") is not None:
+        raise DatabaseError(f"{index.root} was made by vtamiq, its labels are synthetic: load it as 'synthetic'")
+    rows = read_kadid_layout(index, strict=strict)
     known = rows.table["dist_type"].isin(list(DISTORTIONS)) & rows.table["level"].between(1, 5)
     rows.refuse(~known, "types are 1 to 25 and levels 1 to 5, not those of {dist_path!r}")
     names = {type: distortion.name for type, distortion in DISTORTIONS.items()}

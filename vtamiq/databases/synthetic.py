@@ -53,7 +53,8 @@ def load_synthetic(
     """Load a folder that `vtamiq.synthesis.synthesize` has finished; the database is called after the folder.
 
     The pairs have further columns for each metric: `native_<iqm>`, its value in its own units and direction, and
-    `iqm_<iqm>`, its rank in 0..1, 0 for a perfect copy, higher is worse.
+    `iqm_<iqm>`, its rank in 0..1, 0 for a perfect copy, higher is worse; and `ref_sha256`, by which the photograph is known
+    that the reference was made from.
 
     Args:
         strict, check_images: see `vtamiq.databases.load_database`. Of recipes, the photographs are compared with
@@ -80,10 +81,12 @@ def load_synthetic(
     table = rows.table
     subsets = {entry["ref_id"]: entry["subset"] for entry in manifest["references"]}
     contents = {entry["ref_id"]: entry.get("content", entry["ref_id"]) for entry in manifest["references"]}
+    digests = {entry["ref_id"]: entry.get("sha256", "") for entry in manifest["references"]}
     rows.table = table.assign(
         subset=table["ref_id"].map(subsets).fillna("none"),
         content=table["ref_id"].map(contents).fillna(table["ref_id"]),
         dist_name=table["dist_type"].astype("str").map(manifest["types"]).fillna(""),
+        ref_sha256=table["ref_id"].map(digests).fillna("").astype("str"),
     )
     extra, meaning = _iqm_columns(index, manifest, rows, label)
     facts = Facts(
@@ -93,7 +96,7 @@ def load_synthetic(
         score_lo=1.0,
         score_hi=5.0,
     )
-    database = rows.database(facts, check_images=check_images and not recipes, synthetic=True)
+    database = rows.database(facts, check_images=check_images and not recipes, extra=["ref_sha256"], synthetic=True)
     pairs = database.pairs.join(extra, on="dist_path") if len(extra.columns) else database.pairs
     if not recipes:
         return replace(database, pairs=pairs)
