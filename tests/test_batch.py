@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,7 +140,7 @@ def test_the_same_pair_twice_is_scored_once_and_listed_twice(folder, model, monk
     scored = []
     forward = batch.forward
     monkeypatch.setattr(
-        batch, "forward", lambda model, samples, *rest: scored.extend(samples) or forward(model, samples, *rest)
+        batch, "forward", lambda model, samples, *rest: scored.extend(samples[0]) or forward(model, samples, *rest)
     )
     pairs = read_pairs(folder / "pairs.csv").iloc[[0, 1, 0]]
     q = score_table(pairs, root=folder, model=model, caps=CAPS_4)["q"].tolist()
@@ -147,7 +148,84 @@ def test_the_same_pair_twice_is_scored_once_and_listed_twice(folder, model, monk
     assert len(scored) == 2
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limit")
+def test_many_draws_need_few_open_files(folder, model_folder):
+    """A tensor that passes between processes is an open file: with one each, loading would hang at the limit."""
+    code = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+from vtamiq import CAPS, VTAMIQ, score_table
+from vtamiq.batch import read_pairs
+if __name__ == "__main__":
+    model = VTAMIQ.from_pretrained({str(model_folder)!r})
+    pairs = read_pairs({str(folder / "pairs.csv")!r}).head(4)
+    table = score_table(
+        pairs, root={str(folder)!r}, model=model, caps=CAPS(num_patches=4), repeats=300, batch_size=600, workers=1
+    )
+    print(int(table["q"].notna().sum()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["4"], done.stderr
+
+
+def test_the_template_of_the_centre_counts_by_its_content(folder, model, tmp_path):
+    path = tmp_path / "centre.npy"
+    np.save(path, np.zeros((4, 4), np.float32))
+    options = {"model": model, "caps": CAPS(num_patches=4, centre_map=str(path)), "root": folder}
+    pairs = read_pairs(folder / "pairs.csv").head(1)
+    score_table(pairs, tmp_path / "scores.csv", **options)
+    np.save(path, np.eye(4, dtype=np.float32))
+    with pytest.raises(ValueError, match="made with other settings"):
+        score_table(pairs, tmp_path / "scores.csv", **options)
+
+
+def test_the_callers_random_numbers_are_left_alone(folder, model):
+    pairs = read_pairs(folder / "pairs.csv").head(2)
+    before = torch.random.get_rng_state()
+    score_table(pairs, root=folder, model=model, caps=CAPS_4)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_names_of_digits_are_no_numbers(tmp_path):
+    (tmp_path / "pairs.csv").write_text("reference,distorted,id,level,mos\na,b,007,1,1.5\nc,d,010,2,2.25\n")
+    table = read_pairs(tmp_path / "pairs.csv")
+    assert table["id"].tolist() == ["007", "010"]
+    assert table["level"].tolist() == [1, 2]
+    assert table["mos"].tolist() == [1.5, 2.25]
+
+
+def test_references_are_no_distorted_images(folder, tmp_path):
+    shutil.copytree(folder / "images", tmp_path / "images")
+    with pytest.raises(ValueError, match="need folders of their own"):
+        pair_folders(tmp_path / "images", tmp_path / "images" / ".")
+    (tmp_path / "images" / "references").mkdir()
+    for path in (tmp_path / "images").glob("r?.png"):
+        path.rename(tmp_path / "images" / "references" / path.name)
+    pairs = pair_folders(tmp_path / "images" / "references", tmp_path / "images")
+    assert len(pairs) == 20
+    assert not pairs["distorted"].str.contains("/references/").any()
+
+
 # -------------------------------------------------------------------------------------------------- interrupted, resumed
+
+
+def test_a_bad_row_of_an_interrupted_call_is_tried_again(folder, model, tmp_path, monkeypatch):
+    options = {"model": model, "caps": CAPS_4, "root": folder}
+    pairs, out, late = read_pairs(folder / "pairs.csv").head(3), tmp_path / "scores.csv", tmp_path / "late.png"
+    pairs.loc[pairs.index[0], "distorted"] = str(late)
+    stop_after(monkeypatch, 1)
+    with pytest.raises(Stopped):
+        score_table(pairs, out, **options)
+    late.write_bytes((folder / "images/r1_2.png").read_bytes())
+    monkeypatch.undo()
+    table = score_table(pairs, out, **options)
+    assert (table["error"] == "").all()
+
+
+def test_no_error_takes_the_place_of_a_score():
+    earlier, later = {"a": (1.0, None, ""), "b": (None, None, "bad")}, {"a": (None, None, "bad"), "b": (2.0, None, "")}
+    expected = {"a": (1.0, None, ""), "b": (2.0, None, "")}
+    assert batch._preferring_scores(earlier, later) == batch._preferring_scores(later, earlier) == expected
 
 
 class Stopped(Exception):
@@ -162,7 +240,7 @@ def stop_after(monkeypatch, rows):
     def counting(model, samples, *rest):
         if len(scored) == rows:
             raise Stopped
-        scored.extend(samples)
+        scored.extend(samples[0] if samples else [])
         return forward(model, samples, *rest)
 
     monkeypatch.setattr(batch, "forward", counting)
@@ -200,7 +278,7 @@ def test_scored_rows_are_kept_bad_and_new_ones_scored(folder, model, tmp_path, m
     second = score_table(pairs, out, **options)
     assert len(scored) == 2
     assert (second["error"] == "").all()
-    assert second["q"].tolist()[::2][:1] == first["q"].tolist()[::2][:1]
+    assert second["q"].tolist()[:3:2] == first["q"].tolist()[::2]
     pd.testing.assert_frame_equal(read_scores(out), second.reset_index(drop=True), check_dtype=False)
     assert len(scored) == 2
     assert score_table(pairs, out, **options)["q"].tolist() == second["q"].tolist()  # nothing left to do
@@ -223,8 +301,9 @@ def test_other_settings_are_refused_and_say_which(folder, model, tmp_path, monke
     for change, message in (
         ({"seed": 1}, "seed 0 instead of 1"),
         ({"model": other}, f"weights {fingerprint(model)} instead of {fingerprint(other)}"),
-        ({"caps": CAPS(num_patches=4, centre=1)}, "sampling or precision"),
-        ({"precision": "bfloat16"}, "sampling or precision"),
+        ({"caps": CAPS(num_patches=4, centre=1)}, "sampling, precision or root"),
+        ({"precision": "bfloat16"}, "sampling, precision or root"),
+        ({"root": tmp_path}, "sampling, precision or root"),  # other images by the same names
     ):
         with pytest.raises(ValueError, match=f"made with other settings .*{message}"):
             score_table(pairs, out, **(options | change))
@@ -293,7 +372,7 @@ def test_a_rank_that_comes_back_after_the_merge_finds_the_table(folder, model, e
 
 def settings_and_table(folder, model):
     table = read_pairs(folder / "pairs.csv")
-    return batch.Settings(fingerprint(model), batch.caps_for(model, CAPS_4), 1, 0, "float32"), table
+    return batch.Settings(fingerprint(model), batch.caps_for(model, CAPS_4), 1, 0, "float32", str(folder)), table
 
 
 def start(folder, model_folder, out, rank=0, world_size=1):
@@ -429,7 +508,8 @@ def test_bad_tables(tmp_path, model, name, content, message):
         ({"repeats": 0}, ValueError, "repeats must be an integer, at least 1, got 0"),
         ({"batch_size": 1.5}, ValueError, "batch_size"),
         ({"workers": -1}, ValueError, "workers"),
-        ({"rank": 2, "world_size": 2}, ValueError, "rank must be below world_size=2"),
+        ({"rank": 2, "world_size": 2, "out": "s.csv"}, ValueError, "rank must be below world_size=2"),
+        ({"world_size": 2}, ValueError, "several processes need out"),
         ({"precision": "half"}, ValueError, "precision must be one of float32, float16, bfloat16, got 'half'"),
         ({"out": "scores.xlsx"}, ValueError, r"written as \.csv"),
         ({"model": None}, CheckpointError, "no weights ship"),

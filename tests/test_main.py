@@ -158,9 +158,10 @@ class TestScore:
         reference = str(images / "reference.png")
         for missing in ("no such folder", "runs/demo/03_weak_pretraining/run/model", "someone/vtamiq"):
             assert main(["score", reference, reference, "--model", missing]) == 2
+            hub = " (or the id of a model on the Hugging Face Hub: --download fetches it)"
             assert capsys.readouterr().err == (
-                f"vtamiq: no such folder: {missing}; `make reproduce` trains one into "
-                "runs/demo/03_weak_pretraining/run/model\n"
+                f"vtamiq: no such folder: {missing}{hub if missing.startswith('someone') else ''}; `make reproduce` trains "
+                "one into runs/demo/03_weak_pretraining/run/model\n"
             )
 
     def test_folder_without_a_model_is_named(self, images, tmp_path, capsys):

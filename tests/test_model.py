@@ -524,7 +524,27 @@ def test_network_is_asked_only_with_download(tiny, tmp_path, monkeypatch):
     VTAMIQ.from_pretrained("someone/vtamiq", download=True, revision="v1")
     assert [options["local_files_only"] for options in asked] == [True, False]
     assert [options["revision"] for options in asked] == [None, "v1"]
-    assert all(options["allow_patterns"] == ["config.json", "model.safetensors"] for options in asked)
+    assert all(options["allow_patterns"] == ["config.json", "model.safetensors", "seen.json"] for options in asked)
+
+
+def test_what_a_model_has_seen_is_kept_and_never_another_models(tiny, tmp_path):
+    seen = ({"database": "a", "contents": ["x"], "pictures": []},)
+    model = VTAMIQ(tiny.config)
+    assert model.seen == ()
+    model.seen = seen
+    model.save_pretrained(tmp_path)
+    assert VTAMIQ.from_pretrained(tmp_path).seen == seen
+    model.seen = None
+    model.save_pretrained(tmp_path)
+    assert VTAMIQ.from_pretrained(tmp_path).seen is None
+    for damaged in ('{"database": "a"}', "[1]", "", '[{"database": "a"}]'):
+        (tmp_path / "seen.json").write_text(damaged)
+        assert VTAMIQ.from_pretrained(tmp_path).seen is None
+
+
+def test_a_revision_is_of_the_hub_not_of_a_folder(tiny, tmp_path):
+    tiny.save_pretrained(tmp_path)
+    assert VTAMIQ.from_pretrained(tmp_path, revision="v1").origin == str(tmp_path)
 
 
 def test_a_failing_network_is_one_clear_error(monkeypatch):

@@ -214,7 +214,7 @@ def test_a_database_of_real_layout_runs_through_notebook_06(tmp_path, monkeypatc
     assert list(summary["status"]) == ["done"], summary["error"][0]
     folder = tmp_path / "runs" / "smoke" / "06_cross_database"
     results = pd.read_csv(folder / "evaluation.csv").set_index("method")
-    assert results["n"].to_dict() == {"VTAMIQ model": 3000, "PSNR": 3000}
+    assert results["n"].to_dict() == {f"VTAMIQ {tmp_path.name}/model": 3000, "PSNR": 3000}
     assert not results["synthetic"].any()
     assert results.loc["PSNR", "srocc"] > 0.99  # the noise follows the scores
     matrix = pd.read_csv(folder / "cross_database.csv").set_index("method")

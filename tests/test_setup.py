@@ -38,6 +38,7 @@ FLOORS = {
 }  # fmt: skip
 SAME_FLOOR = {
     ("databases", "distortions"), ("databases", "metrics"), ("patches", "pairs"), ("predictions", "patches"),
+    ("predictions", "inference"),
     ("synthesis", "simulated"), ("attention", "predictions"), ("batch", "scoring"), ("torchmetric", "modules"),
     ("diagrams", "plots"), ("attention_plots", "plots"), ("presets", "protocol"),
 }  # fmt: skip

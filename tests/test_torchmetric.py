@@ -68,7 +68,22 @@ def test_states_of_processes_are_summed(model, pairs, scores):
     metrics[1].update(pairs[0][1:], pairs[1][1:])
     metrics[0].merge_state(metrics[1])
     assert metrics[0].compute().item() == pytest.approx(np.mean(scores), rel=1e-5)
-    assert all(reduce is torchmetrics.utilities.data.dim_zero_sum for reduce in metrics[0]._reductions.values())
+    reductions = metrics[0]._reductions
+    assert all(reductions[name] is torchmetrics.utilities.data.dim_zero_sum for name in ("total", "count"))
+
+
+def test_different_models_of_one_collection_stay_apart(model, pairs):
+    """Although their states are equal at first: a copy has the score 0 by any model."""
+    torch.manual_seed(1)
+    metrics = {"one": VTAMIQMetric(model, caps=CAPS_8), "other": VTAMIQMetric(VTAMIQ(TINY), caps=CAPS_8)}
+    collection = torchmetrics.MetricCollection(metrics)
+    alone = [VTAMIQMetric(metric.loss.model, caps=CAPS_8) for metric in metrics.values()]
+    for images in ((pairs[1], pairs[1]), pairs):
+        collection.update(*images)
+        for metric in alone:
+            metric.update(*images)
+    assert [value.item() for value in collection.compute().values()] == [metric.compute().item() for metric in alone]
+    assert alone[0].compute() != alone[1].compute()
 
 
 def test_gradients_flow(model, pairs):

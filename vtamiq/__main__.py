@@ -122,7 +122,9 @@ def _report(table: "pd.DataFrame", arguments: argparse.Namespace) -> int:
     bad = table[table["error"] != ""]
     unit = "row" if (arguments.pairs or "").endswith(".parquet") else "line"
     for line, error in list(bad["error"].items())[:SHOWN_ROWS]:
+        distorted = bad.at[line, "distorted"]
         where = f"{arguments.pairs}, {unit} {line}: " if arguments.pairs else ""
+        where += f"{distorted}: " if not (arguments.pairs or str(distorted) in error) else ""
         print(f"vtamiq: {where}{error}", file=sys.stderr)
     if len(bad) > SHOWN_ROWS:
         print(f"vtamiq: … and {len(bad) - SHOWN_ROWS} more bad rows, see the column `error`", file=sys.stderr)
@@ -153,9 +155,17 @@ def _load(folder_or_id: str, download: bool) -> "VTAMIQ":
     try:
         return VTAMIQ.from_pretrained(folder_or_id, download=download)
     except CheckpointError as error:
-        if download or Path(folder_or_id).is_dir():
+        nowhere = "is neither a folder nor" in str(error)
+        if download or not nowhere:
             raise
-        raise CheckpointError(f"no such folder: {folder_or_id}; `make reproduce` trains one into {TRAINED}") from error
+        hub = (
+            " (or the id of a model on the Hugging Face Hub: --download fetches it)"
+            if folder_or_id.count("/") == 1
+            else ""
+        )
+        raise CheckpointError(
+            f"no such folder: {folder_or_id}{hub}; `make reproduce` trains one into {TRAINED}"
+        ) from error
 
 
 def run_databases(arguments: argparse.Namespace) -> int:
@@ -292,7 +302,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--download", action="store_true", help="fetch the model of a Hugging Face id if need be")
     command.add_argument("--patches", type=_positive, metavar="N", help="patches per image")
     command.add_argument("--repeats", type=_positive, default=1, metavar="K", help="draws of patches to average")
-    command.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the first draw")
+    command.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the patches")
     command.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     command.add_argument("--precision", default="float32", metavar="TYPE", help="float32, float16 or bfloat16")
     command.add_argument("--batch-size", type=_positive, metavar="N", help="draws at once (default: 1, on a GPU 32)")

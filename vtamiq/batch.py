@@ -51,10 +51,13 @@ class Settings:
     repeats: int
     seed: int
     precision: str
+    root: str  # rows are known by their paths, which other roots may have as well
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        template = self.caps.centre_map and hashlib.sha256(Path(self.caps.centre_map).read_bytes()).hexdigest()
+        content = json.dumps([asdict(self), template], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
 # ------------------------------------------------------------------------------------------------------------ pairs
@@ -98,10 +101,17 @@ def pair_folders(ref_dir: str | Path, dist_dir: str | Path) -> pd.DataFrame:
     Raises:
         ValueError: no folder, no images, or a distorted image with several possible references.
     """
+    if Path(ref_dir).resolve() == Path(dist_dir).resolve():
+        raise ValueError(f"{ref_dir}: references and distorted images need folders of their own, or a table of pairs")
     references: dict[str, list[Path]] = {}
     for path in _images_below(ref_dir):
         references.setdefault(path.stem.casefold(), []).append(path)
-    rows = [(_reference_of(path, references), str(path)) for path in _images_below(dist_dir)]
+    known = {path.resolve() for paths in references.values() for path in paths}  # one folder may lie in the other
+    rows = [
+        (_reference_of(path, references), str(path)) for path in _images_below(dist_dir) if path.resolve() not in known
+    ]
+    if not rows:
+        raise ValueError(f"{dist_dir}: there are no images beside the references")
     return pd.DataFrame(rows, columns=list(PATHS))
 
 
@@ -149,9 +159,11 @@ def _read_csv(path: Path, text: Collection[str] = PATHS) -> pd.DataFrame:
     for name in header:
         if name not in text and header.count(name) == 1:
             try:
-                table[name] = pd.to_numeric(table[name])
+                values = pd.to_numeric(table[name])
             except ValueError:
                 continue  # text stays text
+            if all(str(value) == text for value, text in zip(values.tolist(), table[name], strict=True)):
+                table[name] = values  # else it is no number but a name of digits, such as 007
     return table
 
 
@@ -229,25 +241,31 @@ def score_table(
         CheckpointError, TypeError: no model.
     """
     model = check_model(model)
+    if out is None and world_size != 1:
+        raise ValueError("several processes need out, where their scores meet")
     _check_arguments(repeats, seed, batch_size, workers, rank, world_size, precision)
     table = read_pairs(pairs) if isinstance(pairs, str | Path) else _check_pairs(pairs, "the table of pairs")
     if root is None:
         root = Path(pairs).parent if isinstance(pairs, str | Path) else Path()
-    settings = Settings(fingerprint(model), caps_for(model, caps), repeats, seed, precision)
+    repeats, seed = int(repeats), int(seed)
+    settings = Settings(
+        fingerprint(model), caps_for(model, caps), repeats, seed, precision, os.path.abspath(os.fspath(root))
+    )
     store = _Store(None if out is None else Path(out), settings, table)
     mine = [key for k, key in enumerate(store.pending) if k // SHARD % world_size == rank]
-    share = [key for key in mine if key not in store.begun]
+    share = [key for key in mine if store.begun.get(key, (None,))[0] is None]  # bad rows are tried again
     loader = DataLoader(
         _Pairs(share, Path(root), settings),
         batch_size=max(1, batch_size // repeats),
         num_workers=min(workers, len(share)),
-        collate_fn=list,
+        collate_fn=_collate,
+        generator=torch.Generator(),  # else the loader would draw from the caller's random numbers
     )
     bar = tqdm(total=len(mine), initial=len(mine) - len(share), desc="score", unit="pair", disable=not progress)
     with store, bar, evaluation(model):
-        for items in loader:
-            store.add(_score_items(model, items, settings, batch_size))
-            bar.update(len(items))
+        for errors, stacked in loader:
+            store.add(_score_items(model, errors, stacked, settings, batch_size))
+            bar.update(len(errors))
     return store.finish()
 
 
@@ -255,7 +273,7 @@ def _check_arguments(repeats, seed, batch_size, workers, rank, world_size, preci
     least = {"repeats": 1, "seed": 0, "batch_size": 1, "workers": 0, "rank": 0, "world_size": 1}
     given = dict(zip(least, (repeats, seed, batch_size, workers, rank, world_size), strict=True))
     for name, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least[name]:
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least[name]:
             raise ValueError(f"{name} must be an integer, at least {least[name]}, got {value!r}")
     if rank >= world_size:
         raise ValueError(f"rank must be below world_size={world_size}, got {rank}")
@@ -294,10 +312,22 @@ class _Pairs(Dataset):
         return list(sample_pair(*images, caps, repeats, seed, distorted))
 
 
-def _score_items(model: VTAMIQ, items: list, settings: Settings, batch_size: int) -> dict[Key, Result]:
-    flat = [sample for _, found in items if not isinstance(found, str) for sample in found]
-    draws = iter(forward(model, flat, batch_size, settings.precision).reshape(-1, settings.repeats))
-    return {key: (None, None, found) if isinstance(found, str) else _result(next(draws)) for key, found in items}
+def _collate(items: list[tuple[Key, list[PatchSample] | str]]) -> tuple[list[tuple[Key, str]], list[torch.Tensor]]:
+    """Keys with what is wrong with them ("" if nothing), and `patches, uv, scale` of all samples of the others.
+
+    Stacked where they are cut: every tensor that passes between processes is an open file, of which there are few.
+    """
+    samples = [sample for _, found in items if not isinstance(found, str) for sample in found]
+    names = ("patches", "uv", "scale") if samples else ()
+    stacked = [torch.stack([getattr(sample, name) for sample in samples]) for name in names]
+    return [(key, found if isinstance(found, str) else "") for key, found in items], stacked
+
+
+def _score_items(
+    model: VTAMIQ, errors: list[tuple[Key, str]], stacked: list[torch.Tensor], settings: Settings, batch_size: int
+) -> dict[Key, Result]:
+    draws = iter(forward(model, stacked, batch_size, settings.precision).reshape(-1, settings.repeats))
+    return {key: (None, None, error) if error else _result(next(draws)) for key, error in errors}
 
 
 def _result(draws: np.ndarray) -> Result:
@@ -312,6 +342,11 @@ def _or_none(number: float) -> float | None:
 
 
 # -------------------------------------------------------------------------------------------- what is on disk already
+
+
+def _preferring_scores(earlier: dict[Key, Result], later: dict[Key, Result]) -> dict[Key, Result]:
+    """Both, the later ones where both have a row; but no error takes the place of a score."""
+    return earlier | {key: new for key, new in later.items() if new[0] is not None or earlier.get(key, new)[0] is None}
 
 
 class _Store:
@@ -361,14 +396,14 @@ class _Store:
         """The whole table, written; None if rows are missing that other processes have taken."""
         if self.out is None:
             return self._with_results(self.begun)
-        self.begun = self._read_journals() | self.begun
+        self.begun = _preferring_scores(self._read_journals(), self.begun)
         known = self.begun
         if self._stamp() != self.stamp:  # another process has found all rows, and may have taken the journals away
             self.before = self._read_out()
             known = self.before | self.begun
         if not all(key in known for key in self.pending):
             return None
-        result = self._with_results(self.before | self.begun)
+        result = self._with_results(_preferring_scores(self.before, self.begun))
         self._write(result)
         shutil.rmtree(self.parts, ignore_errors=True)
         return result
@@ -427,8 +462,8 @@ class _Store:
             told = {name: (table[name].iloc[0], value) for name, value in self._told().items()}
             changed = ", ".join(f"{name} {old} instead of {new}" for name, (old, new) in told.items() if old != new)
             raise ValueError(
-                f"{self.out}: was made with other settings ({changed or 'sampling or precision'}); choose another file, "
-                "or remove it to score all rows anew"
+                f"{self.out}: was made with other settings ({changed or 'sampling, precision or root'}); choose another "
+                "file, or remove it to score all rows anew"
             )
         columns = (table[name].tolist() for name in (*PATHS, "q", "standard_error", "error"))
         results = {

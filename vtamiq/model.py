@@ -629,13 +629,16 @@ class VTAMIQ(
         broken = [name for name, value in state.items() if not value.isfinite().all()]
         if broken:
             raise CheckpointError(f"{weights_file}: `{broken[0]}` holds NaN or infinite values")
-        model.origin = f"{folder_or_id}@{revision}" if revision else str(folder_or_id)
+        from_hub = revision and folder != Path(folder_or_id)
+        model.origin = f"{folder_or_id}@{revision}" if from_hub else str(folder_or_id)
         model.seen = _read_seen(folder / SEEN)
         return model.eval()
 
     def _save_pretrained(self, save_directory: Path) -> None:
         super()._save_pretrained(save_directory)
-        if self.seen is not None:
+        if self.seen is None:  # and not what another model left there
+            (save_directory / SEEN).unlink(missing_ok=True)
+        else:
             (save_directory / SEEN).write_text(json.dumps(self.seen), encoding="utf-8")
 
 
@@ -650,9 +653,12 @@ def preference(q_a: Tensor, q_b: Tensor, w: Tensor | float) -> Tensor:
 def _read_seen(path: Path) -> tuple[dict[str, Any], ...] | None:
     """What `_save_pretrained` wrote; None if there is no such file, or a damaged one."""
     try:
-        return tuple(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        seen = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return None
+    entries = {"database", "contents", "pictures"}
+    whole = isinstance(seen, list) and all(isinstance(entry, dict) and entries <= set(entry) for entry in seen)
+    return tuple(seen) if whole else None
 
 
 @contextlib.contextmanager
@@ -712,7 +718,7 @@ def _snapshot(hub_id: str, download: bool, revision: str | None) -> Path:
             snapshot_download(
                 hub_id,
                 revision=revision,
-                allow_patterns=["config.json", "model.safetensors"],
+                allow_patterns=["config.json", "model.safetensors", SEEN],
                 local_files_only=not download,
             )
         )

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from vtamiq.caps import CAPS
 from vtamiq.databases import Database
+from vtamiq.inference import evaluation
 from vtamiq.model import VTAMIQ
 from vtamiq.patches import PairPatches, patch_loader
 
@@ -69,21 +70,17 @@ def predict(
     loader = patch_loader(PairPatches(database, caps, seed=seed), batch_size=batch_size, workers=workers)
     device = next(model.parameters()).device
     q = np.full((repeats, len(database)), np.nan)
-    training = model.training
-    model.eval()
-    try:
-        with (
-            torch.inference_mode(),
-            tqdm(total=q.size, desc=f"score {database.name}", unit="pair", disable=not progress, leave=False) as bar,
-        ):
-            for draw in range(repeats):
-                loader.sampler.set_epoch(draw)
-                for batch in loader:
-                    inputs = (batch[name].to(device, non_blocking=True) for name in ("patches", "uv", "scale"))
-                    q[draw, batch["row"].numpy()] = model(*inputs)[:, 0].float().cpu().numpy()
-                    bar.update(len(batch["row"]))
-    finally:
-        model.train(training)
+    with (
+        torch.inference_mode(),
+        evaluation(model),
+        tqdm(total=q.size, desc=f"score {database.name}", unit="pair", disable=not progress, leave=False) as bar,
+    ):
+        for draw in range(repeats):
+            loader.sampler.set_epoch(draw)
+            for batch in loader:
+                inputs = (batch[name].to(device, non_blocking=True) for name in ("patches", "uv", "scale"))
+                q[draw, batch["row"].numpy()] = model(*inputs)[:, 0].float().cpu().numpy()
+                bar.update(len(batch["row"]))
     table = database.pairs[[name for name in PAIR_COLUMNS if name in database.pairs]].reset_index(drop=True)
     return table.assign(
         q=q.mean(axis=0),

@@ -6,6 +6,7 @@ finding the places to look at grow with the number of pixels. One pair is held a
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -55,7 +56,7 @@ def score(
         return_std: also return the standard error of the mean over the draws (NaN for one draw).
         shared_positions: look at all versions of one reference at the same places, drawn from the mean of their
             differences, so that the reference is embedded once. Scores then depend on which versions are scored together,
-            and all versions are held in memory, 3 bytes a pixel each. See `ReferenceEmbedding`.
+            and all versions are held in memory, about 9 bytes a pixel each. See `ReferenceEmbedding`.
         batch_size: patch samples that go through the network at once; more than 1 pays on a GPU.
         precision: "float32", or "float16" or "bfloat16" for autocast.
 
@@ -129,10 +130,10 @@ class ReferenceEmbedding:
             raise ValueError("ReferenceEmbedding compares images at the same places, but caps.aligned is off")
         images = list(read_images([reference, *guides]))
         self.name, self.reference = describe(reference), images[0]
-        self._samples = [_cut(caps, images, reference, seed, draw) for draw in range(repeats)]
-        self._embeddings = self._encode(
-            range(repeats), [sample.patches[0] for sample in self._samples]
-        )  # (repeats, 1, D)
+        cut = (_cut(caps, images, reference, seed, draw) for draw in range(repeats))
+        self._samples = [replace(sample, patches=sample.patches[:1].clone()) for sample in cut]  # guides are done with
+        first = (sample.patches[0] for sample in self._samples)
+        self._embeddings = torch.cat([self._encode([draw], [patches]) for draw, patches in enumerate(first)])
 
     def score(
         self, distorted: "ImageSource | Sequence[ImageSource]", *, return_std: bool = False, batch_size: int = 1
@@ -177,16 +178,30 @@ class ReferenceEmbedding:
 
 
 def forward(
-    model: VTAMIQ, samples: Iterable[PatchSample], batch_size: int = 1, precision: str = "float32"
+    model: VTAMIQ,
+    samples: "Iterable[PatchSample] | Sequence[torch.Tensor]",
+    batch_size: int = 1,
+    precision: str = "float32",
 ) -> np.ndarray:
-    """Scores (n,) float64 of samples of two images each, `batch_size` at a time; not checked for NaN."""
+    """Scores (n,) float64 of samples of two images each, `batch_size` at a time; not checked for NaN.
+
+    samples: one by one, or stacked: `patches` (n, 2, N, 3, P, P), `uv` and `scale`, or nothing.
+    """
     device = next(model.parameters()).device
     scores = []
     with torch.inference_mode(), evaluation(model), half_precision(device, precision):
-        for chunk in _chunks(samples, batch_size):
-            inputs = (torch.stack([getattr(sample, name) for sample in chunk]) for name in ("patches", "uv", "scale"))
+        for inputs in _batches(samples, batch_size):
             scores.append(model(*(tensor.to(device) for tensor in inputs))[:, 0].float().cpu())
     return torch.cat(scores).double().numpy() if scores else np.empty(0)
+
+
+def _batches(samples: Any, batch_size: int) -> Iterator[tuple[torch.Tensor, ...]]:
+    """`patches, uv, scale` of `batch_size` samples at a time."""
+    if isinstance(samples, list) and samples and isinstance(samples[0], torch.Tensor):
+        yield from zip(*(tensor.split(batch_size) for tensor in samples), strict=True)
+        return
+    for chunk in _chunks(samples, batch_size):
+        yield tuple(torch.stack([getattr(sample, name) for sample in chunk]) for name in ("patches", "uv", "scale"))
 
 
 def patches_at(image: np.ndarray, sample: PatchSample) -> torch.Tensor:

@@ -1,10 +1,13 @@
 """VTAMIQ as a torchmetrics metric: accumulated over batches and processes. Apart, since torchmetrics imports slowly."""
 
+import hashlib
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from vtamiq.caps import CAPS
+from vtamiq.inference import fingerprint
 from vtamiq.model import VTAMIQ
 from vtamiq.modules import VTAMIQLoss
 
@@ -36,6 +39,7 @@ class VTAMIQMetric(Metric):
 
     total: Tensor
     count: Tensor
+    told: Tensor
 
     def __init__(self, model: VTAMIQ, *, caps: CAPS | None = None, seed: int = 0, reduction: str = "mean", **kwargs):
         super().__init__(**kwargs)
@@ -45,6 +49,9 @@ class VTAMIQMetric(Metric):
         self.loss = VTAMIQLoss(model, caps=caps, seed=seed, reduction="none")
         self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+        # A MetricCollection takes metrics of equal states for one, and copies have the score 0 by any model.
+        told = hashlib.sha256(f"{fingerprint(model)} {self.loss.caps} {seed}".encode()).hexdigest()
+        self.add_state("told", torch.tensor(int(told[:12], 16)), dist_reduce_fx="max")
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Add pairs: distorted `preds` and references `target`, (B, 3, H, W), float in [0, 1] or uint8.
