@@ -137,6 +137,8 @@ class TestComparison:
     def test_refusals(self, model, pair, maps):
         with pytest.raises(ValueError, match=r"methods must be among .*quality, got difference, grad"):
             localised_maps(model, *pair, methods=["rollout", "grad", "difference"])
+        with pytest.raises(ValueError, match="draws names rolout, which is none of attention, rollout"):
+            localised_maps(model, *pair, draws={"rolout": 2}, caps=FEW)
         with pytest.raises(ValueError, match="no region for the pair 'one'"):
             compare_localisation({"one": maps}, {"two": distorted_region(*pair)})
         with pytest.raises(ValueError, match="nothing to tell apart"):

@@ -750,3 +750,27 @@ def test_a_synthetic_folder_is_no_kadid(tmp_path):
     synthesize(PICTURES, tmp_path / "made", **QUICK)
     with pytest.raises(DatabaseError, match="its labels are synthetic: load it as 'synthetic'"):
         load_database("kadid10k", tmp_path / "made", strict=False)
+
+
+def test_a_reference_cut_off_by_a_power_cut_is_written_again(tmp_path, monkeypatch):
+    whole = synthesize(PICTURES, tmp_path / "whole", **QUICK)
+    measure = synthesis.iqm_scores
+
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(synthesis, "iqm_scores", stop)
+    with pytest.raises(KeyboardInterrupt):
+        synthesize(PICTURES, tmp_path / "cut", **QUICK)
+    path = tmp_path / "cut" / "images" / "I01.png"
+    path.write_bytes(path.read_bytes()[:-30])
+    monkeypatch.setattr(synthesis, "iqm_scores", measure)
+    again = synthesize(PICTURES, tmp_path / "cut", **QUICK)
+    assert path.read_bytes() == (whole.root / "images" / "I01.png").read_bytes()
+    assert again.pairs["score"].tolist() == whole.pairs["score"].tolist()
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    options = QUICK | {"types": np.int64(10), "levels": np.int64(5)}
+    data = synthesize(PICTURES, tmp_path / "made", **options)
+    assert data.pairs[["dist_type", "level"]].drop_duplicates().to_numpy().tolist() == [[10, 5]]

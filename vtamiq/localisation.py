@@ -90,6 +90,8 @@ def localised_maps(
     """
     if unknown := set(methods) - set(METHODS[:-1]):
         raise ValueError(f"methods must be among {', '.join(METHODS[:-1])}, got {', '.join(sorted(unknown))}")
+    if isinstance(draws, Mapping) and (unknown := set(draws) - set(METHODS)):
+        raise ValueError(f"draws names {', '.join(sorted(unknown))}, which is none of {', '.join(METHODS)}")
     pair, caps = read_images([reference, distorted]), caps_for(model, caps)
     maps = {}
     for method in (*methods, "difference"):

@@ -39,7 +39,7 @@ from vtamiq.databases import Database, DatabaseError, load_database
 from vtamiq.databases.base import SUBSETS
 from vtamiq.databases.synthetic import MANIFEST, MANIFEST_FORMAT, Label, file_digest, read_manifest
 from vtamiq.distortions import LEVELS, distort, find_distortion
-from vtamiq.images import ImageError, ImageSource, centre_crop, read_image, write_png
+from vtamiq.images import ImageError, ImageSource, centre_crop, image_size, read_image, write_png
 from vtamiq.metrics import CHEAP_IQMS, IQMS, QuantileTables, iqm_scores, scale_regime, weak_labels
 from vtamiq.processes import count_workers, executor, one_thread_per_process, run_jobs
 from vtamiq.simulated import simulate_preferences
@@ -258,8 +258,8 @@ def synthesize(
         ValueError: see `Recipe`.
     """
     metrics = None if metrics is None else (metrics,) if isinstance(metrics, str) else tuple(metrics)
-    types = None if types is None else (types,) if isinstance(types, int | str) else tuple(types)
-    levels = (levels,) if isinstance(levels, int) else tuple(levels)
+    types = None if types is None else (types,) if isinstance(types, Integral | str) else tuple(types)
+    levels = (levels,) if isinstance(levels, Integral) else tuple(levels)
     recipe = Recipe(types, levels, metrics, size, seed, recipes_only, one_type, device)
     workers = count_workers(workers)
     folder = Path(out)
@@ -458,8 +458,7 @@ def _prepare_reference(
     with contextlib.suppress(OSError, ValueError):  # none yet, or damaged by a power cut
         if in_place:
             return path, tuple(json.loads(part.read_text(encoding="utf-8"))), None
-        with Image.open(path) as image:
-            return path, (image.height, image.width), None
+        return path, image_size(path)[::-1], None
     try:
         image = source.crop(size)
     except ImageError as error:
