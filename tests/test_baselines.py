@@ -8,7 +8,7 @@ import pytest
 
 import vtamiq.baselines
 from tests.small import small_database
-from vtamiq.baselines import beside_baselines, iqm_predictions, lookup_predictions
+from vtamiq.baselines import iqm_predictions, lookup_predictions
 from vtamiq.evaluation import evaluate
 from vtamiq.images import ImageError, read_images, write_png
 from vtamiq.metrics import iqm_scores, psnr
@@ -88,7 +88,9 @@ def test_a_model_beside_its_baselines(tmp_path):
     database = small_database(tmp_path, references=4)
     training, test = database.subset(["r0", "r1", "r2"]), database.subset(["r3"])
     pairs = test.pairs.assign(q=test.pairs["score"] ** 2, synthetic=True)
-    table = beside_baselines(pairs, test, training, ["psnr", "gmsd"])
+    model = pairs.assign(metric="VTAMIQ", lower_better=True)
+    iqms = iqm_predictions(test, ["psnr", "gmsd"], progress=False)
+    table = pd.concat([model, iqms, lookup_predictions(training, test)], ignore_index=True)
     assert table.groupby("metric", sort=False).size().to_dict() == {"VTAMIQ": 4, "psnr": 4, "gmsd": 4, "lookup": 4}
     results = evaluate(table, by=["metric"], bootstrap=0).set_index("metric")
     assert (results["srocc"] == 1).all()  # every direction is known

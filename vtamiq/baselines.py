@@ -18,7 +18,7 @@ from vtamiq.pairs import PairImages
 from vtamiq.predictions import PAIR_COLUMNS, write_table
 from vtamiq.processes import count_workers, executor, one_thread_per_process, run_jobs
 
-__all__ = ["beside_baselines", "fingerprint", "iqm_predictions", "lookup_predictions"]
+__all__ = ["fingerprint", "iqm_predictions", "lookup_predictions"]
 
 _CHUNK = 64  # pairs measured and kept at once
 
@@ -164,21 +164,3 @@ def lookup_predictions(training: Database, test: Database) -> pd.DataFrame:
     return table.assign(
         q=table["q"].fillna(seen["q"].mean()), metric="lookup", lower_better=True, synthetic=test.synthetic
     )
-
-
-def beside_baselines(
-    predictions: pd.DataFrame, database: Database, training: Database, iqms: Sequence[str] = ("psnr",)
-) -> pd.DataFrame:
-    """A model's prediction rows as `metric` "VTAMIQ", with those of conventional metrics and of the look-up below.
-
-    Args:
-        predictions: of `vtamiq.predictions.predict` on the database.
-        training: what the look-up is made from.
-        iqms: as for `iqm_predictions`.
-    """
-    rows = [
-        predictions.assign(metric="VTAMIQ", lower_better=True),
-        iqm_predictions(database, iqms),
-        lookup_predictions(training, database),
-    ]
-    return pd.concat(rows, ignore_index=True)

@@ -13,12 +13,11 @@ from numpy.typing import ArrayLike
 from scipy.stats import f as f_distribution
 from scipy.stats import kurtosis, rankdata
 
-from vtamiq.correlations import logistic_fit
+from vtamiq.correlations import MIN_GROUPS, group_rows, logistic_fit
 
 __all__ = ["compare_metrics", "pairwise_accuracy", "preference_agreement"]
 
 _BLOCK = 2_000_000  # comparisons at once
-_MIN_GROUPS = 5  # fewer cannot be resampled to any purpose: of one group, every resample is the same
 
 
 def pairwise_accuracy(
@@ -46,7 +45,7 @@ def pairwise_accuracy(
         raise ValueError(f"{len(prediction)} predictions for {len(score)} scores")
     turned = -prediction if lower_better == higher_better else prediction
     right = ties = pairs = 0
-    for rows in _groups(groups, len(score)):
+    for rows in group_rows(groups, len(score)):
         x, y = turned[rows], score[rows]
         block = max(1, _BLOCK // len(rows))
         for start in range(0, len(rows), block):
@@ -139,10 +138,10 @@ def compare_metrics(
     if len(score) < 3:
         raise ValueError(f"a comparison needs at least three images, got {len(score)}")
     sroccs = [_srocc(values, score) for values in turned]
-    members = _groups(np.arange(len(score)) if groups is None else groups, len(score))
+    members = group_rows(np.arange(len(score)) if groups is None else groups, len(score))
     rng = np.random.default_rng(seed)
     differences = []
-    for _ in range(resamples if len(members) >= _MIN_GROUPS else 0):
+    for _ in range(resamples if len(members) >= MIN_GROUPS else 0):
         rows = np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
         differences.append(_srocc(turned[0][rows], score[rows]) - _srocc(turned[1][rows], score[rows]))
     drawn = np.array(differences)
@@ -178,17 +177,6 @@ def _srocc(a: np.ndarray, b: np.ndarray) -> float:
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return math.nan
     return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
-
-
-def _groups(groups: ArrayLike | None, n: int) -> list[np.ndarray]:
-    """Row numbers of every group."""
-    if groups is None:
-        return [np.arange(n)]
-    groups = np.asarray(groups)
-    if groups.shape != (n,):
-        raise ValueError(f"{n} images need {n} groups, got the shape {groups.shape}")
-    _, codes = np.unique(groups, return_inverse=True)
-    return np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1]) if n else []
 
 
 def _finite(name: str, values: ArrayLike) -> np.ndarray:

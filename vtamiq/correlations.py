@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import least_squares
 from scipy.stats import kendalltau, rankdata
 
-__all__ = ["LogisticFit", "bootstrap_intervals", "correlations", "logistic_fit"]
+__all__ = ["MIN_GROUPS", "LogisticFit", "bootstrap_intervals", "correlations", "group_rows", "logistic_fit"]
 
 
 @dataclass(frozen=True)
@@ -281,18 +281,25 @@ def _resampled_rows(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
         yield rng.integers(n, size=(min(block, resamples - start), n))
 
 
-_MIN_GROUPS = 5
+MIN_GROUPS = 5  # fewer cannot be resampled to any purpose: of one group, every resample is the same
+
+
+def group_rows(groups: ArrayLike | None, n: int) -> list[np.ndarray]:
+    """Row numbers of every group of n images, labelled (n,); None is one group. ValueError for another shape."""
+    if groups is None:
+        return [np.arange(n)]
+    groups = np.asarray(groups)
+    if groups.shape != (n,):
+        raise ValueError(f"{n} images need {n} groups, got the shape {groups.shape}")
+    _, codes = np.unique(groups, return_inverse=True)
+    return np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1]) if n else []
 
 
 def _drawn_groups(groups: ArrayLike, n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """Row numbers (1, number of rows) of each resample of whole groups, whose sizes may differ."""
-    groups = np.asarray(groups)
-    if groups.shape != (n,):
-        raise ValueError(f"{n} pairs need {n} groups, got the shape {groups.shape}")
-    _, codes = np.unique(groups, return_inverse=True)
-    members = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
+    members = group_rows(groups, n)
     rng = np.random.default_rng(seed)
-    for _ in range(resamples if len(members) >= _MIN_GROUPS else 0):
+    for _ in range(resamples if len(members) >= MIN_GROUPS else 0):
         yield np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])[None]
 
 
