@@ -94,6 +94,16 @@ def test_only_pairs_that_changed_nothing_are_left_out_of_tests(space, monkeypatc
     assert pairs.loc[3, "dist_path"] in set(tested.pairs["dist_path"])
 
 
+@pytest.mark.parametrize("higher_better", ["true", "false"])
+def test_synthetic_scores_of_other_origin_are_tested_too(space, higher_better):
+    """Scores of an open scale, such as the metrics of KADIS, have no best value that could tell a copy."""
+    root = small_database(space.root / "mine").root
+    rows = [f"images/r{r}.png,images/r{r}_{level}.png,{level}" for r in range(5) for level in (1, 2)]
+    (root / "pairs.csv").write_text("\n".join(["reference,distorted,score", *rows]))
+    (data,) = space.databases(f"table:root=mine:synthetic=true:higher_better={higher_better}")
+    assert len(data) == 10
+
+
 def test_databases_are_named_with_options(space, monkeypatch):
     monkeypatch.setenv("VTAMIQ_DATA", "data")
     build_live(space.root / "data" / "LIVE")

@@ -248,7 +248,8 @@ class Workspace:
 def _worth_testing(database: Database) -> Database:
     score = database.pairs["score"]
     ranks = database.pairs.filter(regex="^iqm_")  # a single metric may take a changed picture for a perfect one
-    changed = (ranks > 0).any(axis=1) if len(ranks.columns) else score < database.pairs["score_hi"]
+    best = database.pairs["score_hi" if database.higher_better else "score_lo"]  # NaN, which nothing equals, if open
+    changed = (ranks > 0).any(axis=1) if len(ranks.columns) else score != best
     kept = score.notna() & (changed | (not database.synthetic))
     if not kept.any():
         raise DatabaseError(f"{database.name} has no scores to compare with")
