@@ -528,20 +528,6 @@ class TestStamps:
         assert list(reproduce("smoke")["status"]) == ["done", "done", "cached"]
         assert ran(house) == ["00_table", "01_figure"]
 
-    def test_atomic_leaves_the_old_file_when_the_block_fails(self, tmp_path):
-        path = tmp_path / "new folder" / "file"
-        with pipeline._atomic(path) as temporary:
-            temporary.write_text("old")
-
-        def fail_half_way():
-            with pipeline._atomic(path) as temporary:
-                temporary.write_text("ne")
-                raise RuntimeError("half-way")
-
-        with pytest.raises(RuntimeError, match="half-way"):
-            fail_half_way()
-        assert path.read_text() == "old"
-
 
 class Terminal(io.StringIO):
     def isatty(self) -> bool:

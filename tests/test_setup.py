@@ -26,18 +26,21 @@ DIRECT = [
 
 # A file imports only from lower floors. Files of one floor do not know each other, but for the pairs below the table.
 FLOORS = {
-    "configs": 0, "checkpoints": 0, "processes": 0, "images": 0, "correlations": 0, "losses": 0, "published": 0,
+    "configs": 0, "files": 0, "checkpoints": 0, "processes": 0, "images": 0, "correlations": 0, "losses": 0, "published": 0,
     "comparisons": 1, "caps": 1, "distortions": 1, "metrics": 1, "model": 1, "databases": 1,
     "synthesis": 2, "simulated": 2, "pairs": 2, "patches": 2, "predictions": 2, "inference": 2, "attention": 2,
     "complexity": 2, "initialise": 2, "lineage": 2,
-    "training": 3, "scoring": 3, "batch": 3, "modules": 3, "torchmetric": 3, "evaluation": 3, "baselines": 3,
+    "stage": 2, "fitting": 3, "callbacks": 3, "training": 3,
+    "scoring": 3, "batch": 3, "modules": 3, "torchmetric": 3, "evaluation": 3, "baselines": 3,
     "localisation": 3,
     "plots": 4, "attention_plots": 4, "diagrams": 4, "explore": 4, "survey": 4, "protocol": 4, "pipeline": 4,
     "presets": 4,
     "__main__": 5,
 }  # fmt: skip
 SAME_FLOOR = {
-    ("databases", "distortions"), ("databases", "metrics"), ("patches", "pairs"), ("predictions", "patches"),
+    ("databases", "distortions"), ("databases", "metrics"), ("patches", "pairs"), ("stage", "patches"),
+    ("callbacks", "fitting"), ("training", "fitting"), ("training", "callbacks"),
+    ("predictions", "patches"),
     ("predictions", "inference"),
     ("synthesis", "simulated"), ("attention", "predictions"), ("batch", "scoring"), ("torchmetric", "modules"),
     ("diagrams", "plots"), ("attention_plots", "plots"), ("presets", "protocol"),

@@ -95,6 +95,9 @@ def read_original(source: str | Path | Mapping[str, Any]) -> dict[str, torch.Ten
         if not isinstance(source, Mapping):
             raise CheckpointError(f"{where}: holds a {type(source).__name__}, expected a state dict")
     state = source.get("model_state_dict", source)
+    sharpness = source.get("pref_module_state_dict")
+    if isinstance(sharpness, Mapping):  # w of preferences, kept beside the network
+        state = {**state, **{f"pref_module.{name}": value for name, value in sharpness.items()}}
     try:
         state = {re.sub(_WRAPPERS, "", name): _as_tensor(value) for name, value in state.items()}
     except (AttributeError, TypeError, ValueError) as error:
@@ -107,7 +110,8 @@ def read_original(source: str | Path | Mapping[str, Any]) -> dict[str, torch.Ten
 def convert_original(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Translate an original state dict into (fields of `VTAMIQConfig` read from its shapes, our state dict).
 
-    The number of attention heads leaves no trace in shapes; the caller supplies it.
+    The number of attention heads leaves no trace in shapes; the caller supplies it. The learnt sharpness of preferences,
+    if there is one, becomes the field `preference_weight`.
 
     Raises:
         CheckpointError: a name that belongs to no known part of either published state, or a part that is missing.
@@ -124,7 +128,9 @@ def convert_original(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any],
     converted["encoder.position_table"] = converted["encoder.position_table"].squeeze(0)
     if "encoder.scale_table" in converted:  # row 0 is never looked up
         converted["encoder.scale_table"] = converted["encoder.scale_table"].squeeze(0)[1:]
-    return _config_fields(converted, year), converted
+    sharpness = [value for name, value in state.items() if name.startswith("pref_module.") and value.numel() == 1]
+    learnt = {"preference_weight": float(sharpness[0])} if sharpness else {}
+    return _config_fields(converted, year) | learnt, converted
 
 
 def resize_position_table(table: torch.Tensor, grid: int) -> torch.Tensor:

@@ -14,7 +14,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,8 @@ class VTAMIQConfig:
             addition; off in the published code, whose score of a perfect copy is an arbitrary constant.
         embedding_dropout, mlp_dropout, encoder_drop_path, decoder_drop_path, head_dropout: act in training only.
         mean, std: input normalisation per colour channel, (value/255 − mean)/std.
+        preference_weight: w of `preference`, the probability that one image is preferred to another; learnt by stages of
+            training on preferences, of no effect on scores.
         uv_anchor: which point of a patch `uv` refers to: its "centre", or its top-left "corner" (2021); see `vtamiq.caps`.
     """
 
@@ -94,6 +96,7 @@ class VTAMIQConfig:
     head_dropout: float = 0.1
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    preference_weight: float = 6.0
     uv_anchor: str = "centre"
 
     def __post_init__(self):
@@ -110,6 +113,7 @@ class VTAMIQConfig:
         for name in ("mean", "std"):
             require(self, name, len(getattr(self, name)) == 3, "must have three values, one per colour channel")
         require(self, "std", min(self.std) > 0, "must be positive")
+        require(self, "preference_weight", math.isfinite(self.preference_weight), "must be finite")
         if self.width and self.num_heads:
             require(self, "width", self.width % self.num_heads == 0, f"must divide by num_heads={self.num_heads}")
         require(self, "uv_anchor", self.uv_anchor in ("centre", "corner"), 'must be "centre" or "corner"')
@@ -636,6 +640,8 @@ class VTAMIQ(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         super()._save_pretrained(save_directory)
+        config = json.dumps(asdict(self.config), sort_keys=True, indent=2)  # training may have learnt a field of it
+        (save_directory / "config.json").write_text(config, encoding="utf-8")
         if self.seen is None:  # and not what another model left there
             (save_directory / SEEN).unlink(missing_ok=True)
         else:

@@ -1,16 +1,17 @@
-"""The images of a database's pairs: both read, or the distorted one made from its reference as a recipe says."""
+"""The images of a database's pairs and preferences: read, or the distorted one made from its reference as a recipe says."""
 
 import hashlib
 from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from vtamiq.databases import Database
+from vtamiq.databases import Database, DatabaseError
 from vtamiq.distortions import distort
 from vtamiq.images import ImageError, centre_crop, read_image, write_png
 
-__all__ = ["PairImages"]
+__all__ = ["PairImages", "TripletImages"]
 
 _RECENT = 4  # references kept: rows are sorted by reference, so that neighbours share theirs
 
@@ -46,14 +47,10 @@ class PairImages:
     def __getitem__(self, row: int) -> np.ndarray:
         if self._kept is not None and row in self._kept:
             return self._kept[row]
-        reference = self._reference(self.reference_paths[row])
+        reference = self.reference(self.reference_paths[row])
         distorted = self._distorted(row, reference)
         if distorted.shape != reference.shape:
-            sizes = [f"{image.shape[1]} x {image.shape[0]}" for image in (reference, distorted)]
-            raise ImageError(
-                f"{self.reference_paths[row]} is {sizes[0]} and {self.distorted_paths[row]} is {sizes[1]} "
-                "(width x height); a pair must have one size"
-            )
+            raise _unlike(self.reference_paths[row], reference, self.distorted_paths[row], distorted)
         pair = np.stack([reference, distorted])
         pair.flags.writeable = False
         if self._kept is not None:
@@ -86,7 +83,8 @@ class PairImages:
         name = hashlib.sha256(made_from.encode()).hexdigest()[:32]
         return self.cache / name[:2] / f"{name}.png"
 
-    def _reference(self, path: str) -> np.ndarray:
+    def reference(self, path: str) -> np.ndarray:
+        """A reference by its path in the table, cropped if the database says so; those used last are kept."""
         if path in self._references:
             self._references.move_to_end(path)
             return self._references[path]
@@ -100,3 +98,59 @@ class PairImages:
         if len(self._references) > _RECENT:
             self._references.popitem(last=False)
         return image
+
+
+class TripletImages:
+    """Images of the preferences by row number: `images[row]` is uint8 `(3, H, W, 3)`: the reference, A, B.
+
+    A and B are found among the pairs by their path, where their recipe is, if they have one; else they are read.
+
+    Args:
+        database: whose `preferences` are read.
+        keep: as for `PairImages`.
+
+    Raises:
+        DatabaseError: there are no preferences, or an image of a database of recipes is none of its pairs.
+        ImageError (on access): as `PairImages`.
+    """
+
+    def __init__(self, database: Database, *, keep: bool = False):
+        if database.preferences is None:
+            raise DatabaseError(f"{database.name} has no preferences")
+        self.pairs = PairImages(database, keep=keep)
+        asked = database.preferences
+        self.reference_paths = asked["ref_path"].to_numpy(dtype=str)
+        self.paths = asked[["a_path", "b_path"]].to_numpy(dtype=str)
+        known = pd.MultiIndex.from_frame(database.pairs[["ref_path", "dist_path"]])
+        places = [pd.MultiIndex.from_frame(asked[["ref_path", name]]) for name in ("a_path", "b_path")]
+        self._rows = np.stack([known.get_indexer(place) for place in places], axis=1)  # (n, 2), -1 if it is no pair
+        if self.pairs.recipes is not None:
+            lost = (self._rows < 0) & (self.paths != self.reference_paths[:, None])
+            if lost.any():
+                raise DatabaseError(
+                    f"{database.name}: a preference is about {self.paths[lost][0]}, which has neither a recipe nor a file"
+                )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        reference = self.pairs.reference(self.reference_paths[row])
+        versions = [self._version(row, k, reference) for k in range(2)]
+        for path, version in zip(self.paths[row], versions, strict=True):
+            if version.shape != reference.shape:
+                raise _unlike(self.reference_paths[row], reference, path, version)
+        return np.stack([reference, *versions])
+
+    def _version(self, row: int, k: int, reference: np.ndarray) -> np.ndarray:
+        if self._rows[row, k] >= 0:
+            return self.pairs[self._rows[row, k]][1]
+        path = self.paths[row, k]
+        return reference if path == self.reference_paths[row] else read_image(self.pairs.root / path)
+
+
+def _unlike(reference_path: str, reference: np.ndarray, distorted_path: str, distorted: np.ndarray) -> ImageError:
+    sizes = [f"{image.shape[1]} x {image.shape[0]}" for image in (reference, distorted)]
+    return ImageError(
+        f"{reference_path} is {sizes[0]} and {distorted_path} is {sizes[1]} (width x height); a pair must have one size"
+    )

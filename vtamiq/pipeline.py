@@ -39,6 +39,7 @@ from traitlets import default
 
 from vtamiq.configs import did_you_mean
 from vtamiq.databases import data_folder, find_databases
+from vtamiq.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -357,15 +358,6 @@ def _clock(folder: Path) -> float:
         return os.fstat(file.fileno()).st_mtime
 
 
-@contextmanager
-def _atomic(path: Path):
-    """A temporary path beside `path` that takes its place once the block has ended well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    yield temporary
-    os.replace(temporary, path)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Running one notebook
 
@@ -424,7 +416,7 @@ def _publish(source: Path, target: Path, notebook: Notebook, run: RunFolder) -> 
     """Move an executed notebook to its place in one step, without the machine's paths that papermill noted in it."""
     content = nbformat.read(source, as_version=4)
     content.metadata.papermill.update(input_path=run.relative(notebook.path), output_path=run.relative(target))
-    with _atomic(target) as temporary:
+    with replacing(target) as temporary:
         nbformat.write(content, temporary)
     source.unlink()
 
@@ -539,7 +531,7 @@ def reproduce(
                 bar.n = sum(_steps(other) for other in selected[: len(rows)])  # also where cells were left out
     finally:
         summary = pd.DataFrame(rows.values(), columns=COLUMNS)
-        with _atomic(run.summary) as temporary:
+        with replacing(run.summary) as temporary:
             summary.to_csv(temporary, index=False)
     return summary
 
@@ -575,7 +567,7 @@ def _run_or_keep(
     if status == "done":
         content = {"digest": digest, "finished": datetime.now(UTC).isoformat(), "seconds": seconds}
         content |= {"parameters": parameters, "wrote": _wrote(notebook.name, run, since)}
-        with _atomic(stamp) as temporary:
+        with replacing(stamp) as temporary:
             temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")
         logger.info("%s done in %.0f s", notebook.name, seconds)
     return {"status": status, "seconds": seconds, "output": run.relative(copy), "error": error}

@@ -1,6 +1,5 @@
 """From a model and a database to the prediction table: one row per pair, from which every number and figure is made."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from tqdm.auto import tqdm
 
 from vtamiq.caps import CAPS
 from vtamiq.databases import Database
+from vtamiq.files import replacing
 from vtamiq.inference import evaluation
 from vtamiq.model import VTAMIQ
 from vtamiq.patches import PairPatches, patch_loader
@@ -100,15 +100,13 @@ def write_table(table: pd.DataFrame, path: str | Path) -> Path:
     The file appears complete or not at all.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    if path.suffix == ".parquet":
-        table.to_parquet(temporary, index=False)
-    elif path.suffix == ".csv":
-        table.to_csv(temporary, index=False)
-    elif path.suffix == ".tex":
-        table.to_latex(temporary, index=False, float_format="%.3f", escape=True)
-    else:
+    if path.suffix not in (".parquet", ".csv", ".tex"):
         raise ValueError(f"{path}: tables are written as .parquet, .csv or .tex")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        if path.suffix == ".parquet":
+            table.to_parquet(temporary, index=False)
+        elif path.suffix == ".csv":
+            table.to_csv(temporary, index=False)
+        else:
+            table.to_latex(temporary, index=False, float_format="%.3f", escape=True)
     return path

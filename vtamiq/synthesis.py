@@ -18,7 +18,6 @@ import json
 import logging
 import os
 import shutil
-import uuid
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -39,6 +38,7 @@ from vtamiq.databases import Database, DatabaseError, load_database
 from vtamiq.databases.base import SUBSETS
 from vtamiq.databases.synthetic import MANIFEST, MANIFEST_FORMAT, Label, file_digest, read_manifest
 from vtamiq.distortions import LEVELS, distort, find_distortion
+from vtamiq.files import write_text
 from vtamiq.images import ImageError, ImageSource, centre_crop, image_size, read_image, write_png
 from vtamiq.metrics import CHEAP_IQMS, IQMS, QuantileTables, iqm_scores, scale_regime, weak_labels
 from vtamiq.processes import count_workers, executor, one_thread_per_process, run_jobs
@@ -556,12 +556,12 @@ def _write_labels(
         ranks = weak_labels(scores, tables)
         labels = pd.DataFrame({"dmos": 5 - 4 * ranks["consensus"], "var": 4 * ranks["spread"]}).round(6)
         measured = names.join(scores[list(recipe.metrics)])
-        _write_text(folder / "iqm_scores.csv", measured.to_csv(index=False, lineterminator="\n"))
-        _write_text(folder / "quantiles.json", tables.to_json())
+        write_text(folder / "iqm_scores.csv", measured.to_csv(index=False, lineterminator="\n"))
+        write_text(folder / "quantiles.json", tables.to_json())
     dmos = names.join(labels)
     if recipe.recipes_only:
         dmos = dmos.join(scores["recipe_seed"])
-    _write_text(folder / "dmos.csv", dmos.to_csv(index=False, lineterminator="\n"))
+    write_text(folder / "dmos.csv", dmos.to_csv(index=False, lineterminator="\n"))
     meaning = "synthetic: dmos = 5 - 4 * mean rank of the metrics (1 worst, 5 identical), var = 4 * their deviation"
     facts = {
         "complete": True,
@@ -601,17 +601,7 @@ def _relative(place: Path, folder: Path) -> str:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    _write_text(path, json.dumps(content, indent=1) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    """The file appears complete or not at all."""
-    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def _distinct(name: str, values: Iterable[T]) -> tuple[T, ...]:

@@ -292,7 +292,7 @@ class Database:
     def subset(self, selection: Iterable[str] | np.ndarray | pd.Series) -> "Database":
         """The rows of a boolean mask (length `len(self)`), or all rows of the given `ref_id`; rows are renumbered.
 
-        Preferences stay for the contents that stay.
+        Preferences stay for the contents that stay, but for those about an image whose row goes.
 
         Raises DatabaseError for an unknown `ref_id`, a mask of another length, or a selection of nothing.
         """
@@ -311,7 +311,9 @@ class Database:
             raise DatabaseError(f"{self.name}: the selection has no pairs")
         preferences = self.preferences
         if preferences is not None:
-            preferences = preferences[preferences["ref_id"].isin(kept)].reset_index(drop=True)
+            gone = set(self.pairs["dist_path"].to_numpy()[~chosen]) - set(self.pairs["dist_path"].to_numpy()[chosen])
+            about_gone = preferences["a_path"].isin(gone) | preferences["b_path"].isin(gone)
+            preferences = preferences[preferences["ref_id"].isin(kept) & ~about_gone].reset_index(drop=True)
         return replace(
             self,
             pairs=self.pairs[chosen].reset_index(drop=True),

@@ -1,0 +1,233 @@
+"""A training that is interrupted anywhere, in any way, ends like one that was not."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+
+from tests.small import TINY, small_database
+from vtamiq.caps import CAPS
+from vtamiq.fitting import Fitting
+from vtamiq.model import VTAMIQ
+from vtamiq.training import Run, Stage, train
+
+ALWAYS = 1e-9  # minutes: a checkpoint after every step
+STAGE = Stage(
+    name="resume", caps=CAPS(num_patches=12), test_patches=12, test_repeats=1, epochs=3, batch_size=4, learning_rate=2e-3,
+    mae=1.0, checkpoint_minutes=ALWAYS, seed=1,
+)  # fmt: skip
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return small_database(tmp_path_factory.mktemp("pairs"), references=10).split(seed=1)
+
+
+def fresh():
+    torch.manual_seed(11)
+    return VTAMIQ(TINY)
+
+
+VARIANTS = {
+    "plain": STAGE,
+    "ema": replace(STAGE, ema=0.8),
+    "accumulate": replace(STAGE, accumulate=2, batch_size=2),
+    "freeze": replace(STAGE, freeze=("encoder",), freeze_epochs=2),
+    "workers": replace(STAGE, workers=1),
+    "sgd": replace(STAGE, optimizer="sgd", learning_rate=1e-2),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(parts, tmp_path_factory):
+    """Runs without an interruption, each made once."""
+    made = {}
+
+    def make(name):
+        if name not in made:
+            made[name] = train(fresh(), VARIANTS[name], *parts, out=tmp_path_factory.mktemp(name) / "r", progress=False)
+        return made[name]
+
+    return make
+
+
+def assert_alike(run, other):
+    pd.testing.assert_frame_equal(run.history, other.history)
+    pd.testing.assert_frame_equal(run.predictions, other.predictions)
+    assert (run.folder / "steps.csv").read_bytes() == (other.folder / "steps.csv").read_bytes()
+    for name, value in run.model.state_dict().items():
+        assert torch.equal(value, other.model.state_dict()[name]), name
+
+
+def stopping_at(monkeypatch, *places):
+    """Training stops before these (epoch, batch), each once; returns the batches that were trained on."""
+    step, left, trained = Fitting.training_step, list(places), []
+
+    def stop(self, batch, index):
+        here = (self.current_epoch, index)
+        if here in left:
+            left.remove(here)
+            raise Stop
+        trained.append(here)
+        return step(self, batch, index)
+
+    monkeypatch.setattr(Fitting, "training_step", stop)
+    return trained
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_goes_on_within_an_epoch(whole, parts, tmp_path, monkeypatch, name):
+    batches = 24 // VARIANTS[name].batch_size
+    trained = stopping_at(monkeypatch, (0, 2), (0, batches - 1), (1, 4), (2, 0))  # the last of an epoch, and the first
+    for _ in range(4):
+        with pytest.raises(Stop):
+            train(fresh(), VARIANTS[name], *parts, out=tmp_path / "r", progress=False)
+    run = train(fresh(), VARIANTS[name], *parts, out=tmp_path / "r", progress=False)
+    again = 1 if VARIANTS[name].accumulate > 1 else 0  # half a step is made again, a whole one never
+    assert len(trained) - len(set(trained)) == again
+    monkeypatch.undo()
+    assert_alike(run, whole(name))
+
+
+def test_without_timed_checkpoints_an_epoch_begins_anew(whole, parts, tmp_path, monkeypatch):
+    stage = replace(STAGE, checkpoint_minutes=60.0)  # no part of what makes a run the same
+    trained = stopping_at(monkeypatch, (1, 3))
+    with pytest.raises(Stop):
+        train(fresh(), stage, *parts, out=tmp_path / "r", progress=False)
+    run = train(fresh(), stage, *parts, out=tmp_path / "r", progress=False)
+    assert trained.count((1, 0)) == trained.count((1, 2)) == 2
+    assert trained.count((1, 3)) == trained.count((0, 5)) == 1
+    monkeypatch.undo()
+    assert_alike(run, whole("plain"))
+
+
+def test_steps_are_kept(whole):
+    run = whole("plain")
+    steps = pd.read_csv(run.folder / "steps.csv")
+    assert steps["batch"].tolist() == list(range(1, 19))
+    assert steps["epoch"].value_counts().tolist() == [6, 6, 6]
+    means = steps.groupby("epoch")[["train_loss", "train_rank", "train_pearson", "train_mae"]].mean()
+    for name in means:
+        assert means[name].tolist() == pytest.approx(run.history[name].tolist(), rel=1e-6)
+    accumulated = pd.read_csv(whole("accumulate").folder / "steps.csv")
+    assert accumulated["step"].max() == accumulated["batch"].max() / 2
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "other"])
+def test_a_damaged_last_checkpoint_falls_back_loudly(whole, parts, tmp_path, monkeypatch, caplog, damage):
+    stopping_at(monkeypatch, (1, 3))
+    with pytest.raises(Stop):
+        train(fresh(), STAGE, *parts, out=tmp_path / "r", progress=False)
+    monkeypatch.undo()
+    last = tmp_path / "r" / "checkpoints" / "last.ckpt"
+    if damage == "other":
+        torch.save({"weights": 1}, last)
+    else:
+        last.write_bytes(last.read_bytes()[: 5000 if damage == "truncated" else 0])
+    trained = stopping_at(monkeypatch)
+    run = train(fresh(), STAGE, *parts, out=tmp_path / "r", progress=False)
+    assert any("last.ckpt is damaged" in message for message in caplog.messages)
+    assert trained[0] == (1, 2)  # one step back, since each step had a checkpoint
+    monkeypatch.undo()
+    assert_alike(run, whole("plain"))
+
+
+def test_with_no_readable_checkpoint_it_begins_anew_loudly(whole, parts, tmp_path, monkeypatch, caplog):
+    stopping_at(monkeypatch, (1, 3))
+    with pytest.raises(Stop):
+        train(fresh(), STAGE, *parts, out=tmp_path / "r", progress=False)
+    for path in (tmp_path / "r" / "checkpoints").glob("*.ckpt"):
+        path.write_bytes(b"damaged")
+    run = train(fresh(), STAGE, *parts, out=tmp_path / "r", progress=False)
+    assert any("begins anew" in message for message in caplog.messages)
+    assert_alike(run, whole("plain"))
+
+
+def test_a_damaged_best_checkpoint_is_named(parts, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("vtamiq.training._score_parts", lambda *_: (_ for _ in ()).throw(Stop))
+        with pytest.raises(Stop):
+            train(fresh(), STAGE, *parts, out=tmp_path / "r", progress=False)
+    (tmp_path / "r" / "checkpoints" / "best.ckpt").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"r/checkpoints/best.ckpt is damaged .* remove the folder checkpoints"):
+        train(fresh(), STAGE, *parts, out=tmp_path / "r", progress=False)
+
+
+def test_stopped_early_stays_stopped(parts, tmp_path, monkeypatch):
+    stage = replace(STAGE, epochs=30, patience=2, learning_rate=1e-7)  # nothing changes
+    with monkeypatch.context() as patch:
+        patch.setattr("vtamiq.training._score_parts", lambda *_: (_ for _ in ()).throw(Stop))
+        with pytest.raises(Stop):
+            train(fresh(), stage, *parts, out=tmp_path / "r", progress=False)
+    epochs = len(pd.read_csv(tmp_path / "r" / "history.csv"))
+    assert 3 <= epochs < 30
+    run = train(fresh(), stage, *parts, out=tmp_path / "r", progress=False)
+    assert len(run.history) == epochs == run.result["epochs"]
+    assert epochs - 1 - run.result["best_epoch"] == 2
+
+
+def test_a_terminated_epoch_is_not_kept_as_a_whole_one(whole, parts, tmp_path, monkeypatch):
+    """SIGTERM in the middle of an epoch, at a known place, with the exit status of a process that it ended."""
+    step = Fitting.training_step
+
+    def terminated(self, batch, index):
+        if (self.current_epoch, index) == (1, 3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, index)
+
+    stage, before = replace(STAGE, checkpoint_minutes=60.0), signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(Fitting, "training_step", terminated)
+        with pytest.raises(SystemExit) as exit:
+            train(fresh(), stage, *parts, out=tmp_path / "r", progress=False)
+    assert exit.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert len(pd.read_csv(tmp_path / "r" / "history.csv")) == 1
+    assert_alike(train(fresh(), stage, *parts, out=tmp_path / "r", progress=False), whole("plain"))
+
+
+SCRIPT = """
+import sys, torch
+sys.path.insert(0, {root!r})
+torch.set_num_threads({threads})
+from pathlib import Path
+from tests.small import small_database
+from tests.test_resume import STAGE, fresh
+from dataclasses import replace
+from vtamiq.training import train
+if __name__ == "__main__":
+    parts = small_database(Path({data!r}), references=10).split(seed=1)
+    train(fresh(), replace(STAGE, workers=1), *parts, out={out!r}, progress=False)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_at_three_random_moments(whole, tmp_path, how):
+    """Whatever the moments are: reading, training, validating, writing."""
+    script, out = tmp_path / "script.py", tmp_path / "r"
+    names = {"root": os.getcwd(), "data": str(tmp_path / "pairs"), "out": str(out), "threads": torch.get_num_threads()}
+    script.write_text(SCRIPT.format(**names))
+    waits, killed = random.Random(how), 0
+    for _ in range(3):
+        steps = out / "steps.csv"
+        before = steps.stat().st_mtime_ns if steps.exists() else None
+        process = subprocess.Popen([sys.executable, str(script)])
+        while process.poll() is None and (steps.stat().st_mtime_ns if steps.exists() else None) == before:
+            time.sleep(0.02)  # until it trains
+        time.sleep(waits.uniform(0, 0.6))
+        process.send_signal(how)
+        killed += process.wait() in (-how, 128 + how)
+    assert killed >= 1
+    assert subprocess.run([sys.executable, str(script)], check=False).returncode == 0
+    assert_alike(Run.load(out), whole("plain"))

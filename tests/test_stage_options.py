@@ -1,0 +1,275 @@
+"""Options of a stage of training: what each does, exactly where that can be said."""
+
+import json
+import platform
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from tests.small import TINY, small_database
+from vtamiq.caps import CAPS
+from vtamiq.databases import LabelScale
+from vtamiq.fitting import Fitting, frozen_parameters
+from vtamiq.images import ImageError
+from vtamiq.model import VTAMIQ
+from vtamiq.patches import PairPatches
+from vtamiq.training import Stage, train
+
+STAGE = Stage(
+    name="options", caps=CAPS(num_patches=12), test_patches=12, test_repeats=1, epochs=1, batch_size=4, learning_rate=1e-3,
+    mae=1.0, seed=1,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return small_database(tmp_path_factory.mktemp("pairs"), references=10).split(seed=1)
+
+
+def fresh():
+    torch.manual_seed(11)
+    return VTAMIQ(TINY)
+
+
+@pytest.fixture
+def fit(parts, tmp_path):
+    """Train by the changed stage in a folder of its own."""
+    made = []
+
+    def make(**change):
+        made.append(change)
+        stage = replace(STAGE, **change)
+        return train(fresh(), stage, *parts, out=tmp_path / str(len(made)), progress=False)
+
+    return make
+
+
+def weights(run):
+    return {name: value for name, value in run.model.state_dict().items() if not name.startswith("_")}
+
+
+def moved(run):
+    """Names of weights that training has changed."""
+    before = fresh().state_dict()
+    return {name for name, value in weights(run).items() if not torch.equal(value, before[name])}
+
+
+# ---- optimiser --------------------------------------------------------------------------------------------------
+
+
+def test_sgd_steps_are_gradient_times_rate(parts, fit, monkeypatch):
+    """One step of plain SGD, by hand."""
+    run = fit(optimizer="sgd", momentum=0.0, weight_decay=0.0, gradient_clip=0.0, batch_size=24, schedule="constant")
+    assert run.history["step"].iloc[0] == 1
+    stage = replace(STAGE, batch_size=24)
+    fitting = Fitting(fresh().train(), stage)
+    captured = {}
+
+    def capture(self, batch, index):
+        captured["batch"] = batch
+        raise InterruptedError
+
+    monkeypatch.setattr(Fitting, "training_step", capture)
+    with pytest.raises(InterruptedError):
+        fit(batch_size=24)
+    torch.manual_seed(int(np.random.SeedSequence([stage.seed, 0, 0, 0]).generate_state(1)[0]))  # dropout of batch 0
+    loss, _ = fitting.loss(*fitting.predict_all(captured["batch"]))
+    loss.backward()
+    for name, parameter in fitting.model.named_parameters():
+        expected = parameter.detach() - 1e-3 * parameter.grad
+        torch.testing.assert_close(weights(run)[name], expected, rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_rate_of_the_encoder_is_relative(fit):
+    options = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "gradient_clip": 0.0, "batch_size": 24}
+    base, slow = fit(**options), fit(**options, encoder_rate=0.25)
+    start = fresh().state_dict()
+    for name in ("encoder.class_token", "encoder.blocks.0.mlp.fc1.weight"):
+        step, slow_step = (weights(run)[name] - start[name] for run in (base, slow))
+        torch.testing.assert_close(slow_step, 0.25 * step, rtol=1e-2, atol=1e-7)
+    assert torch.equal(weights(base)["head.hidden.weight"], weights(slow)["head.hidden.weight"])
+
+
+def test_momentum_acts_from_the_second_step(fit):
+    options = {"optimizer": "sgd", "learning_rate": 1e-2, "gradient_clip": 0.0}
+    one, other = (fit(**options, momentum=momentum) for momentum in (0.0, 0.9))
+    assert not torch.equal(weights(one)["head.hidden.weight"], weights(other)["head.hidden.weight"])
+
+
+def test_accumulated_batches_make_one_step(fit):
+    """Mean absolute error is a mean over rows: two batches of two are one batch of four."""
+    plain = {
+        "rank": 0.0,
+        "pearson": 0.0,
+        "optimizer": "sgd",
+        "momentum": 0.0,
+        "gradient_clip": 0.0,
+        "learning_rate": 0.05,
+    }
+    still = {"freeze": ("encoder", "diffnet"), "freeze_epochs": 1}  # what is left has dropout in the head only
+    both, whole = fit(**plain, **still, batch_size=2, accumulate=2), fit(**plain, **still)
+    assert both.history["step"].iloc[-1] == whole.history["step"].iloc[-1] == 6
+    steps = pd.read_csv(both.folder / "steps.csv")
+    assert steps["step"].tolist() == [k // 2 for k in range(1, 13)]
+    assert moved(both) == moved(whole)
+
+
+def test_freezing_by_part(fit):
+    assert {name.split(".")[0] for name in moved(fit(freeze=("encoder",), freeze_epochs=1))} == {
+        "diffnet", "head", "difference_scale"
+    }  # fmt: skip
+    some = moved(fit(freeze=("encoder.blocks.0.mlp", "encoder.position_table", "head"), freeze_epochs=1))
+    assert not [name for name in some if name.startswith(("encoder.blocks.0.mlp", "encoder.position_table", "head"))]
+    assert "encoder.blocks.0.attn.qkv.weight" in some
+    thawed = fit(freeze=("encoder",), freeze_epochs=1, epochs=2, schedule="constant")
+    last = torch.load(thawed.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert not torch.equal(last["model.encoder.class_token"], fresh().encoder.class_token)
+    assert all(parameter.requires_grad for parameter in thawed.model.parameters())
+
+
+def test_what_cannot_be_frozen():
+    model = fresh()
+    with pytest.raises(ValueError, match=r"no 'encoder.block'; parts are names such as encoder, .*diffnet.*blocks"):
+        frozen_parameters(model, ("encoder.block",))
+    with pytest.raises(ValueError, match="nothing would be left to learn"):
+        frozen_parameters(model, ("encoder", "diffnet", "head", "difference_scale"))
+    model.encoder.class_token.requires_grad_(False)  # by the user, who keeps it so
+    assert not any(parameter is model.encoder.class_token for parameter in frozen_parameters(model, ("encoder",)))
+    with pytest.raises(ValueError, match="freeze_epochs must be from 1"):
+        Stage(freeze=("encoder",))
+    with pytest.raises(ValueError, match="freeze_epochs must be from 1"):
+        Stage(freeze_epochs=2)
+
+
+def test_moving_average_of_the_weights(parts, tmp_path, monkeypatch):
+    """The kept weights are e ← d e + (1 − d) θ after every step, from the first one's weights on."""
+    decay, seen = 0.7, []
+    end = Fitting.on_train_batch_end
+    monkeypatch.setattr(
+        Fitting,
+        "on_train_batch_end",
+        lambda self, *a: seen.append(self.model.head.hidden.weight.detach().clone()) or end(self, *a),
+    )
+    run = train(fresh(), replace(STAGE, ema=decay), *parts, out=tmp_path / "r", progress=False)
+    average = seen[0]
+    for value in seen[1:]:
+        average = decay * average + (1 - decay) * value
+    torch.testing.assert_close(weights(run)["head.hidden.weight"], average)
+    assert not torch.equal(weights(run)["head.hidden.weight"], seen[-1])
+
+
+def test_mae_decays_by_epoch():
+    fitting = Fitting(fresh(), replace(STAGE, mae=2.0, mae_decay=0.5, rank=0.0, pearson=0.0))
+    predicted, targets = torch.tensor([[0.1], [0.4]]), torch.tensor([[0.3], [0.8]])
+    losses = []
+    for epoch in range(3):
+        type(fitting).current_epoch = property(lambda self, epoch=epoch: epoch)
+        losses.append(float(fitting.loss(predicted, targets)[0]))
+    del type(fitting).current_epoch
+    assert losses == pytest.approx([0.6, 0.3, 0.15])
+
+
+def test_multistep():
+    stage = Stage(schedule="multistep", milestones=(0.5, 0.75), step_factor=0.1, warmup=0.1)
+    rates = [stage.rate_at(progress) for progress in (0.05, 0.1, 0.49, 0.5, 0.74, 0.75, 1.0)]
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_rates_are_in_the_history(fit):
+    run = fit(schedule="multistep", milestones=(0.5,), step_factor=0.1, epochs=2)
+    assert pd.read_csv(run.folder / "steps.csv")["rate"].tolist()[:1] == [1e-3]
+    assert run.history["rate"].iloc[-1] == pytest.approx(1e-4)
+
+
+# ---- data -------------------------------------------------------------------------------------------------------
+
+
+def test_pairs_without_an_error(parts):
+    pairs = PairPatches(parts[0], CAPS(num_patches=5), labels=None, zero_error=1.0)
+    assert torch.equal(*pairs[3]["patches"])
+    labelled = parts[0].pairs.assign(iqm_one=0.5)
+    scale = LabelScale.fit(parts[0])
+    half = PairPatches(
+        replace(parts[0], pairs=labelled), CAPS(num_patches=5), labels=scale, auxiliary=("iqm_one",), zero_error=0.5
+    )
+    items = [half[index] for index in range(20 * len(half))]
+    copies = [bool((item["patches"][0] == item["patches"][1]).all()) for item in items]
+    assert 0.4 < np.mean(copies) < 0.6
+    for item, copy in zip(items, copies, strict=True):
+        assert item["auxiliary"].item() == (0.0 if copy else 0.5)
+        assert item["target"].item() == 0.0 or not copy
+
+
+@pytest.fixture
+def damaged(parts, tmp_path):
+    """The same pairs, one training image cut off."""
+    database = small_database(tmp_path / "damaged", references=10)
+    training, validation, test = database.split(seed=1)
+    path = database.root / training.pairs["dist_path"].iloc[5]
+    path.write_bytes(path.read_bytes()[:200])
+    return (training, validation, test), training.pairs["dist_path"].iloc[5]
+
+
+def test_a_bad_image_stops_with_its_name(damaged, tmp_path):
+    bad, path = damaged
+    with pytest.raises(ImageError, match=path.replace(".", r"\.")):
+        train(fresh(), STAGE, *bad, out=tmp_path / "r", progress=False)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_images_are_skipped_and_counted(damaged, tmp_path, caplog, workers):
+    bad, path = damaged
+    stage = replace(STAGE, bad_images="skip", epochs=2, workers=workers)
+    run = train(fresh(), stage, *bad, out=tmp_path / "r", progress=False)
+    assert run.history["skipped"].tolist() == [1, 1]
+    skipped = pd.read_csv(tmp_path / "r" / "skipped.csv")
+    assert skipped.to_dict("list") == {"epoch": [0, 1], "row": [5, 5], "images": [path, path]}
+    assert any(f"1 bad rows skipped, such as {path}" in message for message in caplog.messages)
+
+
+def test_where_all_is_bad_nothing_is_skipped(parts, tmp_path):
+    pairs = parts[0].pairs.assign(dist_path=[f"images/none_{k}.png" for k in range(len(parts[0]))])
+    patches = PairPatches(replace(parts[0], pairs=pairs), CAPS(num_patches=4), skip_bad=True)
+    with pytest.raises(ImageError, match=r"24 rows from row 3 on are bad, the last one: .*none_2"):
+        patches[3]
+
+
+# ---- what is left -----------------------------------------------------------------------------------------------
+
+
+def test_environment_names_packages_but_no_machine(fit):
+    environment = json.loads((fit().folder / "environment.json").read_text())
+    assert {"torch", "lightning", "numpy", "timm"} <= set(environment["packages"])
+    text = json.dumps(environment)
+    assert platform.node() not in text
+    assert "/" not in "".join(environment["packages"].values())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"optimizer": "adam"}, {"momentum": 1.0}, {"accumulate": 0}, {"encoder_rate": 0.0}, {"ema": 1.0}, {"patience": -1},
+        {"zero_error": 1.5}, {"bad_images": "ignore"}, {"labels": "ranks"}, {"checkpoint_minutes": 0.0}, {"mae_decay": 0.0},
+        {"schedule": "multistep", "milestones": (0.7, 0.2)}, {"schedule": "multistep", "step_factor": 2.0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_bad_options_are_refused(change):
+    with pytest.raises(ValueError, match=list(change)[-1]):
+        Stage(**change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"momentum": 0.5}, {"milestones": (0.3,)}, {"step_factor": 0.5}, {"squared": True}, {"mae_decay": 0.9},
+        {"auxiliary_weight": 2.0}, {"final_rate": 0.5, "schedule": "constant"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_options_that_would_not_act_are_refused(change):
+    with pytest.raises(ValueError, match=rf"{next(iter(change))} acts with .* only; leave it at"):
+        Stage(**change)
