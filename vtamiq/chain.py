@@ -16,9 +16,7 @@ table of what each stage gained.
 import json
 import logging
 import re
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -51,12 +49,23 @@ from vtamiq.simulated import simulate_preferences
 from vtamiq.synthesis import demo_database
 from vtamiq.training import Run, Stage, train
 
-__all__ = ["Chain", "Data", "Step", "changed", "check_chain", "example", "load_data", "run_chain", "start_model"]
+__all__ = [
+    "Chain",
+    "Data",
+    "Step",
+    "changed",
+    "check_chain",
+    "example",
+    "load_data",
+    "load_once",
+    "run_chain",
+    "start_model",
+]
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("random", "distributed", "original", "folds", "all")
-SECONDS, START = "seconds.txt", "start_predictions.parquet"  # further files of a run folder
+START = "start_predictions.parquet"  # a further file of a run folder
 _PAIR = ["ref_path", "dist_path"]
 VALUES = ("n", "srocc", "krocc", "plcc", "rmse", "plcc_fitted", "rmse_fitted")  # of `evaluate`, on the test part
 
@@ -169,8 +178,8 @@ class Chain:
         object.__setattr__(self, "model", {name: getattr(config, name) for name in self.model})
         require(self, "seed", self.seed >= 0, "must not be negative")
         require(self, "steps", len(self.steps) > 0, "must have at least one step")
-        for name in ("devices", "num_nodes"):
-            require(self, name, getattr(self, name) >= 1, "must be at least 1")
+        require(self, "devices", self.devices >= 1 or self.devices == -1, "must be at least 1, or -1 for all there are")
+        require(self, "num_nodes", self.num_nodes >= 1, "must be at least 1")
 
     @classmethod
     def load(cls, path: str | Path, settings: Mapping[str, Any] | None = None) -> "Chain":
@@ -204,6 +213,11 @@ class Chain:
         text = yaml.safe_dump(_plain(self), sort_keys=False)  # in ASCII: PyYAML loses some characters else
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
+
+    @property
+    def writes_here(self) -> bool:
+        """Whether this process is the only one of the run, or the one of them that writes and prints."""
+        return (self.devices == 1 and self.num_nodes == 1) or is_first_process()
 
     @property
     def folders(self) -> list[str]:
@@ -388,24 +402,26 @@ def _warn_of_relatives(seen: Sequence[Mapping[str, Any]], test: Database, place:
             )  # fmt: skip
 
 
-def check_chain(chain: Chain, *, root: str | Path = ".") -> pd.DataFrame:
+def check_chain(
+    chain: Chain, *, root: str | Path = ".", load: Callable[[Data], Database] | None = None
+) -> pd.DataFrame:
     """What would be trained: weights, databases and splits are loaded as for a run, and nothing is trained or written.
 
     Returns:
-        One row per step: `folder`, `start`, `labels`, `database`, `score`, `synthetic`, pairs for `train`, `val` and
-        `test` (0 for no test) with their numbers of references, `left_out` (test pairs that an earlier stage saw),
-        `preferences` for training, `epochs`, `parameters` of the network.
+        One row per step: `name`, `folder`, `start`, `labels`, `database`, `score`, `synthetic`, pairs for `train`, `val`
+        and `test` (0 for no test), `left_out` (test pairs that an earlier stage saw), `preferences` for training, `epochs`,
+        numbers of references (`train_references`, …), `parameters` of the network.
 
     Raises:
         ValueError: whatever would stop `run_chain`, but for run folders that hold something else.
     """
     model = _placed("start", start_model, chain, root)
-    planned = _plan(chain, model, _loader(root))
+    planned = _plan(chain, model, load or load_once(root))
     return pd.DataFrame(
         {"step": number}
         | _about(chain, number, part)
         | {f"{name}_references": 0 if p is None else len(p.references) for name, p in _parts(part).items()}
-        | {"left_out": part.left_out, "parameters": sum(p.numel() for p in model.parameters())}
+        | {"parameters": sum(p.numel() for p in model.parameters())}
         for number, part in enumerate(planned)
     )
 
@@ -428,12 +444,13 @@ def _about(chain: Chain, number: int, part: _Planned) -> dict[str, Any]:
             "synthetic": part.training.synthetic,
         }
         | {name: 0 if p is None else len(p) for name, p in _parts(part).items()}
-        | {"preferences": len(part.training.preferences) if by_preferences else 0, "epochs": part.step.stage.epochs}
+        | {"left_out": part.left_out, "preferences": len(part.training.preferences) if by_preferences else 0}
+        | {"epochs": part.step.stage.epochs}
     )
 
 
-def _loader(root: str | Path) -> Callable[[Data], Database]:
-    """Loads each database once, however many stages or runs split it."""
+def load_once(root: str | Path = ".") -> Callable[[Data], Database]:
+    """`load_data` that loads each database once, however many stages or runs split it."""
     loaded: dict[tuple, Database] = {}
 
     def load(data: Data) -> Database:
@@ -480,9 +497,9 @@ def run_chain(
             tested on, or `out` holds another run.
         KeyboardInterrupt: after Ctrl-C; the same call goes on.
     """
-    out, first = Path(out), is_first_process()
+    out, first = Path(out), chain.writes_here
     model = _placed("start", start_model, chain, root)
-    planned = _plan(chain, model, load or _loader(root))
+    planned = _plan(chain, model, load or load_once(root))
     if first and not (out / "chain.yaml").exists():
         chain.save(out / "chain.yaml")
     options = {"accelerator": chain.accelerator}
@@ -490,11 +507,10 @@ def run_chain(
     options |= {"strategy": chain.strategy} if chain.strategy != "auto" else {}
     runs, rows = [], []
     for number, (part, name) in enumerate(zip(planned, chain.folders, strict=True)):
-        with _timed(out / name, first):
-            run = train(
-                model, part.step.stage, part.training, part.validation, part.test,
-                out=out / name, set_aside=set_aside, progress=progress, **options,
-            )  # fmt: skip
+        run = train(
+            model, part.step.stage, part.training, part.validation, part.test,
+            out=out / name, set_aside=set_aside, progress=progress, **options,
+        )  # fmt: skip
         runs.append(run)
         if first:
             before = runs[-2] if number else None
@@ -516,12 +532,7 @@ def _result(run: Run, part: _Planned) -> dict[str, Any]:
     what the stage has gained. Synthetic pairs that a distortion left unchanged are not tested on.
     """
     result = json.loads((run.folder / "result.json").read_text())
-    seconds = run.folder / SECONDS
-    row = {
-        "best_epoch": result["best_epoch"],
-        "val_srocc": result.get("val_srocc"),
-        "seconds": float(seconds.read_text()) if seconds.is_file() else None,
-    }
+    row = {name: result.get(name) for name in ("best_epoch", "val_srocc", "seconds")}
     row |= {"n": 0} | dict.fromkeys([*VALUES[1:], "srocc_start"], float("nan"))
     tested = _tested(part)
     if tested is None:
@@ -552,20 +563,6 @@ def _score_start(run: Run, part: _Planned, load: Callable[[], VTAMIQ], accelerat
     table = predict(model, part.test, caps, **options, workers=stage.workers, progress=False, split="test")
     model.cpu()
     write_table(table, path)
-
-
-@contextmanager
-def _timed(folder: Path, write: bool) -> Iterator[None]:
-    """Add the time of the block to what the run folder says that its training took, unless it was finished before."""
-    finished = (folder / "result.json").is_file()
-    started = time.monotonic()
-    try:
-        yield
-    finally:
-        path = folder / SECONDS
-        if write and folder.is_dir() and not (finished and path.is_file()):
-            before = float(path.read_text()) if path.is_file() else 0.0
-            path.write_text(f"{before + time.monotonic() - started:.2f}")
 
 
 def _plain(chain: Chain) -> dict[str, Any]:
