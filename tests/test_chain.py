@@ -192,6 +192,8 @@ class TestData:
             load_from_text("tid213", root)
         with pytest.raises(DatabaseError, match=r"table:colour=red: .*colour"):
             load_from_text("table:colour=red", root, root=root)
+        with pytest.raises(DatabaseError, match="the value cannot be read"):
+            load_from_text("table:a=[", root)
         with pytest.raises(DatabaseError, match="written name=value, got 'colour'"):
             load_from_text("table:colour", root)
 

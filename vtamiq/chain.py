@@ -58,6 +58,7 @@ __all__ = [
     "example",
     "load_data",
     "load_once",
+    "parse_setting",
     "run_chain",
     "start_model",
 ]
@@ -252,6 +253,17 @@ def _key(holder: Any, part: str, name: str) -> str | int:
     if not re.fullmatch(r"-?\d+", part) or not -len(holder) <= int(part) < len(holder):
         raise ValueError(f"{name}: `{part}` must be a number from 0 to {len(holder) - 1}, or from the end, -1 the last")
     return int(part)
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """("steps.0.stage.epochs", 3) of "steps.0.stage.epochs=3", the value being YAML; ValueError for anything else."""
+    name, equals, value = text.partition("=")
+    if not name.strip() or not equals:
+        raise ValueError(f"expected NAME=VALUE, got {text!r}")
+    try:
+        return name.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{text}: the value cannot be read ({getattr(error, 'problem', error)})") from error
 
 
 def example() -> str:

@@ -184,7 +184,10 @@ def parse_options(texts: Iterable[str]) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not key.strip() or not equals:
             raise DatabaseError(f"an option of a database is written name=value, got {text!r}")
-        options[key.strip()] = yaml.safe_load(value)
+        try:
+            options[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise DatabaseError(f"{text}: the value cannot be read") from error
     return options
 
 
