@@ -487,3 +487,28 @@ class TestCheck:
         with pytest.raises(DatabaseError, match=message):
             run_chain(changed(apart, settings), tmp_path / "out", root=root, progress=False)
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif("labels" not in {field.name for field in fields(Stage)}, reason="stages learn scores only")
+class TestPreferences:
+    def preferring(self, *, before=False, **data):
+        photos = Data(**{"database": "demo:photos:preset=smoke", "split": "distributed", "simulate": 6} | data)
+        last = Step(photos, replace(STAGE, name="preferences", labels="preferences"))
+        first = Step(replace(photos, simulate=0), replace(STAGE, name="weak"))
+        return Chain(model=TINY, steps=(first, last) if before else (last,), accelerator="cpu")
+
+    def test_from_scores_to_preferences(self, tmp_path):
+        weak, run = run_chain(self.preferring(before=True), tmp_path / "out", progress=False)
+        assert run.record["start"] == _weights_digest(weak.model)
+        assert run.model.config.preference_weight != weak.model.config.preference_weight
+        table = pd.read_csv(tmp_path / "out" / "chain.csv")
+        assert table["labels"].tolist() == ["scores", "preferences"]
+        assert table["preferences"].tolist() == [0, 12]  # six for each of two references
+        assert table["n"].gt(0).all()
+        assert table["synthetic"].all()
+
+    def test_a_database_without_any_is_refused(self, root, tmp_path):
+        with pytest.raises(
+            DatabaseError, match=r"steps\[0\] \(preferences\): small has no preferences; `simulate: 200`"
+        ):
+            check_chain(self.preferring(database=DATABASE, split="random", simulate=0), root=root)
