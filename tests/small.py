@@ -46,3 +46,12 @@ def small_database(folder: Path, references: int = 5, levels: int = 4, name: str
         label_source=[f"made:{i}" for i in range(len(rows))],
     )
     return Database(name=name, root=folder, pairs=pairs, score_name="DMOS", higher_better=False, synthetic=True)
+
+
+def small_table(folder: Path, references: int = 5, levels: int = 4) -> str:
+    """The same pairs as a CSV that a line of text can name, for YAML files and command lines; gives that line."""
+    pairs = small_database(folder, references, levels).pairs
+    rows = pairs[["ref_path", "dist_path", "score", "ref_id", "level"]]
+    rows.columns = ["reference", "distorted", "score", "ref_id", "level"]
+    rows.to_csv(folder / "pairs.csv", index=False)
+    return f"table:root={folder.name}:higher_better=false"

@@ -14,13 +14,17 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from vtamiq import __version__, pipeline, scoring
+from tests.small import TINY, small_table
+from vtamiq import __version__, chain, pipeline, repeat, scoring
 from vtamiq.__main__ import main
+from vtamiq.caps import CAPS
+from vtamiq.chain import Chain, Data, Step, changed
 from vtamiq.databases import load_database
 from vtamiq.databases.synthetic import MANIFEST
 from vtamiq.inference import fingerprint
 from vtamiq.model import VTAMIQ, VTAMIQConfig
 from vtamiq.predictions import caps_for
+from vtamiq.training import Stage
 
 
 @pytest.fixture(autouse=True)
@@ -282,6 +286,146 @@ class TestSynthesize:
         with pytest.raises(SystemExit):
             main(["synthesize", "--images", "a", "--out", "b", f"--size={size}"])
         assert "expected WIDTHxHEIGHT" in capsys.readouterr().err
+
+
+class TestTrain:
+    """The commands run here, on a few small pictures; `tests/test_chain.py` has what training does."""
+
+    @pytest.fixture
+    def here(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        database = small_table(tmp_path / "small", references=10, levels=2)
+        stage = Stage(
+            caps=CAPS(num_patches=8), test_patches=8, test_repeats=1, epochs=1, batch_size=8, learning_rate=1e-3
+        )
+        Chain(model=TINY, steps=(Step(Data(database), stage),), accelerator="cpu").save("run.yaml")
+        return tmp_path
+
+    @pytest.fixture
+    def calls(self, here, monkeypatch):
+        """Stands in for training: notes how it is called."""
+        calls = []
+        for name in ("repeat", "k_fold", "grid"):
+
+            def call(chain, out, *args, _name=name, **kwargs):
+                calls.append((_name, chain, str(out), args, kwargs))
+                table = pd.DataFrame({"metric": ["srocc"], "mean": [0.51239], "n": [2]})
+                return repeat.Repeats(out, table, table)
+
+            monkeypatch.setattr(repeat, name, call)
+        return calls
+
+    def test_trains_and_goes_on(self, here, capsys):
+        assert main(["train", "run.yaml", "--set", "steps.0.data.seed=4"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].split()[:3] == ["folder", "database", "synthetic"]
+        assert lines[1].split()[:2] == ["00_fine_tuning", "small"]
+        assert lines[-1] == f"{Path('runs/run')}: trained, see chain.csv"
+        written = Chain.load("runs/run/chain.yaml")
+        assert written == changed(Chain.load("run.yaml"), {"steps.0.data.seed": 4})
+        assert main(["train", "run.yaml"]) == 2  # another split in the same folder
+        assert "holds another run (other data" in capsys.readouterr().err
+        assert main(["train", "run.yaml", "--set-aside"]) == 0
+        assert len([path for path in Path("runs/run").iterdir() if path.is_dir()]) == 2
+
+    def test_check_trains_nothing(self, here, capsys):
+        assert main(["train", "run.yaml", "--check"]) == 0
+        head, row = (line.split() for line in capsys.readouterr().out.splitlines())
+        said = dict(zip(head, row, strict=True))
+        assert (said["start"], said["train"], said["val"], said["test"]) == ("random", "12", "4", "4")
+        assert not Path("runs").exists()
+
+    def test_example_is_a_file_to_begin_with(self, here, capsys):
+        assert main(["train", "--example"]) == 0
+        assert capsys.readouterr().out == chain.example()
+
+    def test_options_of_devices(self, here, monkeypatch):
+        asked = []
+        monkeypatch.setattr(chain, "run_chain", lambda chain, out, **options: asked.append((chain, str(out), options)))
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        options = ["--devices", "-1", "--num-nodes", "2", "--strategy", "ddp", "--accelerator", "gpu"]
+        assert main(["train", "run.yaml", "--out", "o", *options, "--precision", "bf16-mixed", "--set-aside"]) == 0
+        ((given, out, options),) = asked
+        assert (given.devices, given.num_nodes, given.strategy, given.accelerator) == (-1, 2, "ddp", "gpu")
+        assert given.steps[0].stage.precision == "bf16-mixed"
+        assert (out, options) == ("o", {"set_aside": True, "progress": False})
+
+    def test_only_the_first_process_prints(self, here, monkeypatch, capsys):
+        monkeypatch.setenv("RANK", "1")
+        assert main(["train", "run.yaml", "--check", "--devices", "2"]) == 0
+        assert capsys.readouterr() == ("", "")
+
+    def test_many_runs(self, calls, capsys):
+        assert main(["train", "run.yaml", "--repeats", "3", "--gpus", "0,2"]) == 0
+        assert capsys.readouterr().out.splitlines()[1].split() == ["srocc", "0.5124", "2"]
+        assert main(["train", "run.yaml", "--folds", "5", "--workers", "2", "--out", "o"]) == 0
+        values = ["--grid", "steps.0.stage.epochs=1,2", "--grid", "steps.0.data.ratios=[0.6,0.2,0.2]"]
+        assert main(["train", "run.yaml", *values, "--repeats", "2"]) == 0
+        assert [(name, out, args) for name, _, out, args, _ in calls] == [
+            ("repeat", str(Path("runs/run")), (3,)),
+            ("k_fold", "o", (5,)),
+            (
+                "grid",
+                str(Path("runs/run")),
+                ({"steps.0.stage.epochs": [1, 2], "steps.0.data.ratios": [[0.6, 0.2, 0.2]]},),
+            ),
+        ]
+        options = {"set_aside": False, "progress": False, "workers": None, "gpus": ()}
+        assert [kwargs for *_, kwargs in calls] == [
+            options | {"gpus": (0, 2)}, options | {"workers": 2}, options | {"repeats": 2}
+        ]  # fmt: skip
+
+    def test_failed_runs_are_another_exit_status(self, here, monkeypatch, capsys):
+        def fail(*_, **__):
+            raise repeat.RunsFailed("1 of 3 runs failed: run_01")
+
+        monkeypatch.setattr(repeat, "repeat", fail)
+        assert main(["train", "run.yaml", "--repeats", "3"]) == 1
+        assert capsys.readouterr().err == "vtamiq: 1 of 3 runs failed: run_01\n"
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (
+                ["--set", "steps.0.stage.epoch=3"],
+                "vtamiq: steps[0].stage.epoch: Stage has no field `epoch`; did you mean",
+            ),
+            (["--set", "seed=[1"], "vtamiq: seed=[1: the value cannot be read"),
+            (["--set", "steps"], "vtamiq: expected NAME=VALUE, got 'steps'"),
+            (["--grid", "steps"], "vtamiq: expected NAME=VALUE, got 'steps'"),
+            (["--precision", "half"], "vtamiq: steps[0].stage.precision must be one of"),
+            (["--devices", "0"], "vtamiq: devices must be at least 1"),
+            (["--set", "steps.0.data.database=nowhere"], "vtamiq: steps[0] (fine_tuning): unknown database 'nowhere'"),
+        ],
+    )
+    def test_refusals_are_one_line(self, options, message, here, capsys):
+        assert main(["train", "run.yaml", *options]) == 2
+        errors = capsys.readouterr().err
+        assert errors.startswith(message)
+        assert errors.count("\n") == 1
+        assert not Path("runs").exists()
+
+    @pytest.mark.parametrize(
+        ("argv", "message"),
+        [
+            ([], "required: FILE"),
+            (["a.yaml", "--repeats", "2", "--folds", "2"], "either --repeats or --folds"),
+            (["a.yaml", "--workers", "2"], "--workers and --gpus are for"),
+            (["a.yaml", "--gpus", "0,x"], "expected numbers with commas between, such as 0,1, got '0,x'"),
+        ],
+    )
+    def test_usage(self, argv, message, capsys):
+        with pytest.raises(SystemExit) as end:
+            main(["train", *argv])
+        assert end.value.code == 2
+        assert message in capsys.readouterr().err
+
+    def test_file_is_named(self, here, capsys):
+        assert main(["train", "no.yaml"]) == 2
+        assert capsys.readouterr().err == "vtamiq: no.yaml: No such file or directory\n"
+        Path("bad.yaml").write_text("steps: [{data: {database: a}, stage: {epochs: 0}}]")
+        assert main(["train", "bad.yaml"]) == 2
+        assert capsys.readouterr().err == "vtamiq: bad.yaml: steps[0].stage.epochs must be at least 1, got 0\n"
 
 
 class TestReproduce:

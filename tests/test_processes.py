@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from vtamiq.processes import AHEAD, count_workers, executor, one_thread_per_process, run_jobs
+from vtamiq.processes import AHEAD, count_workers, executor, is_first_process, one_thread_per_process, run_jobs
 
 
 def test_without_a_pool_jobs_run_here_and_in_order():
@@ -49,3 +49,23 @@ def test_one_thread_within_the_block_only():
     with pytest.raises(ZeroDivisionError), one_thread_per_process():
         1 / (torch.get_num_threads() - 1)  # and so the number of threads is 1
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("environment", "first"),
+    [
+        ({}, True),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, True),
+        ({"RANK": "4", "LOCAL_RANK": "0"}, False),  # torchrun, second machine
+        ({"SLURM_PROCID": "1"}, False),
+        ({"NODE_RANK": "1"}, False),  # Lightning, second machine
+        ({"NODE_RANK": "0", "LOCAL_RANK": "1"}, False),
+        ({"LOCAL_RANK": ""}, True),
+    ],
+)
+def test_the_first_process(environment, first, monkeypatch):
+    for name in ("RANK", "SLURM_PROCID", "NODE_RANK", "GROUP_RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert is_first_process() is first

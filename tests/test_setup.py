@@ -34,7 +34,7 @@ FLOORS = {
     "scoring": 3, "batch": 3, "modules": 3, "torchmetric": 3, "evaluation": 3, "baselines": 3,
     "localisation": 3,
     "plots": 4, "attention_plots": 4, "diagrams": 4, "explore": 4, "survey": 4, "protocol": 4, "pipeline": 4,
-    "presets": 4,
+    "presets": 4, "chain": 4, "repeat": 4,
     "__main__": 5,
 }  # fmt: skip
 SAME_FLOOR = {
@@ -44,6 +44,7 @@ SAME_FLOOR = {
     ("predictions", "inference"),
     ("synthesis", "simulated"), ("attention", "predictions"), ("batch", "scoring"), ("torchmetric", "modules"),
     ("diagrams", "plots"), ("attention_plots", "plots"), ("presets", "protocol"),
+    ("chain", "protocol"), ("repeat", "chain"),
 }  # fmt: skip
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
 

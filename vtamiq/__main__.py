@@ -1,4 +1,4 @@
-"""The command line: `python -m vtamiq score`, `databases`, `synthesize` and `reproduce`. Parses, calls, prints."""
+"""The command line: `python -m vtamiq score`, `train`, `databases`, `synthesize`, `reproduce`. Parses, calls, prints."""
 
 import argparse
 import json
@@ -19,7 +19,9 @@ from vtamiq import __version__
 if TYPE_CHECKING:
     import pandas as pd
 
+    from vtamiq.chain import Chain
     from vtamiq.model import VTAMIQ
+    from vtamiq.repeat import Repeats
 
 TRAINED = "runs/demo/03_weak_pretraining/run/model"  # what `make reproduce` leaves for --model
 SHOWN_PROBLEMS = 3  # of a database
@@ -35,6 +37,19 @@ Capitals and subfolders do not matter. Where several references are possible, no
 
 Several processes or GPUs: torchrun --nproc-per-node 4 -m vtamiq score --pairs pairs.csv --out scores.csv --model FOLDER
 The last process to finish writes the table; if some were killed, start again with as many processes as you like."""
+TRAIN_HELP = """\
+Train the stages that a YAML file describes, each from the best weights of the one before. --example prints such a file.
+
+The run folder can be interrupted at any time: the same command goes on, and loads what is finished. Relative paths in the
+file count from the current folder. Several devices: --devices 4; several machines: the same command on each, by torchrun
+or SLURM, with --num-nodes.
+
+--repeats, --folds and --grid train the last stage many times, those before it once. runs.csv in the run folder has the
+results of all runs, summary.csv the statistics. The exit status is 1 if some runs failed; the others are finished then."""
+TRAIN_COLUMNS = ("folder", "database", "synthetic", "epochs", "best_epoch", "val_srocc", "n", "srocc_start", "srocc",
+                 "krocc", "plcc_fitted", "rmse_fitted")  # fmt: skip
+CHECK_COLUMNS = ("folder", "start", "labels", "database", "synthetic", "train", "val", "test", "left_out", "preferences",
+                 "epochs", "parameters")  # fmt: skip
 ERROR_WIDTH = 60  # of the printed summary; summary.csv has errors whole
 
 
@@ -166,6 +181,87 @@ def _load(folder_or_id: str, download: bool) -> "VTAMIQ":
         raise CheckpointError(
             f"no such folder: {folder_or_id}{hub}; `make reproduce` trains one into {TRAINED}"
         ) from error
+
+
+def run_train(arguments: argparse.Namespace) -> int:
+    from vtamiq.chain import check_chain, example, run_chain
+    from vtamiq.repeat import RunsFailed
+
+    if arguments.example:
+        print(example(), end="")
+        return 0
+    many = {name: getattr(arguments, name) for name in ("repeats", "folds", "grid") if getattr(arguments, name)}
+    if arguments.file is None:
+        arguments.refuse("the following arguments are required: FILE (or --example, which prints one)")
+    if "repeats" in many and "folds" in many:
+        arguments.refuse("give either --repeats or --folds")
+    if not many and (arguments.workers is not None or arguments.gpus):
+        arguments.refuse("--workers and --gpus are for --repeats, --folds and --grid")
+    chain = _chain(arguments)
+    main, out = chain.writes_here, Path(arguments.out or f"runs/{Path(arguments.file).stem}")
+    if not main:  # the first process says it
+        logging.getLogger("vtamiq").setLevel(logging.ERROR)
+    if arguments.check:
+        _print_table(check_chain(chain), CHECK_COLUMNS, main)
+        return 0
+    options = {"set_aside": arguments.set_aside, "progress": main and sys.stderr.isatty()}
+    if not many:
+        run_chain(chain, out, **options)
+        if main:
+            _print_table(_read(out / "chain.csv"), TRAIN_COLUMNS)
+            print(f"{out}: trained, see chain.csv")
+        return 0
+    try:
+        result = _train_many(chain, out, many, options | {"workers": arguments.workers, "gpus": arguments.gpus})
+    except RunsFailed as error:
+        print(f"vtamiq: {error}", file=sys.stderr)
+        return 1
+    _print_table(result.summary, result.summary.columns, main)
+    if main:
+        print(f"{out}: {len(result.table)} runs, see runs.csv and summary.csv")
+    return 0
+
+
+def _chain(arguments: argparse.Namespace) -> "Chain":
+    """The chain of the file, with what the command line says otherwise."""
+    from vtamiq.chain import Chain, changed, parse_setting
+
+    chain = Chain.load(arguments.file, dict(map(parse_setting, arguments.set)))
+    names = ("devices", "num_nodes", "strategy", "accelerator")
+    settings = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    if arguments.precision is not None:
+        settings |= {f"steps.{number}.stage.precision": arguments.precision for number in range(len(chain.steps))}
+    return changed(chain, settings)
+
+
+def _train_many(chain: "Chain", out: Path, many: dict, options: dict) -> "Repeats":
+    from vtamiq.repeat import grid, k_fold, repeat
+
+    if "grid" in many:
+        numbers = {name: many[name] for name in ("repeats", "folds") if name in many}
+        return grid(chain, out, dict(map(_parse_values, many["grid"])), **numbers, **options)
+    if "folds" in many:
+        return k_fold(chain, out, many["folds"], **options)
+    return repeat(chain, out, many["repeats"], **options)
+
+
+def _parse_values(text: str) -> tuple[str, list]:
+    """("steps.-1.stage.epochs", [1, 2]) of "steps.-1.stage.epochs=1,2"; a value that is a list stands in brackets."""
+    from vtamiq.chain import parse_setting
+
+    name, equals, values = text.partition("=")
+    return parse_setting(f"{name}{equals}[{values}]" if equals else text)
+
+
+def _read(path: Path) -> "pd.DataFrame":
+    import pandas as pd
+
+    return pd.read_csv(path)
+
+
+def _print_table(table: "pd.DataFrame", columns: Sequence[str], really: bool = True) -> None:
+    if really:
+        print(table[list(columns)].to_string(index=False, float_format=lambda value: f"{value:.4f}"))
 
 
 def run_databases(arguments: argparse.Namespace) -> int:
@@ -311,6 +407,46 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--json", action="store_true", help="print JSON, with all that a score depends on")
 
+    command = commands.add_parser(
+        "train",
+        allow_abbrev=False,
+        help="train the stages that a YAML file describes, resuming",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=TRAIN_HELP,
+    )
+    command.set_defaults(run=run_train, refuse=command.error)
+    command.add_argument("file", nargs="?", metavar="FILE", help="YAML file of a chain of stages")
+    command.add_argument("--example", action="store_true", help="print a YAML file of the paper's chain, and end")
+    command.add_argument("--out", metavar="DIR", help="run folder (default: runs/ and the name of FILE)")
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a value instead of that in FILE, as in steps.0.stage.epochs=3; repeatable",
+    )
+    command.add_argument("--check", action="store_true", help="load everything, print what would be trained, and end")
+    command.add_argument("--set-aside", action="store_true", help="rename run folders of other settings, not refuse")
+    command.add_argument("--devices", type=int, metavar="N", help="GPUs or processes on each machine, -1 for all")
+    command.add_argument("--num-nodes", type=_positive, metavar="M", help="machines")
+    command.add_argument("--strategy", metavar="NAME", help="auto, ddp, fsdp or another one of Lightning")
+    command.add_argument("--accelerator", metavar="NAME", help="auto, cpu or gpu")
+    command.add_argument("--precision", metavar="TYPE", help="of all stages: 32-true, bf16-mixed or 16-mixed")
+    command.add_argument("--repeats", type=_positive, metavar="N", help="train the last stage on N random splits")
+    command.add_argument("--folds", type=_positive, metavar="K", help="train the last stage for each of K folds")
+    command.add_argument(
+        "--grid",
+        action="append",
+        metavar="NAME=V1,V2",
+        help="train every combination of values, with --repeats or --folds if given; repeatable",
+    )
+    command.add_argument(
+        "--workers", type=int, metavar="N", help="so many runs at once (default: one for each of --gpus)"
+    )
+    command.add_argument(
+        "--gpus", type=_numbers, default=(), metavar="0,1", help="GPUs that runs at once take in turns"
+    )
+
     command = commands.add_parser("databases", allow_abbrev=False, help="what databases are here, and are they whole?")
     command.set_defaults(run=run_databases)
     command.add_argument("names", nargs="*", metavar="NAME", help="only these (default: all that are found)")
@@ -370,11 +506,24 @@ def _positive(text: str) -> int:
     return value
 
 
+def _numbers(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"expected numbers with commas between, such as 0,1, got {text!r}")
+    return tuple(map(int, parts))
+
+
 def _size(text: str) -> tuple[int, int]:
     width, times, height = text.lower().partition("x")
     if not (times and width.isdecimal() and height.isdecimal()):
         raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT such as 384x288, got {text!r}")
     return int(width), int(height)
+
+
+def _is_first() -> bool:
+    from vtamiq.processes import is_first_process
+
+    return is_first_process()
 
 
 def _refusal(error: Exception) -> str | None:
@@ -427,7 +576,7 @@ def _terminable() -> Iterator[None]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the result is the exit status.
 
-    0 done, 1 a notebook failed or a pair could not be scored, 2 refused, 130 interrupted by Ctrl-C, 143 by SIGTERM.
+    0 done, 1 a notebook, a run or the score of a pair failed, 2 refused, 130 interrupted by Ctrl-C, 143 by SIGTERM.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("vtamiq").setLevel(logging.INFO)
@@ -447,7 +596,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interruption:
         again = [part for part in argv if part != "--force"]  # what is finished is kept and need not be made again
         command = shlex.join([_from_here(sys.executable or "python"), "-m", "vtamiq", *again])
-        print(f"\nstopped; to go on: {command}", file=sys.stderr)
+        if _is_first():
+            print(f"\nstopped; to go on: {command}", file=sys.stderr)
         return 143 if isinstance(interruption, _Terminated) else 130
 
 

@@ -10,23 +10,50 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 T = TypeVar("T")
 
 
-def build(cls: type[T], values: Mapping[str, Any]) -> T:
-    """Inverse of `dataclasses.asdict`, nested dataclasses included.
+def build(cls: type[T], values: Mapping[str, Any], place: str | None = None) -> T:
+    """Inverse of `dataclasses.asdict`, nested dataclasses and tuples of them included.
+
+    Args:
+        place: where the values stand in a file, for errors: "" for its top, or for example "steps[1].stage". None names
+            the class instead.
 
     Raises:
         ValueError: no mapping, a name that `cls` has no field for (with the nearest one), or a value that `cls` refuses.
     """
     if not isinstance(values, Mapping):
-        raise ValueError(f"{cls.__name__} is made from named values, got {values!r}")
+        raise ValueError(f"{f'{place}: ' if place else ''}{cls.__name__} is made from named values, got {values!r}")
     known = {field.name: field.type for field in fields(cls)}
     for name in values:
         if name not in known:
-            raise ValueError(f"{cls.__name__} has no field `{name}`{did_you_mean(name, known)}")
-    nested = {
-        name: build(known[name], value) if is_dataclass(known[name]) and isinstance(value, Mapping) else value
-        for name, value in values.items()
-    }
-    return cls(**nested)
+            at = "" if place is None else f"{_within(place, name)}: "
+            raise ValueError(f"{at}{cls.__name__} has no field `{name}`{did_you_mean(str(name), known)}")
+    nested = {name: _build_nested(known[name], value, place, name) for name, value in values.items()}
+    try:
+        return cls(**nested)
+    except ValueError as error:
+        if place is None:
+            raise
+        said, of_field = str(error), f"{cls.__name__}."  # "Stage.seed must …", or anything else about the whole
+        if said.startswith(of_field):
+            raise ValueError(_within(place, said.removeprefix(of_field))) from error
+        raise ValueError(f"{place}: {said}" if place else said) from error
+
+
+def _build_nested(kind: Any, value: Any, place: str | None, name: str) -> Any:
+    at = None if place is None else _within(place, name)
+    if is_dataclass(kind) and isinstance(value, Mapping):
+        return build(kind, value, at)
+    item = get_args(kind)[0] if get_origin(kind) is tuple else None
+    if is_dataclass(item) and isinstance(value, list | tuple):
+        return tuple(
+            build(item, part, at and f"{at}[{number}]") if isinstance(part, Mapping) else part
+            for number, part in enumerate(value)
+        )
+    return value
+
+
+def _within(place: str, name: Any) -> str:
+    return f"{place}.{name}" if place else str(name)
 
 
 def conform(config: Any) -> None:

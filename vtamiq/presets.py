@@ -11,16 +11,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 from vtamiq.caps import CAPS
 from vtamiq.configs import did_you_mean
-from vtamiq.databases import Database, DatabaseError, load_database
+from vtamiq.databases import Database, DatabaseError, load_database, load_from_text
 from vtamiq.databases.synthetic import Label
 from vtamiq.lineage import unseen
 from vtamiq.model import VTAMIQ, VTAMIQConfig
 from vtamiq.predictions import write_table
-from vtamiq.protocol import Candidate, held_out, load_candidate, tell_apart
+from vtamiq.protocol import Candidate, held_out, load_candidate, tell_apart, worth_testing
 from vtamiq.synthesis import demo_database
 from vtamiq.training import Stage
 
@@ -166,21 +165,10 @@ class Workspace:
             DatabaseError: one is not found, or has no scores.
         """
         if names.strip():
-            loaded = [self._load(text.strip()) for text in names.split(",")]
+            loaded = [load_from_text(text, self.root) for text in names.split(",")]
         else:
             loaded = [self.parts(database, seed)[-1], self.demo("textures")]
-        return [_worth_testing(database) for database in loaded]
-
-    def _load(self, text: str) -> Database:
-        name, *options = text.split(":")
-        pairs = [option.partition("=") for option in options]
-        given = {key: yaml.safe_load(value) for key, _, value in pairs}
-        if "root" in given:
-            given["root"] = self.path(str(given["root"]))
-        try:
-            return load_database(name, **given)
-        except TypeError as error:
-            raise DatabaseError(f"{text}: {error}") from error
+        return [worth_testing(database) for database in loaded]
 
     def candidates(self, checkpoints: str = "", *, num_patches: int = 0) -> list[Candidate]:
         """Models to test, the last one being the one that figures show.
@@ -243,17 +231,6 @@ class Workspace:
     def versions() -> pd.DataFrame:
         """One row: the versions that a result depends on."""
         return pd.DataFrame([{"python": platform.python_version()} | {name: version(name) for name in _VERSIONS_OF}])
-
-
-def _worth_testing(database: Database) -> Database:
-    score = database.pairs["score"]
-    ranks = database.pairs.filter(regex="^iqm_")  # a single metric may take a changed picture for a perfect one
-    best = database.pairs["score_hi" if database.higher_better else "score_lo"]  # NaN, which nothing equals, if open
-    changed = (ranks > 0).any(axis=1) if len(ranks.columns) else score != best
-    kept = score.notna() & (changed | (not database.synthetic))
-    if not kept.any():
-        raise DatabaseError(f"{database.name} has no scores to compare with")
-    return database.subset(kept.to_numpy())
 
 
 def workspace(preset: str = "demo", out: str = "") -> Workspace:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["count_workers", "executor", "one_thread_per_process", "run_jobs"]
+__all__ = ["count_workers", "executor", "is_first_process", "one_thread_per_process", "run_jobs"]
 
 J, T = TypeVar("J"), TypeVar("T")
 AHEAD = 256  # jobs that are handed over and wait: a hundred thousand of them would fill the memory
@@ -26,6 +26,14 @@ def count_workers(workers: int | None) -> int:
     if not isinstance(workers, int) or workers < 0:
         raise ValueError(f"workers must be None or an integer from 0, got {workers!r}")
     return workers
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process of a run, or the one of its processes (torchrun, SLURM, Lightning) that writes."""
+    for name in ("RANK", "SLURM_PROCID"):
+        if os.environ.get(name):
+            return int(os.environ[name]) == 0
+    return all(int(os.environ.get(name) or 0) == 0 for name in ("NODE_RANK", "GROUP_RANK", "LOCAL_RANK"))
 
 
 @contextlib.contextmanager

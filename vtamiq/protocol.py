@@ -12,7 +12,7 @@ import pandas as pd
 
 from vtamiq.baselines import fingerprint, iqm_predictions, lookup_predictions
 from vtamiq.caps import CAPS
-from vtamiq.databases import Database, shared_pictures
+from vtamiq.databases import Database, DatabaseError, shared_pictures
 from vtamiq.lineage import unseen
 from vtamiq.metrics import IQMS
 from vtamiq.model import VTAMIQ
@@ -28,6 +28,7 @@ __all__ = [
     "predict_all",
     "shared_content",
     "tell_apart",
+    "worth_testing",
 ]
 
 log = logging.getLogger(__name__)
@@ -100,6 +101,23 @@ def held_out(database: Database, candidates: Iterable[Candidate]) -> Database | 
     Pictures go by name and by the bytes of their files (`vtamiq.lineage`); `shared_content` tells what that may miss.
     """
     return unseen(database, [entry for candidate in candidates for entry in candidate.seen or ()])
+
+
+def worth_testing(database: Database) -> Database:
+    """The pairs that say something of a model: those with a score, and of synthetic ones only those that a distortion
+    has changed, since every metric gets the others right.
+
+    Raises:
+        DatabaseError: there are none.
+    """
+    score = database.pairs["score"]
+    ranks = database.pairs.filter(regex="^iqm_")  # a single metric may take a changed picture for a perfect one
+    best = database.pairs["score_hi" if database.higher_better else "score_lo"]  # NaN, which nothing equals, if open
+    changed = (ranks > 0).any(axis=1) if len(ranks.columns) else score != best
+    kept = score.notna() & (changed | (not database.synthetic))
+    if not kept.any():
+        raise DatabaseError(f"{database.name} has no scores to compare with")
+    return database.subset(kept.to_numpy())
 
 
 def tell_apart(candidates: Sequence[Candidate]) -> list[Candidate]:

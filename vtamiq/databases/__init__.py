@@ -6,10 +6,12 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from vtamiq.configs import did_you_mean
 from vtamiq.databases.base import (
@@ -29,7 +31,7 @@ from vtamiq.databases.live import load_live
 from vtamiq.databases.pieapp import load_pieapp
 from vtamiq.databases.pipal import load_pipal
 from vtamiq.databases.reading import FolderIndex
-from vtamiq.databases.splits import leave_one_out, original_split, repeated_splits, shared_pictures
+from vtamiq.databases.splits import fold_split, leave_one_out, original_split, repeated_splits, shared_pictures
 from vtamiq.databases.synthetic import load_synthetic
 from vtamiq.databases.table import load_table
 from vtamiq.databases.tid import load_tid2008, load_tid2013
@@ -46,9 +48,12 @@ __all__ = [
     "Loader",
     "data_folder",
     "find_databases",
+    "fold_split",
     "leave_one_out",
     "load_database",
+    "load_from_text",
     "original_split",
+    "parse_options",
     "repeated_splits",
     "shared_pictures",
     "validate_pairs",
@@ -145,6 +150,45 @@ def load_database(
     if not folder.is_dir():
         raise DatabaseError(f"no folder {folder} for database {key}")
     return LOADERS[key].load(folder, strict=strict, **options)
+
+
+def load_from_text(text: str, base: str | os.PathLike[str] = ".", **options: Any) -> Database:
+    """Load a database that is named in one line, as in "tid2013", "live:realigned=false", "data/mine:label=vsi" or
+    "table:root=data/mine:higher_better=true".
+
+    Args:
+        text: a name for `load_database`, or a folder that `python -m vtamiq synthesize` made; then options of the loader,
+            with colons between. A path therefore has no colon in it.
+        base: what paths in the text are relative to.
+        options: further ones, which the text overrides.
+
+    Raises:
+        DatabaseError: there is no such database or option, or it cannot be loaded.
+    """
+    name, *given = (part.strip() for part in text.split(":"))
+    folder = Path(base) / name
+    if name.lower() not in LOADERS and name and folder.is_dir():
+        name, options = "synthetic", {"root": folder} | options
+    options |= parse_options(given)
+    options |= {key: Path(base) / str(options[key]) for key in ("root", "cache", "photographs") if options.get(key)}
+    try:
+        return load_database(name, **options)
+    except TypeError as error:
+        raise DatabaseError(f"{text}: {error}") from error
+
+
+def parse_options(texts: Iterable[str]) -> dict[str, Any]:
+    """{"realigned": False} of ["realigned=false"]; DatabaseError for a text without a name and a value."""
+    options = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key.strip() or not equals:
+            raise DatabaseError(f"an option of a database is written name=value, got {text!r}")
+        try:
+            options[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise DatabaseError(f"{text}: the value cannot be read") from error
+    return options
 
 
 def data_folder() -> Path:

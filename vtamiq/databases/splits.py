@@ -7,10 +7,12 @@ import logging
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
+import numpy as np
+
 from vtamiq.databases.base import Database, DatabaseError
 from vtamiq.databases.pieapp import listing_order
 
-__all__ = ["ORIGINAL_SPLITS", "leave_one_out", "original_split", "repeated_splits", "shared_pictures"]
+__all__ = ["ORIGINAL_SPLITS", "fold_split", "leave_one_out", "original_split", "repeated_splits", "shared_pictures"]
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,35 @@ def repeated_splits(
     if repeats < 1:
         raise DatabaseError(f"at least one repeat is needed, got {repeats}")
     return (database.split(ratios, seed + repeat) for repeat in range(repeats))
+
+
+def fold_split(
+    database: Database, folds: int, fold: int, *, validation: float = 0.2, seed: int = 0
+) -> tuple[Database, Database, Database]:
+    """(train, val, test) of one fold of so many: over all of them, every content is tested exactly once.
+
+    The contents, in plain character order, are shuffled by `numpy.random.default_rng(seed)` and cut into `folds` parts
+    whose sizes differ by one at most. Part `fold` is tested; the others are split by `Database.split` with the same seed.
+
+    Args:
+        fold: from 0.
+        validation: share of the contents that are not tested; the floor of it, as in `Database.split`.
+
+    Raises:
+        DatabaseError: fewer than two folds, no such fold, more folds than contents, or too few contents for validation.
+    """
+    of = database.contents
+    contents = np.array(sorted(set(of.values())), dtype=object)
+    if not 2 <= folds <= len(contents) or not 0 <= fold < folds:
+        raise DatabaseError(
+            f"{database.name} has {len(contents)} contents: folds must be from 2 to that and fold from 0 to folds - 1, "
+            f"got fold {fold} of {folds}"
+        )
+    shuffled = contents[np.random.default_rng(seed).permutation(len(contents))]
+    tested = set(np.array_split(shuffled, folds)[fold])
+    rest = database.subset([reference for reference in of if of[reference] not in tested])
+    test = database.subset([reference for reference in of if of[reference] in tested])
+    return *rest.split((1 - validation, validation), seed), test
 
 
 def original_split(database: Database, *, off_by_one: bool = False) -> tuple[Database, ...]:
