@@ -31,9 +31,9 @@ FLOORS = {
     "synthesis": 2, "simulated": 2, "pairs": 2, "patches": 2, "predictions": 2, "inference": 2, "attention": 2,
     "complexity": 2, "initialise": 2, "lineage": 2,
     "training": 3, "scoring": 3, "batch": 3, "modules": 3, "torchmetric": 3, "evaluation": 3, "baselines": 3,
-    "localisation": 3,
-    "plots": 4, "attention_plots": 4, "diagrams": 4, "explore": 4, "survey": 4, "protocol": 4, "pipeline": 4,
-    "presets": 4,
+    "localisation": 3, "recipes": 3,
+    "plots": 4, "attention_plots": 4, "diagrams": 4, "result_plots": 4, "redraw": 4, "explore": 4, "survey": 4,
+    "protocol": 4, "pipeline": 4, "presets": 4,
     "__main__": 5,
 }  # fmt: skip
 SAME_FLOOR = {
@@ -41,6 +41,8 @@ SAME_FLOOR = {
     ("predictions", "inference"),
     ("synthesis", "simulated"), ("attention", "predictions"), ("batch", "scoring"), ("torchmetric", "modules"),
     ("diagrams", "plots"), ("attention_plots", "plots"), ("presets", "protocol"),
+    ("result_plots", "plots"), ("redraw", "plots"), ("redraw", "attention_plots"), ("redraw", "diagrams"),
+    ("redraw", "result_plots"), ("presets", "redraw"),
 }  # fmt: skip
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
 
