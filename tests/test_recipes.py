@@ -121,7 +121,9 @@ class TestValues:
             pd.DataFrame({"t": pd.to_datetime(["2021-10-05", None]), "b": [True, False]}, index=pd.RangeIndex(4, 8, 2)),
             pd.DataFrame({"c": pd.Categorical(["b", "a", None], categories=["b", "a", "unused"], ordered=True)}),
             pd.DataFrame({"v": [1.0, 2.0]}, index=pd.MultiIndex.from_tuples([("a", 1), ("b", 2)], names=["k", None])),
-            pd.DataFrame({"m": ["a", "b"], "k": ["x", "y"], "auc": [0.5, 0.6]}).pivot(index="m", columns="k", values="auc"),
+            pd.DataFrame({"m": ["a", "b"], "k": ["x", "y"], "auc": [0.5, 0.6]}).pivot(
+                index="m", columns="k", values="auc"
+            ),
             pd.DataFrame({("a", "b"): [1]}),
             pd.DataFrame(),
         ],
@@ -157,7 +159,9 @@ class TestValues:
         found = round_trip(model, folder)
         assert torch.equal(torch.get_rng_state(), before)
         assert found.config == TINY
-        assert [(n, p.shape) for n, p in found.named_parameters()] == [(n, p.shape) for n, p in model.named_parameters()]
+        assert [(n, p.shape) for n, p in found.named_parameters()] == [
+            (n, p.shape) for n, p in model.named_parameters()
+        ]
 
     @pytest.mark.parametrize("value", [open, {1, 2}, object(), iter([1]), Path("a"), 1j])
     def test_what_cannot_be_kept(self, value, tmp_path):

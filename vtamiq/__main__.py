@@ -282,7 +282,7 @@ def run_figures(arguments: argparse.Namespace) -> int:
         print(f"vtamiq: {name} was not drawn: {reason}", file=sys.stderr)
     if drawn:
         figures = len({path.stem for path in drawn})
-        print(f"{_from_here(drawn[0].parent)}: {figures} figures drawn, {len(drawn)} files")
+        print(f"{_from_here(drawn[0].parent)}: {figures} figure{'' if figures == 1 else 's'} drawn, {len(drawn)} files")
     return 1 if failed else 0
 
 

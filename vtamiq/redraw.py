@@ -34,7 +34,7 @@ class RedrawError(ValueError):
     def __init__(self, failed: Mapping[str, str], drawn: Sequence[Path]):
         self.failed, self.drawn = dict(failed), list(drawn)
         reasons = "\n".join(f"{name}: {reason}" for name, reason in failed.items())
-        super().__init__(f"{len(failed)} figures could not be drawn again:\n{reasons}")
+        super().__init__(f"not drawn again, of {len(failed) + len({path.stem for path in drawn})} figures:\n{reasons}")
 
 
 def _functions_of(*modules: ModuleType) -> dict[str, Callable[..., Figure]]:
