@@ -18,8 +18,7 @@ from vtamiq import pipeline, plots
 from vtamiq.metrics import CHEAP_IQMS
 from vtamiq.model import VTAMIQ
 from vtamiq.pipeline import reproduce
-from vtamiq.recipes import find_recipes, read_recipe
-from vtamiq.redraw import DATA_FOLDER, FUNCTIONS, redraw
+from vtamiq.redraw import redraw
 from vtamiq.training import Run
 
 ROOT = Path(__file__).parents[1]
@@ -157,20 +156,21 @@ class TestHeadless:
         assert sorted(again["notebook"]) == [path.stem for path in NOTEBOOKS]
         assert list(again["status"]) == ["cached"] * len(NOTEBOOKS)
 
-    def test_figures_are_drawn_again_byte_for_byte(self, smoke, tmp_path):
-        """All of them, with the data beside them, by this process from the files of the kernels."""
-        run = smoke[0] / "smoke"
+    def test_figures_are_drawn_again_byte_for_byte_and_legible(self, smoke, tmp_path, monkeypatch):
+        """All of them, with the data beside them, by this process from the files of the kernels; none wider than a page,
+        no letter below 6 points."""
+        run, figures, save = smoke[0] / "smoke", {}, plots.save_figure
+
+        def note(figure, folder, name, *data, **options):
+            figures[name] = figure
+            return save(figure, folder, name, *data, **options)
+
+        monkeypatch.setattr(plots, "save_figure", note)
         drawn = {path.name: path.read_bytes() for path in redraw(run, tmp_path)}
         before = {path.name: path.read_bytes() for path in (run / "figures").iterdir()}
         assert [name for name in drawn if drawn[name] != before.get(name)] == []
         assert {name for name in before if name.endswith((".svg", ".png"))} <= set(drawn)
-
-    def test_figures_are_legible_on_paper(self, smoke):
-        """No wider than a page, and no letter below 6 points."""
-        folder = smoke[0] / "smoke" / DATA_FOLDER
-        for name in find_recipes(folder):
-            recipe = read_recipe(folder, name)
-            figure = plots.draw_styled(FUNCTIONS[recipe.function].__wrapped__, recipe.arguments)
+        for name, figure in figures.items():
             sizes = [text.get_fontsize() for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
             assert min(sizes, default=6) >= 6, name
             assert figure.get_figwidth() <= 1.02 * plots.PAGE, name
