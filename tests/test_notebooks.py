@@ -10,13 +10,15 @@ import nbformat
 import pandas as pd
 import papermill
 import pytest
+from matplotlib.text import Text
 
 from tests.layouts import build_tid2013, noisy
 from tests.small import TINY
-from vtamiq import pipeline
+from vtamiq import pipeline, plots
 from vtamiq.metrics import CHEAP_IQMS
 from vtamiq.model import VTAMIQ
 from vtamiq.pipeline import reproduce
+from vtamiq.redraw import redraw
 from vtamiq.training import Run
 
 ROOT = Path(__file__).parents[1]
@@ -153,6 +155,25 @@ class TestHeadless:
         again = reproduce("smoke", out=smoke[0], notebooks=ROOT / "notebooks")
         assert sorted(again["notebook"]) == [path.stem for path in NOTEBOOKS]
         assert list(again["status"]) == ["cached"] * len(NOTEBOOKS)
+
+    def test_figures_are_drawn_again_byte_for_byte_and_legible(self, smoke, tmp_path, monkeypatch):
+        """All of them, with the data beside them, by this process from the files of the kernels; none wider than a page,
+        no letter below 6 points."""
+        run, figures, save = smoke[0] / "smoke", {}, plots.save_figure
+
+        def note(figure, folder, name, *data, **options):
+            figures[name] = figure
+            return save(figure, folder, name, *data, **options)
+
+        monkeypatch.setattr(plots, "save_figure", note)
+        drawn = {path.name: path.read_bytes() for path in redraw(run, tmp_path)}
+        before = {path.name: path.read_bytes() for path in (run / "figures").iterdir()}
+        assert [name for name in drawn if drawn[name] != before.get(name)] == []
+        assert {name for name in before if name.endswith((".svg", ".png"))} <= set(drawn)
+        for name, figure in figures.items():
+            sizes = [text.get_fontsize() for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+            assert min(sizes, default=6) >= 6, name
+            assert figure.get_figwidth() <= 1.02 * plots.PAGE, name
 
     def test_trained_again_with_other_settings_shows_no_machine_path(self, tmp_path):
         """Training speaks of the run that it sets aside; its folder is not for the reader to see."""

@@ -105,7 +105,41 @@ class TestSaving:
         assert svg.stat().st_size < 1_500_000
         assert png.stat().st_size < 1_000_000
 
-    @pytest.mark.parametrize("name", ["", "a/b", "fig.svg", "../fig"])
+    def test_pdf_with_its_fonts_and_without_a_date(self, tmp_path):
+        one, two = (plots.save_figure(plots.draws_spread(SPREAD), tmp_path / n, "fig", kinds=["pdf"]) for n in "ab")
+        assert [path.name for path in one] == ["fig.pdf"]
+        content = one[0].read_bytes()
+        assert content == two[0].read_bytes()
+        assert content.startswith(b"%PDF-1.4")
+        assert b"/FontFile2" in content  # TrueType, as publishers ask for; type 3 is what they refuse
+        assert b"/Type3" not in content
+        for word in (b"CreationDate", b"Producer", b"Creator", b"atplotlib"):
+            assert word not in content
+
+    def test_kinds_do_not_depend_on_each_other(self, images, tmp_path, monkeypatch):
+        """The resolution is that which keeps SVG and PNG small, whichever of them are written."""
+        monkeypatch.setattr(plots, "MAX_BYTES", {"svg": 60_000, "png": 1_000_000})
+        figure = plots.pair_scores(images, [0.5])
+        both = plots.save_figure(figure, tmp_path / "both", "fig")
+        (alone,) = plots.save_figure(figure, tmp_path / "alone", "fig", kinds=["png"])
+        assert alone.read_bytes() == both[1].read_bytes()
+        assert plt.imread(alone).shape[1] < 1400
+
+    def test_resolution_that_is_asked_for(self, images, tmp_path, monkeypatch):
+        monkeypatch.setattr(plots, "MAX_BYTES", {"svg": 60_000, "png": 1000})
+        (path,) = plots.save_figure(plots.pair_scores(images, [0.5]), tmp_path, "fig", kinds=["png"], dpi=300)
+        assert plt.imread(path).shape[1] == 2100
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [({"kinds": ["jpg"]}, "kinds must be"), ({"kinds": "svg"}, "kinds must be"), ({"dpi": np.nan}, "dpi must lie")],
+    )
+    def test_bad_output_leaves_no_file(self, options, message, tmp_path):
+        with pytest.raises(ValueError, match=message):
+            plots.save_figure(Figure(), tmp_path, "a", **options)
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("name", ["", "a/b", "fig.svg", "../fig", "fig.pdf"])
     def test_bad_name(self, name, tmp_path):
         with pytest.raises(ValueError, match="name must be"):
             plots.save_figure(Figure(), tmp_path, name)
@@ -114,6 +148,62 @@ class TestSaving:
         with pytest.raises(ValueError, match="data must be a DataFrame or a mapping, got list"):
             plots.save_figure(Figure(), tmp_path, "a", [1, 2])
         assert not list(tmp_path.iterdir())
+
+
+# Machado, Oliveira and Fernandes (2009), severity 1: what the eyes of the colour-blind make of linear RGB.
+SEEN_BY = {
+    "all cones": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "no red cones": [[0.1523, 1.0526, -0.2049], [0.1145, 0.7863, 0.0992], [-0.0039, -0.0481, 1.0520]],
+    "no green cones": [[0.3673, 0.8606, -0.2280], [0.2801, 0.6725, 0.0474], [-0.0118, 0.0429, 0.9689]],
+    "no blue cones": [[1.2555, -0.0767, -0.1788], [-0.0784, 0.9308, 0.1476], [0.0047, 0.6914, 0.3039]],
+}
+
+
+def as_seen(colours: list[str], eyes: str) -> np.ndarray:
+    """Colours in CIELAB (n, 3), where a distance of 2.3 is just noticed."""
+    rgb = np.array([to_rgb(colour) for colour in colours])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    to_xyz = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+    xyz = np.clip(linear @ np.transpose(SEEN_BY[eyes]), 0, 1) @ np.transpose(to_xyz) / (0.95047, 1, 1.08883)
+    f = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
+    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=1)
+
+
+class TestStyle:
+    @pytest.mark.parametrize("eyes", SEEN_BY)
+    def test_colours_stay_apart_for_everybody(self, eyes):
+        with plots.common_style():
+            colours = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
+        seen = as_seen(colours, eyes)
+        apart = [np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)]
+        assert len(set(colours)) == 7
+        assert min(apart) > 9
+        assert min(np.linalg.norm(seen - as_seen(["#ffffff"], eyes), axis=1)) > 25
+
+    def test_the_check_above_sees_bad_colours(self):
+        red, green = as_seen(["#d62728", "#8a6a00"], "no red cones"), as_seen(["#d62728", "#8a6a00"], "all cones")
+        assert np.linalg.norm(red[0] - red[1]) < np.linalg.norm(green[0] - green[1]) / 2
+
+    def test_as_many_markers_as_colours(self):
+        """So that no group is told from another by its colour alone."""
+        with plots.common_style():
+            assert len(set(plots.MARKERS)) == len(matplotlib.rcParams["axes.prop_cycle"])
+
+    def test_no_text_is_small(self):
+        with plots.common_style():
+            sizes = {
+                key: value for key, value in matplotlib.rcParams.items() if key.endswith(("labelsize", "font.size"))
+            }
+        assert min(value for value in sizes.values() if isinstance(value, float)) >= 7
+
+    def test_changes_last_no_longer_than_the_block(self, tmp_path):
+        (tmp_path / "mine.mplstyle").write_text("font.size: 11\n")
+        changes = plots.read_style(tmp_path / "mine.mplstyle")
+        before = dict(matplotlib.rcParams)
+        with plots.common_style(changes):
+            assert matplotlib.rcParams["font.size"] == 11
+            assert matplotlib.rcParams["axes.titlesize"] == 8  # all else as ever
+        assert dict(matplotlib.rcParams) == before
 
 
 def test_figures_belong_to_nobody(images, predictions):

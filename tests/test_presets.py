@@ -11,6 +11,7 @@ from tests.small import TINY, small_database
 from vtamiq.databases import DatabaseError
 from vtamiq.lineage import pictures_of
 from vtamiq.model import VTAMIQ
+from vtamiq.plots import learning_curves
 from vtamiq.presets import PRESETS, Workspace, workspace
 from vtamiq.protocol import Candidate
 from vtamiq.synthesis import synthesize
@@ -35,6 +36,18 @@ def test_workspace_is_the_same_from_root_and_from_notebooks(tmp_path, monkeypatc
     assert workspace("smoke", "elsewhere/x").folder("03") == tmp_path / "elsewhere/x/03"
     assert (tmp_path / "elsewhere/x/03").is_dir()
     assert workspace("demo", "mine/demo").figures == tmp_path / "mine/demo/figures"  # own runs leave the gallery alone
+
+
+def test_figures_lie_in_the_gallery_and_what_draws_them_in_the_run(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    history = pd.DataFrame({"epoch": [0, 1], "val_srocc": [0.1, 0.2]})
+    for space, gallery in ((workspace("demo"), "figures"), (workspace("smoke"), "runs/smoke/figures")):
+        paths = space.save_figure(learning_curves(history), "curves", history, dpi=60)
+        expected = [tmp_path / gallery / f"curves.{kind}" for kind in ("svg", "png", "csv")]
+        assert paths == expected == sorted((tmp_path / gallery).iterdir(), key=expected.index)
+        kept = sorted(path.name for path in (space.out / "figure_data").iterdir())
+        assert kept == ["curves.json", "curves.npz"]
 
 
 def test_no_machine_path_is_shown(tmp_path, monkeypatch):

@@ -32,9 +32,9 @@ FLOORS = {
     "complexity": 2, "initialise": 2, "lineage": 2,
     "stage": 2, "fitting": 3, "callbacks": 3, "training": 3,
     "scoring": 3, "batch": 3, "modules": 3, "torchmetric": 3, "evaluation": 3, "baselines": 3,
-    "localisation": 3,
-    "plots": 4, "attention_plots": 4, "diagrams": 4, "explore": 4, "survey": 4, "protocol": 4, "pipeline": 4,
-    "presets": 4, "chain": 4, "repeat": 4,
+    "localisation": 3, "recipes": 3,
+    "plots": 4, "attention_plots": 4, "diagrams": 4, "result_plots": 4, "redraw": 4, "explore": 4, "survey": 4,
+    "protocol": 4, "pipeline": 4, "presets": 4, "chain": 4, "repeat": 4,
     "__main__": 5,
 }  # fmt: skip
 SAME_FLOOR = {
@@ -45,6 +45,8 @@ SAME_FLOOR = {
     ("synthesis", "simulated"), ("attention", "predictions"), ("batch", "scoring"), ("torchmetric", "modules"),
     ("diagrams", "plots"), ("attention_plots", "plots"), ("presets", "protocol"),
     ("chain", "protocol"), ("repeat", "chain"),
+    ("result_plots", "plots"), ("redraw", "plots"), ("redraw", "attention_plots"), ("redraw", "diagrams"),
+    ("redraw", "result_plots"), ("presets", "redraw"),
 }  # fmt: skip
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
 

@@ -366,6 +366,22 @@ def run_reproduce(arguments: argparse.Namespace) -> int:
     return 0 if summary["status"].isin(FINISHED).all() else 1
 
 
+def run_figures(arguments: argparse.Namespace) -> int:
+    from vtamiq.redraw import RedrawError, redraw
+
+    options = {"only": arguments.only, "kinds": arguments.format, "dpi": arguments.dpi, "style": arguments.style}
+    try:
+        drawn, failed = redraw(arguments.figures_of, arguments.out, **options), {}
+    except RedrawError as error:
+        drawn, failed = error.drawn, error.failed
+    for name, reason in failed.items():
+        print(f"vtamiq: {name} was not drawn: {reason}", file=sys.stderr)
+    if drawn:
+        figures = len({path.stem for path in drawn})
+        print(f"{_from_here(drawn[0].parent)}: {figures} figure{'' if figures == 1 else 's'} drawn, {len(drawn)} files")
+    return 1 if failed else 0
+
+
 def _shortened(text: str) -> str:
     return text if len(text) <= ERROR_WIDTH else f"{text[: ERROR_WIDTH - 1].rstrip()}…"
 
@@ -493,6 +509,27 @@ def parser() -> argparse.ArgumentParser:
         help="run finished notebooks again; a finished training run of the same settings is loaded, not repeated",
     )
     command.add_argument("--list", action="store_true", help="show the notebooks and their parameters, run nothing")
+
+    command = commands.add_parser(
+        "figures", allow_abbrev=False, help="draw the figures of a finished run again, computing nothing"
+    )
+    command.set_defaults(run=run_figures)
+    command.add_argument(
+        "figures_of", nargs="?", default="runs/demo", metavar="RUN", help="folder of the run (default: runs/demo)"
+    )
+    command.add_argument(
+        "--out", metavar="DIR", help="folder to write to (default: the run's: figures for runs/demo, else RUN/figures)"
+    )
+    command.add_argument(
+        "--only", nargs="+", metavar="NAME", help="figures by name, or by patterns such as 'scatter_*'"
+    )
+    command.add_argument(
+        "--format", nargs="+", default=["svg", "png"], choices=("svg", "png", "pdf"), help="default: svg png"
+    )
+    command.add_argument("--style", metavar="FILE", help="Matplotlib style file with changes to the common style")
+    command.add_argument(
+        "--dpi", type=_positive, metavar="N", help="of PNG and pictures (default: 200, less where files grow large)"
+    )
     return top
 
 
@@ -576,7 +613,8 @@ def _terminable() -> Iterator[None]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the result is the exit status.
 
-    0 done, 1 a notebook, a run or the score of a pair failed, 2 refused, 130 interrupted by Ctrl-C, 143 by SIGTERM.
+    0 done, 1 a notebook or a run failed, a pair could not be scored or a figure not be drawn, 2 refused, 130 interrupted
+    by Ctrl-C, 143 by SIGTERM.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("vtamiq").setLevel(logging.INFO)

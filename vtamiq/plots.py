@@ -6,12 +6,14 @@ The figures belong to nobody: there is no pyplot state, so nothing leaks, and a 
 The first part has samples and images, the second charts. The diagrams of the network are in `vtamiq.diagrams`.
 """
 
+import inspect
 import io
 import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, wraps
+from contextlib import AbstractContextManager
+from functools import cache, partial, wraps
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import seaborn
-from matplotlib import colormaps, rcParams, style
+from matplotlib import colormaps, rc_params_from_file, rcParams, style
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patheffects import withStroke
 from matplotlib.textpath import TextPath
@@ -33,6 +36,7 @@ from PIL import Image
 from vtamiq.caps import PatchSample
 from vtamiq.configs import did_you_mean
 from vtamiq.images import check_uint8_rgb
+from vtamiq.recipes import Recipe
 
 __all__ = [
     "agreement_matrix",
@@ -60,6 +64,12 @@ log = logging.getLogger(__name__)
 PAGE = 7.0  # inches, the text width of a two-column page
 COLUMN = 3.5
 MAX_BYTES = {"svg": 1_500_000, "png": 1_000_000}
+MIN_DPI, MAX_DPI = 50, 2400
+METADATA = {  # of files: nothing that differs from one time to the next
+    "svg": {"Date": None, "Creator": None},
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
 MAX_OUTLINES = 500  # more patches than this are told apart without outlines
 SHEET_PIXELS = 300_000  # of all pictures on a contact sheet; more would exceed `MAX_BYTES` at 200 dpi
 MAX_NUMBERS = 25  # more patches than this are told apart without numbers
@@ -74,25 +84,64 @@ STATISTICS = {
     "n": "n",
 }
 
-_STYLE = style.context(Path(__file__).with_name("vtamiq.mplstyle"))  # a context manager and a decorator
+STYLE = Path(__file__).with_name("vtamiq.mplstyle")
 
 
-def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Draw in the common style, and fix the layout: left alone it would creep a little with every time of drawing, and
-    with it the bytes of the files."""
+def common_style(changes: Mapping[str, Any] | None = None) -> AbstractContextManager[None]:
+    """The look that all figures share while the block lasts, with changes to it such as `read_style` returns."""
+    return style.context([STYLE, dict(changes or {})])
+
+
+def read_style(path: str | Path) -> dict[str, Any]:
+    """Settings of a Matplotlib style file, which may be a few lines; keys unknown to Matplotlib are named as warnings.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no text, a setting with a bad value, or no setting at all.
+    """
+    try:
+        settings = rc_params_from_file(str(Path(path)), fail_on_error=True, use_default_template=False)
+    except ValueError as error:
+        raise ValueError(f"{path} is no Matplotlib style file: {error}") from error
+    if not settings:
+        raise ValueError(f"{path} has no setting in it, such as `font.size: 9`")
+    return dict(settings)
+
+
+def _styled(
+    draw: Callable[..., Figure], *, keep: Callable[[dict[str, Any]], dict[str, Any]] = dict
+) -> Callable[..., Figure]:
+    """A function that draws in the common style and notes on the figure how to draw it again.
+
+    `keep` makes of the arguments what such a note shall hold: all that can be seen of them.
+    """
+    signature = inspect.signature(draw)
+    name = f"{draw.__module__.removeprefix('vtamiq.')}.{draw.__name__}"
 
     @wraps(draw)
-    @_STYLE
     def styled(*args: Any, **options: Any) -> Figure:
-        figure = draw(*args, **options)
+        arguments = signature.bind(*args, **options).arguments
+        figure = draw_styled(draw, arguments)
+        figure.recipe = Recipe(name, keep(arguments))
+        return figure
+
+    styled.recipe_name = name
+    return styled
+
+
+def draw_styled(
+    draw: Callable[..., Figure], arguments: Mapping[str, Any], changes: Mapping[str, Any] | None = None
+) -> Figure:
+    """Draw in the common style, and fix the layout: left alone it would creep a little with every time of drawing, and
+    with it the bytes of the files."""
+    with common_style(changes):
+        figure = draw(**arguments)
         engine = figure.get_layout_engine()
         if isinstance(engine, ConstrainedLayoutEngine):
             for _ in range(3):
                 engine.execute(figure)
             figure.set_layout_engine("none")
-        return figure
-
-    return styled
+    return figure
 
 
 class _ShownFigure(Figure):
@@ -109,14 +158,15 @@ def _figure(width: float, height: float, **options: Any) -> Figure:
 # ---------------------------------------------------------------------------------------------------------------- saving
 
 
-@_STYLE
 def save_figure(
     figure: Figure,
     folder: str | Path,
     name: str,
     data: pd.DataFrame | Mapping[str, Any] | None = None,
     *,
-    dpi: float = 200,
+    kinds: Sequence[str] = ("svg", "png"),
+    dpi: float | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> list[Path]:
     """Write `name.svg`, `name.png` and the data that the figure was drawn from; the same figure gives the same bytes.
 
@@ -124,19 +174,26 @@ def save_figure(
         folder: created if missing.
         name: of the files, without an ending.
         data: a table becomes `name.csv` (without its index), a mapping `name.json` (NaN becomes null).
-        dpi: of the PNG and of pictures within the SVG; less if they would exceed 1 and 1.5 MB, as with many photographs.
+        kinds: "svg", "png" and "pdf" (with its fonts embedded), all or some.
+        dpi: of the PNG and of pictures within the others; None takes 200, or less where PNG or SVG would exceed 1 and
+            1.5 MB, as with many photographs.
+        changes: to the common style, as `read_style` returns them; give those that the figure was drawn with.
 
     Returns:
-        The paths: SVG, PNG, and the data's if there are any.
+        The paths: those of `kinds`, and the data's if there are any.
 
     Raises:
-        ValueError: a name with a folder or ending in it, or data of another kind.
+        ValueError: a name with a folder or ending in it, data or a file of another kind, or a bad dpi.
     """
-    if not name or Path(name).name != name or name.endswith((".svg", ".png", ".csv", ".json")):
+    if not name or Path(name).name != name or name.endswith((".svg", ".png", ".pdf", ".csv", ".json")):
         raise ValueError(f"name must be a plain file name without ending, got {name!r}")
     if not (data is None or isinstance(data, pd.DataFrame | Mapping)):
         raise ValueError(f"data must be a DataFrame or a mapping, got {type(data).__name__}")
-    drawn = _draw_within_limits(figure, dpi)
+    check_output(kinds, dpi)
+    with common_style(changes):
+        drawn = (
+            _draw_within_limits(figure, kinds) if dpi is None else {kind: _draw(figure, kind, dpi) for kind in kinds}
+        )
     stem = Path(folder) / name
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_name(f"{name}.{kind}") for kind in drawn]
@@ -147,38 +204,46 @@ def save_figure(
         data.to_csv(paths[-1], index=False, lineterminator="\n")
     elif data is not None:
         paths.append(stem.with_name(f"{name}.json"))
-        text = json.dumps(_plain(data), indent=2, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(plain(data), indent=2, ensure_ascii=False, allow_nan=False)
         paths[-1].write_text(text + "\n", encoding="utf-8", newline="\n")
     return paths
 
 
+def check_output(kinds: Sequence[str], dpi: float | None) -> None:
+    """Raise ValueError unless `save_figure` can write that."""
+    if isinstance(kinds, str) or not kinds or not set(kinds) <= set(METADATA):
+        raise ValueError(f"kinds must be some of {', '.join(METADATA)}, got {kinds!r}")
+    if dpi is not None and not MIN_DPI <= dpi <= MAX_DPI:
+        raise ValueError(f"dpi must lie between {MIN_DPI} and {MAX_DPI}, got {dpi}")
+
+
 def _draw(figure: Figure, kind: str, dpi: float) -> bytes:
-    """The figure as "svg" or "png", without date and version, so that the same figure gives the same bytes."""
+    """The figure as a file, without date and version, so that the same figure gives the same bytes."""
     buffer = io.BytesIO()
-    metadata = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}[kind]
-    figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata)
+    figure.savefig(buffer, format=kind, dpi=dpi, metadata=METADATA[kind])
     return buffer.getvalue()
 
 
-def _draw_within_limits(figure: Figure, dpi: float) -> dict[str, bytes]:
-    """Both kinds at one resolution: `dpi`, or the less that keeps them within `MAX_BYTES` (but at least 50)."""
+def _draw_within_limits(figure: Figure, kinds: Sequence[str]) -> dict[str, bytes]:
+    """All kinds at one resolution: 200 dpi, or the less that keeps SVG and PNG, asked for or not, within `MAX_BYTES`."""
+    dpi = 200
     while True:
         drawn = {kind: _draw(figure, kind, dpi) for kind in MAX_BYTES}
         excess = max(len(drawn[kind]) / limit for kind, limit in MAX_BYTES.items())
-        if excess <= 1 or dpi <= 50:
-            return drawn
-        dpi = max(50, math.floor(dpi * 0.95 / math.sqrt(excess)))  # bytes grow with the number of pixels
+        if excess <= 1 or dpi <= MIN_DPI:
+            return {kind: drawn[kind] if kind in drawn else _draw(figure, kind, dpi) for kind in kinds}
+        dpi = max(MIN_DPI, math.floor(dpi * 0.95 / math.sqrt(excess)))  # bytes grow with the number of pixels
         log.info("drawing at %d dpi, to keep the files small", dpi)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Numbers and arrays of NumPy, tuples, paths and NaN as JSON has them."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if hasattr(value, "tolist"):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if value is None or isinstance(value, bool | int | float) else str(value)
@@ -577,7 +642,20 @@ def _scored(
     return figure
 
 
-@_styled
+def _cropped(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Of the pictures of a contact sheet the part that it shows."""
+    crop, reference = arguments.get("crop"), arguments.get("reference")
+    if crop is None:
+        return arguments
+    cells = [[_centre(image, crop) for image in row] for row in arguments["cells"]]
+    return arguments | {
+        "cells": cells,
+        "reference": None if reference is None else _centre(reference, crop),
+        "crop": None,
+    }
+
+
+@partial(_styled, keep=_cropped)
 def contact_sheet(
     cells: Sequence[Sequence[np.ndarray]],
     rows: Sequence[str],
@@ -656,9 +734,13 @@ def _centre(image: np.ndarray, side: int) -> np.ndarray:
     return image[top : top + side, left : left + side]
 
 
-@cache
 def _text_width(text: str, size: float) -> float:
-    """Inches that a line takes."""
+    """Inches that a line takes in the font of the style."""
+    return _width_in(findfont(FontProperties()), text, size)
+
+
+@cache
+def _width_in(font: str, text: str, size: float) -> float:
     return TextPath((0, 0), text, size=size).get_extents().width / 72 if text.strip() else 0.0
 
 

@@ -5,12 +5,14 @@ authors' network (2024 state) on a database of your own, for a GPU.
 """
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from vtamiq.caps import CAPS
 from vtamiq.configs import did_you_mean
@@ -20,6 +22,7 @@ from vtamiq.lineage import unseen
 from vtamiq.model import VTAMIQ, VTAMIQConfig
 from vtamiq.predictions import write_table
 from vtamiq.protocol import Candidate, held_out, load_candidate, tell_apart, worth_testing
+from vtamiq.redraw import figures_folder, keep_figure
 from vtamiq.synthesis import demo_database
 from vtamiq.training import Stage
 
@@ -122,7 +125,7 @@ class Workspace:
     @property
     def figures(self) -> Path:
         """The gallery of the repository for the demo in its usual place, a folder of the run for all else."""
-        return self.root / "figures" if self.out == self.root / "runs" / "demo" else self.out / "figures"
+        return figures_folder(self.out)
 
     def folder(self, notebook: str) -> Path:
         """Folder for what a notebook leaves: tables, checkpoints, predictions. Created if missing."""
@@ -211,6 +214,13 @@ class Workspace:
         if part is None:
             raise DatabaseError(f"the model has seen all pictures of this part of {database.name}")
         return part
+
+    def save_figure(
+        self, figure: Figure, name: str, data: pd.DataFrame | Mapping[str, Any] | None = None, **options: Any
+    ) -> list[Path]:
+        """Save a figure with its data beside it, and in the run what `python -m vtamiq figures` draws it from again;
+        arguments as for `vtamiq.redraw.keep_figure`."""
+        return keep_figure(figure, self.out, name, data, **options)
 
     def publish(self, table: pd.DataFrame, name: str, folder: Path, columns: Sequence[str] = ()) -> None:
         """Write a result table as CSV into the folder of the run and beside the figures, and some columns (all, if none
