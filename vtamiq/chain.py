@@ -38,6 +38,7 @@ from vtamiq.databases import (
     shared_pictures,
 )
 from vtamiq.evaluation import evaluate
+from vtamiq.files import write_text
 from vtamiq.inference import choose_device
 from vtamiq.initialise import start_from_scratch
 from vtamiq.lineage import pictures_of, unseen
@@ -208,12 +209,8 @@ class Chain:
 
     def save(self, path: str | Path) -> None:
         """Write the chain as YAML, with every field; `load` gives it back."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        text = yaml.safe_dump(_plain(self), sort_keys=False)  # in ASCII: PyYAML loses some characters else
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        # In ASCII: PyYAML loses some characters else.
+        write_text(path, yaml.safe_dump(_plain(self), sort_keys=False))
 
     @property
     def writes_here(self) -> bool:
@@ -386,7 +383,7 @@ def _check_labels(step: Step, training: Database, validation: Database) -> None:
 
 
 def _from_preferences(stage: Stage) -> bool:
-    return getattr(stage, "labels", "scores") == "preferences"
+    return stage.labels == "preferences"
 
 
 def _without(part: Database, seen: Sequence[Mapping[str, Any]], name: str, place: str) -> Database:

@@ -37,6 +37,11 @@ class Preset:
 
     model: VTAMIQConfig
     weak: Stage  # weak pre-training on synthetic labels
+    preferences: Stage
+    fine_tuning: Stage
+    ablation: Stage  # of the many small trainings that are compared with each other
+    simulate: int  # preferences for each reference, where nobody was asked
+    repeats: int  # of fine-tuning, over splits and seeds
 
 
 PRESETS = {
@@ -61,6 +66,36 @@ PRESETS = {
             batch_size=8,
             learning_rate=1e-3,
         ),
+        preferences=Stage(
+            name="preferences",
+            labels="preferences",
+            caps=CAPS(num_patches=32),
+            test_patches=32,
+            test_repeats=2,
+            epochs=1,
+            batch_size=8,
+            learning_rate=1e-4,
+        ),
+        fine_tuning=Stage(
+            name="fine_tuning",
+            caps=CAPS(num_patches=32),
+            test_patches=32,
+            test_repeats=2,
+            epochs=1,
+            batch_size=8,
+            learning_rate=3e-4,
+        ),
+        ablation=Stage(
+            name="ablation",
+            caps=CAPS(num_patches=32),
+            test_patches=32,
+            test_repeats=1,
+            epochs=1,
+            batch_size=8,
+            learning_rate=1e-3,
+        ),
+        simulate=8,
+        repeats=2,
     ),
     "demo": Preset(
         model=VTAMIQConfig(
@@ -89,23 +124,86 @@ PRESETS = {
             workers=1,
             in_memory=True,
         ),
+        preferences=Stage(
+            name="preferences",
+            labels="preferences",
+            caps=CAPS(num_patches=64),
+            test_patches=128,
+            test_repeats=4,
+            epochs=4,
+            batch_size=16,
+            learning_rate=2e-4,
+            schedule="cosine",
+            warmup=0.1,
+            workers=1,
+            in_memory=True,
+        ),
+        fine_tuning=Stage(
+            name="fine_tuning",
+            caps=CAPS(num_patches=64),
+            test_patches=128,
+            test_repeats=4,
+            epochs=8,
+            batch_size=16,
+            learning_rate=3e-4,
+            schedule="cosine",
+            warmup=0.1,
+            mae=1.0,
+            workers=1,
+            in_memory=True,
+        ),
+        ablation=Stage(
+            name="ablation",
+            caps=CAPS(num_patches=64),
+            test_patches=128,
+            test_repeats=2,
+            epochs=6,
+            batch_size=16,
+            learning_rate=1e-3,
+            schedule="cosine",
+            warmup=0.1,
+            mae=1.0,
+            in_memory=True,
+        ),
+        simulate=60,
+        repeats=5,
     ),
     "full": Preset(
         model=VTAMIQConfig(zero_anchor=True),
         weak=Stage(
             name="weak_pretraining",
             caps=CAPS(num_patches=384),
-            test_patches=512,
-            test_repeats=4,
             epochs=20,
-            batch_size=16,
-            learning_rate=1e-4,
             mae=1.0,
-            rank=1.0,
-            pearson=1.0,
             precision="bf16-mixed",
             workers=8,
         ),
+        preferences=Stage(
+            name="preferences",
+            labels="preferences",
+            caps=CAPS(num_patches=384),
+            epochs=20,
+            learning_rate=5e-5,
+            precision="bf16-mixed",
+            workers=8,
+        ),
+        fine_tuning=Stage(
+            name="fine_tuning",
+            caps=CAPS(num_patches=384),
+            epochs=20,
+            learning_rate=5e-5,
+            precision="bf16-mixed",
+            workers=8,
+        ),
+        ablation=Stage(
+            name="ablation",
+            caps=CAPS(num_patches=384),
+            epochs=20,
+            precision="bf16-mixed",
+            workers=8,
+        ),
+        simulate=200,
+        repeats=20,
     ),
 }
 
