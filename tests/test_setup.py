@@ -32,7 +32,7 @@ FLOORS = {
     "complexity": 2, "initialise": 2, "lineage": 2,
     "training": 3, "scoring": 3, "batch": 3, "modules": 3, "torchmetric": 3, "evaluation": 3, "baselines": 3,
     "localisation": 3,
-    "plots": 4, "attention_plots": 4, "diagrams": 4, "explore": 4, "survey": 4, "protocol": 4, "pipeline": 4,
+    "plots": 4, "attention_plots": 4, "diagrams": 4, "explore": 4, "views": 4, "survey": 4, "protocol": 4, "pipeline": 4,
     "presets": 4,
     "__main__": 5,
 }  # fmt: skip
@@ -41,6 +41,7 @@ SAME_FLOOR = {
     ("predictions", "inference"),
     ("synthesis", "simulated"), ("attention", "predictions"), ("batch", "scoring"), ("torchmetric", "modules"),
     ("diagrams", "plots"), ("attention_plots", "plots"), ("presets", "protocol"),
+    ("views", "plots"), ("views", "attention_plots"), ("explore", "views"),
 }  # fmt: skip
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
 
