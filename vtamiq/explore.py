@@ -84,7 +84,10 @@ _LOOK = """<style>
 .vtamiq-explorer .vtamiq-error { color: var(--jp-error-color0, #b71c1c); font-weight: 600; white-space: normal; }
 .vtamiq-explorer .vtamiq-busy { color: var(--jp-ui-font-color2, #666); animation: vtamiq-appear 0s 0.4s both; }
 .vtamiq-explorer .vtamiq-old img { opacity: .3; }
-.vtamiq-explorer img { width: 100%; height: auto; border-radius: 3px; display: block; }
+.vtamiq-explorer img.widget-image { width: 100%; height: auto; margin: 0; border-radius: 3px; }
+.vtamiq-explorer .vtamiq-pictures .widget-vbox { overflow: visible; }
+.vtamiq-explorer .vtamiq-controls .widget-label { text-align: left; }
+.vtamiq-explorer .vtamiq-controls .widget-readout { min-width: 46px; }
 @keyframes vtamiq-appear { from { opacity: 0; } to { opacity: 1; } }
 </style>"""
 
