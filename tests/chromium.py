@@ -83,7 +83,7 @@ class Chromium:
         return answer["result"].get("value")
 
     def click(self, element: str) -> None:
-        """Move the mouse to, press and release it on the middle of an element, given as an expression; it is brought into view."""
+        """Bring an element, given as an expression, into view, move the mouse to its middle, press and release."""
         place = f"(e => (e.scrollIntoView({{block: 'center'}}), e.getBoundingClientRect().toJSON()))({element})"
         box = self.evaluate(place)
         at = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2, "button": "left", "clickCount": 1}

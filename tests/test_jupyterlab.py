@@ -118,11 +118,11 @@ def changed(page: Chromium, name: str, before: list[str]) -> list[bool]:
     return [one != other for one, other in zip(before, new, strict=True)]
 
 
-def keep_screenshot(page: Chromium, name: str, folder: Path) -> None:
+def keep_screenshot(page: Chromium, name: str, path: Path) -> None:
     page.evaluate(f"{explorer(name)}.scrollIntoView()")
-    page.screenshot(folder / f"{name}.png")
+    page.screenshot(path)
     if os.environ.get("VTAMIQ_SCREENSHOTS"):
-        shutil.copy(folder / f"{name}.png", os.environ["VTAMIQ_SCREENSHOTS"])
+        shutil.copy(path, os.environ["VTAMIQ_SCREENSHOTS"])
 
 
 def nothing_wrong(page: Chromium) -> None:
@@ -143,15 +143,17 @@ def test_a_slider_moves_the_patches(page, tmp_path):
     page.press("End")
     assert changed(page, "sampling", before)[:2] == [False, False]
     nothing_wrong(page)
-    keep_screenshot(page, "sampling", tmp_path)
+    keep_screenshot(page, "sampling", tmp_path / "sampling.png")
 
 
 def test_many_quick_moves_end_at_the_last(page):
-    page.click(handle("sampling", "draw"))
-    before = pictures(page, "sampling")
-    for key in ["ArrowRight"] * 30 + ["Home"]:
+    page.click(handle("sampling", "patches"))
+    for key in ["ArrowRight", "ArrowLeft"] * 15 + ["End"]:
         page.press(key)
-    wait_for(lambda: pictures(page, "sampling") == before, "the draw from which the moves began")
+    wait_for(lambda: line(page, "sampling").startswith("8,192 patches"), "the last move")
+    for key in ["ArrowLeft"] * 9 + ["Home"]:
+        page.press(key)
+    wait_for(lambda: line(page, "sampling").startswith("16 patches"), "the last move")
     nothing_wrong(page)
 
 
@@ -162,7 +164,7 @@ def test_all_weights_zero_is_said_and_gone_with_the_next_move(page, tmp_path):
         page.press("Home")
     error = f"{explorer('sampling')}.querySelector('.vtamiq-error')?.innerText"
     assert "at least one must be positive" in wait_for(lambda: page.evaluate(error), "the error")
-    keep_screenshot(page, "sampling", tmp_path)
+    keep_screenshot(page, "sampling", tmp_path / "error.png")
     page.press("End")
     wait_for(lambda: not page.evaluate(error), "the end of the error")
     nothing_wrong(page)
@@ -175,7 +177,24 @@ def test_head_of_attention(page, tmp_path):
     assert changed(page, "attention", before) == [False, False, True, True]
     assert line(page, "attention").split(";")[0] == said.split(";")[0]  # the score is the same
     nothing_wrong(page)
-    keep_screenshot(page, "attention", tmp_path)
+    keep_screenshot(page, "attention", tmp_path / "attention.png")
+
+
+def test_a_slow_move_says_so_and_shifts_nothing(page, tmp_path):
+    here, method = explorer("attention"), f"[...{explorer('attention')}.querySelectorAll('select')][2]"
+    page.evaluate(
+        "window.seen = []; new MutationObserver(() => "
+        f"seen.push([{here}.innerText.includes('computing'), {here}.querySelector('img').offsetTop])"
+        f").observe({here}.querySelector('.vtamiq-says'), {{childList: true, subtree: true}}); null"
+    )
+    before, top = pictures(page, "attention"), page.evaluate(f"{here}.querySelector('img').offsetTop")
+    page.evaluate(f"{method}.value = 'occlusion'; {method}.dispatchEvent(new Event('change', {{bubbles: true}}))")
+    assert changed(page, "attention", before)[:2] == [False, False]
+    said, places = zip(*page.evaluate("seen"), strict=True)
+    assert (said[0], said[-1]) == (True, False)
+    assert set(places) == {top}
+    nothing_wrong(page)
+    keep_screenshot(page, "attention", tmp_path / "occlusion.png")
 
 
 def test_two_files_are_scored(page, tmp_path):
@@ -198,4 +217,4 @@ def test_two_files_are_scored(page, tmp_path):
     assert changed(page, "score", before) == [True] * 4
     assert line(page, "score").startswith("q = ")
     nothing_wrong(page)
-    keep_screenshot(page, "score", tmp_path)
+    keep_screenshot(page, "score", tmp_path / "score.png")

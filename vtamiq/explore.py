@@ -11,6 +11,7 @@ import hashlib
 import html
 import logging
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -82,10 +83,14 @@ _LOOK = """<style>
   color: var(--jp-ui-font-color1, #222); }
 .vtamiq-explorer .vtamiq-hint { font-size: 12px; color: var(--jp-ui-font-color2, #666); line-height: 1.4; }
 .vtamiq-explorer .vtamiq-error { color: var(--jp-error-color0, #b71c1c); font-weight: 600; white-space: normal; }
-.vtamiq-explorer .vtamiq-busy { color: var(--jp-ui-font-color2, #666); animation: vtamiq-appear 0s 0.4s both; }
+.vtamiq-explorer .vtamiq-says { position: relative; }
+.vtamiq-explorer .vtamiq-busy { position: absolute; top: 0; right: 0; padding: 0 4px; font-size: 12px;
+  color: var(--jp-ui-font-color2, #666); background: var(--jp-layout-color0, #fff);
+  animation: vtamiq-appear 0s 0.4s both; }
 .vtamiq-explorer .vtamiq-old img { opacity: .3; }
 .vtamiq-explorer img.widget-image { width: 100%; height: auto; margin: 0; border-radius: 3px; }
 .vtamiq-explorer .vtamiq-pictures .widget-vbox { overflow: visible; }
+.vtamiq-explorer .vtamiq-controls > .jupyter-widgets { margin: 2px; }
 .vtamiq-explorer .vtamiq-controls .widget-label { text-align: left; }
 .vtamiq-explorer .vtamiq-controls .widget-readout { min-width: 46px; }
 @keyframes vtamiq-appear { from { opacity: 0; } to { opacity: 1; } }
@@ -119,7 +124,7 @@ class Explorer(widgets.VBox):
         hint: str = "",
     ):
         self.controls, self.view, self.error, self.seconds = dict(controls), None, None, 0.0
-        self._compute, self._waiting = compute, None
+        self._compute, self._waiting, self._turn = compute, None, threading.RLock()
         self._line = widgets.HTML()
         self._titles = [widgets.HTML() for _ in range(PANELS)]
         self._images = [widgets.Image(format="webp", layout={"display": "none"}) for _ in range(PANELS)]
@@ -134,7 +139,12 @@ class Explorer(widgets.VBox):
         right = widgets.VBox([self._line, self._pictures], layout={"flex": "1 1 460px", "min_width": "0"})
         column = widgets.VBox(left, layout={"flex": "0 0 300px", "width": "300px"})
         body = widgets.HBox([column, right], layout={"width": "100%"})
-        for widget, name in ((body, "body"), (column, "controls"), (self._pictures, "pictures"), (self, "explorer")):
+        for widget, name in (
+            (body, "body"),
+            (column, "controls"),
+            (self._line, "says"),
+            (self._pictures, "pictures"),
+        ):
             widget.add_class(f"vtamiq-{name}")
         super().__init__([widgets.HTML(_LOOK, layout={"display": "none"}), body])
         self.add_class("vtamiq-explorer")
@@ -144,7 +154,12 @@ class Explorer(widgets.VBox):
 
     def update(self) -> None:
         """Compute and show what the controls say, now."""
-        started = time.perf_counter()
+        with self._turn:  # JupyterLab may bring moves in two threads; the later one must not be shown first
+            started = time.perf_counter()
+            self._update()
+            self.seconds = time.perf_counter() - started
+
+    def _update(self) -> None:
         try:
             view = self._compute({name: control.value for name, control in self.controls.items()})
         except _Incomplete as missing:
@@ -156,7 +171,6 @@ class Explorer(widgets.VBox):
             self._say(f"{type(error).__name__}: {error}", "error")
         else:
             self._show(view)
-        self.seconds = time.perf_counter() - started
 
     def _moved(self, change: Any) -> None:
         try:
@@ -165,12 +179,12 @@ class Explorer(widgets.VBox):
             self.update()
             return
         if self._waiting is None:
+            self._line.value += _BUSY  # every way of saying something writes the line anew
             self._waiting = loop.create_task(self._settle())
 
     async def _settle(self) -> None:
-        self._line.value = self._line.value.removesuffix(_BUSY) + _BUSY
         await asyncio.sleep(_SETTLE)
-        self._waiting = None
+        self._waiting = None  # before the values are read: a move from here on is one more update
         self.update()
 
     def _say(self, text: str, kind: str) -> None:
@@ -216,7 +230,7 @@ def _bar_html(bar: Bar | None) -> str:
     stops = ", ".join(to_hex(colour) for colour in colormaps[bar.colours](np.linspace(0, 1, 9)))
     low, high = (f"{value:.2g}".replace("-", "−") for value in (bar.low, bar.high))
     gradient = f'<i style="background: linear-gradient(to right, {stops})"></i>'
-    return f'<span class="vtamiq-bar">{low}{gradient}{high} <span>{html.escape(bar.label)}</span></span>'
+    return f'<span class="vtamiq-bar">{low}{gradient}{high} <span>({html.escape(bar.label)})</span></span>'
 
 
 # -------------------------------------------------------------------------------------------------------------- explorers
@@ -352,7 +366,7 @@ def explore_score(
     """
     known, source = Known(check_model(model)), _Source(images, seed)
     kinds = [("photograph", "photograph"), ("your files", "files")]
-    switch = widgets.ToggleButtons(options=kinds, value="photograph", style={"button_width": "142px"})
+    switch = widgets.ToggleButtons(options=kinds, value="photograph", style={"button_width": "144px"})
     of_photograph = source.controls(photograph, distortion, level)
     files = {name: _upload_control(name) for name in ("reference", "distorted")}
     controls = {

@@ -258,7 +258,7 @@ def _scored(numbers: Mapping[str, float], draws: int, patches: int, trained: str
     source = (
         f"standard error of {draws} draws of {patches:,} patches" if draws > 1 else f"one draw of {patches:,} patches"
     )
-    return f"q = {numbers['q']:.3f}{spread} ({source}{f'; {trained}' if trained else ''})"
+    return f"q = {numbers['q']:z.3f}{spread} ({source}{f'; {trained}' if trained else ''})"
 
 
 class Known:
