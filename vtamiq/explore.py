@@ -90,7 +90,7 @@ _LOOK = """<style>
 .vtamiq-explorer .vtamiq-old img { opacity: .3; }
 .vtamiq-explorer img.widget-image { width: 100%; height: auto; margin: 0; border-radius: 3px; }
 .vtamiq-explorer .vtamiq-pictures .widget-vbox { overflow: visible; }
-.vtamiq-explorer .vtamiq-controls > .jupyter-widgets { margin: 2px; }
+.vtamiq-explorer .vtamiq-controls > .widget-hslider { margin: 2px; }
 .vtamiq-explorer .vtamiq-controls .widget-label { text-align: left; }
 .vtamiq-explorer .vtamiq-controls .widget-readout { min-width: 46px; }
 @keyframes vtamiq-appear { from { opacity: 0; } to { opacity: 1; } }
