@@ -75,7 +75,14 @@ def test_commands_are_understood(arguments):
 
 
 def test_commands_were_found():
-    assert {arguments[0] for arguments in commands()} == {"databases", "figures", "reproduce", "score", "synthesize", "train"}
+    assert {arguments[0] for arguments in commands()} == {
+        "databases",
+        "figures",
+        "reproduce",
+        "score",
+        "synthesize",
+        "train",
+    }
 
 
 def test_every_notebook_is_listed():

@@ -33,8 +33,8 @@ FLOORS = {
     "stage": 2, "fitting": 3, "callbacks": 3, "training": 3,
     "scoring": 3, "batch": 3, "modules": 3, "torchmetric": 3, "evaluation": 3, "baselines": 3,
     "localisation": 3, "recipes": 3,
-    "plots": 4, "attention_plots": 4, "diagrams": 4, "result_plots": 4, "redraw": 4, "explore": 4, "survey": 4,
-    "protocol": 4, "pipeline": 4, "presets": 4, "chain": 4, "repeat": 4,
+    "plots": 4, "attention_plots": 4, "diagrams": 4, "result_plots": 4, "redraw": 4, "explore": 4, "views": 4,
+    "survey": 4, "protocol": 4, "pipeline": 4, "presets": 4, "chain": 4, "repeat": 4,
     "__main__": 5,
 }  # fmt: skip
 SAME_FLOOR = {
@@ -47,6 +47,7 @@ SAME_FLOOR = {
     ("chain", "protocol"), ("repeat", "chain"),
     ("result_plots", "plots"), ("redraw", "plots"), ("redraw", "attention_plots"), ("redraw", "diagrams"),
     ("redraw", "result_plots"), ("presets", "redraw"), ("presets", "chain"),
+    ("views", "plots"), ("views", "attention_plots"), ("explore", "views"),
 }  # fmt: skip
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
 
