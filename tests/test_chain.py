@@ -15,7 +15,7 @@ from tests.small import TINY, small_database, small_table
 from tests.test_databases import database, table
 from vtamiq import chain as chain_module
 from vtamiq.caps import CAPS
-from vtamiq.chain import Chain, Data, Step, changed, check_chain, example, load_data, run_chain, start_model
+from vtamiq.chain import Chain, Data, Step, changed, check_chain, example, launch, load_data, run_chain, start_model
 from vtamiq.correlations import correlations
 from vtamiq.databases import DatabaseError, fold_split, load_from_text
 from vtamiq.initialise import start_from_scratch
@@ -512,3 +512,23 @@ class TestPreferences:
             DatabaseError, match=r"steps\[0\] \(preferences\): small has no preferences; `simulate: 200`"
         ):
             check_chain(self.preferring(database=DATABASE, split="random", simulate=0), root=root)
+
+
+# -------------------------------------------------------------------------------------------- a process of its own
+
+
+class TestLaunch:
+    def test_two_devices_from_a_process_that_cannot_be_started_again(self, root, apart, tmp_path):
+        """As a notebook does: the stages are trained elsewhere, and their runs are read here."""
+        lines = []
+        runs = launch(changed(apart, {"devices": 2}), tmp_path / "chain", root=root, report=lines.append)
+        assert [run.stage.name for run in runs] == ["first", "second"]
+        assert all(len(run.history) == 1 for run in runs)
+        assert runs[1].record["start"] == _weights_digest(runs[0].model)
+        assert any("trained, see chain.csv" in line for line in lines)
+        assert len(pd.read_csv(tmp_path / "chain" / "chain.csv")) == 2
+
+    def test_what_went_wrong_there_is_said_here(self, root, tmp_path):
+        broken = chain_of(("first", {"database": "table:root=nowhere:higher_better=false"}))
+        with pytest.raises(RuntimeError, match=r"(?s)ended with status 2:.*nowhere"):
+            launch(broken, tmp_path / "chain", root=root)
