@@ -41,12 +41,12 @@ from vtamiq.images import ImageSource, read_images
 from vtamiq.inference import check_model
 from vtamiq.model import VTAMIQ
 from vtamiq.plots import (
-    _STYLE,
     MAX_OUTLINES,
     _check_images,
     _cycle_colours,
     _of_image,
     _through_patches,
+    common_style,
     patch_canvas,
     patch_coverage,
 )
@@ -401,7 +401,7 @@ def _framed_patches(image: np.ndarray, sample: PatchSample, index: int) -> np.nd
 @cache
 def _frame_colours() -> list[tuple[int, ...]]:
     """One per scale, as in `vtamiq.plots.patch_sampling_multiscale`."""
-    with _STYLE:
+    with common_style():
         return [tuple(round(255 * part) for part in to_rgb(colour)) for colour in _cycle_colours(MAX_SCALES)]
 
 
