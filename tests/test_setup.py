@@ -46,7 +46,7 @@ SAME_FLOOR = {
     ("diagrams", "plots"), ("attention_plots", "plots"), ("presets", "protocol"),
     ("chain", "protocol"), ("repeat", "chain"),
     ("result_plots", "plots"), ("redraw", "plots"), ("redraw", "attention_plots"), ("redraw", "diagrams"),
-    ("redraw", "result_plots"), ("presets", "redraw"),
+    ("redraw", "result_plots"), ("presets", "redraw"), ("presets", "chain"),
 }  # fmt: skip
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
 

@@ -638,7 +638,7 @@ def kept_models(run: str | Path) -> dict[str, VTAMIQ]:
     """
     run = Path(run)
     found = {}
-    for path in sorted((run / "checkpoints").glob("*.ckpt")):
+    for path in (path for name in ("best", "last") if (path := run / "checkpoints" / f"{name}.ckpt").is_file()):
         model = VTAMIQ.from_pretrained(run / "model")
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)

@@ -16,6 +16,9 @@ table of what each stage gained.
 import json
 import logging
 import re
+import subprocess
+import sys
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
@@ -57,6 +60,7 @@ __all__ = [
     "changed",
     "check_chain",
     "example",
+    "launch",
     "load_data",
     "load_once",
     "parse_setting",
@@ -532,6 +536,48 @@ def run_chain(
     if first:
         chain.save(out / "chain.yaml")
     return runs
+
+
+def launch(
+    chain: Chain,
+    out: str | Path,
+    *,
+    root: str | Path = ".",
+    set_aside: bool = False,
+    report: Callable[[str], Any] = log.info,
+) -> list[Run]:
+    """`run_chain` in a process of its own, from where a training can be spread over several devices: in a notebook, whose
+    own process Lightning could not start again. It is `python -m vtamiq train`.
+
+    Args:
+        report: called with each line that the process writes.
+
+    Returns:
+        The run of every step.
+
+    Raises:
+        RuntimeError: the training failed, with the last lines that it wrote.
+        KeyboardInterrupt: after Ctrl-C, when the training has ended too; the same call goes on.
+    """
+    out = Path(out).absolute()
+    plan = out / "asked.yaml"
+    chain.save(plan)
+    command = [sys.executable, "-m", "vtamiq", "train", str(plan), "--out", str(out)]
+    lines: deque[str] = deque(maxlen=20)
+    with subprocess.Popen(
+        [*command, *(["--set-aside"] if set_aside else [])],
+        cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as process:  # fmt: skip
+        try:
+            for line in process.stdout:
+                lines.append(line.rstrip())
+                report(lines[-1])
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode:
+        raise RuntimeError(f"the training ended with status {process.returncode}:\n" + "\n".join(lines))
+    return [Run.load(out / name) for name in chain.folders]
 
 
 def _result(run: Run, part: _Planned) -> dict[str, Any]:

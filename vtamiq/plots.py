@@ -843,16 +843,18 @@ def learning_curves(history: pd.DataFrame, *, best: str = "val_srocc", title: st
 
     Args:
         history: a column `epoch` and any that start with `train_` or `val_`; those that end in srocc, krocc or plcc are
-            correlations. NaN where nothing was measured.
+            correlations, and stand with the accuracies (shares of preferences that are predicted). NaN where nothing was
+            measured.
         best: the column whose largest value marks the best epoch.
         title: above both; say here what the scores are, above all if they are synthetic labels.
     """
     _check_columns(history, ["epoch", best])
     curves = [name for name in history if str(name).startswith(("train_", "val_")) and history[name].notna().any()]
-    correlation = [name for name in curves if name.endswith(("srocc", "krocc", "plcc"))]
+    correlation = [name for name in curves if name.endswith(("srocc", "krocc", "plcc", "accuracy"))]
     parts = [part for part in ([name for name in curves if name not in correlation], correlation) if part]
     legend = math.ceil(max(map(len, parts), default=0) / 2)  # lines
     figure = _figure(PAGE if len(parts) == 2 else COLUMN, 2.2 + 0.14 * legend + (0.2 if title else 0))
+    upper = "correlation or share" if any(name.endswith("accuracy") for name in correlation) else "correlation"
     colours = dict(zip(curves, _cycle_colours(len(curves)), strict=True))
     at = history.loc[history[best].idxmax()] if history[best].notna().any() else None
     for ax, part in zip(figure.subplots(1, len(parts), squeeze=False).flat, parts, strict=True):
@@ -867,7 +869,7 @@ def learning_curves(history: pd.DataFrame, *, best: str = "val_srocc", title: st
             ax.plot(at["epoch"], at[best], "*", color=colours[best], markersize=9, zorder=4)
             ax.set_title(f"best epoch {at['epoch']:g}: {_curve_label(best)} {at[best]:.3f}")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-        ax.set(xlabel="epoch", ylabel="correlation" if part is correlation else "loss or error")
+        ax.set(xlabel="epoch", ylabel=upper if part is correlation else "loss or error")
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2, handlelength=2)  # no curve lies there
     figure.suptitle(title)
     return figure

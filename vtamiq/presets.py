@@ -6,7 +6,7 @@ authors' network (2024 state) on a database of your own, for a GPU.
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from vtamiq.caps import CAPS
+from vtamiq.chain import Data
 from vtamiq.configs import did_you_mean
 from vtamiq.databases import Database, DatabaseError, load_database, load_from_text
 from vtamiq.databases.synthetic import Label
@@ -42,6 +43,7 @@ class Preset:
     ablation: Stage  # of the many small trainings that are compared with each other
     simulate: int  # preferences for each reference, where nobody was asked
     repeats: int  # of fine-tuning, over splits and seeds
+    ratios: tuple[float, ...] = (0.6, 0.2, 0.2)  # of these random splits: train, validation, test
 
 
 PRESETS = {
@@ -96,6 +98,7 @@ PRESETS = {
         ),
         simulate=8,
         repeats=2,
+        ratios=(0.5, 0.25, 0.25),
     ),
     "demo": Preset(
         model=VTAMIQConfig(
@@ -167,6 +170,7 @@ PRESETS = {
         ),
         simulate=60,
         repeats=5,
+        ratios=(0.5, 0.25, 0.25),
     ),
     "full": Preset(
         model=VTAMIQConfig(zero_anchor=True),
@@ -252,6 +256,22 @@ class Workspace:
         pairs = load_database("synthetic", self.path(database), label=label, cache=kept_in)
         return pairs.split(seed=seed) if (pairs.pairs["subset"] == "none").any() else pairs.distributed_split()
 
+    def data(self, database: str = "", demo: str = "photos", split: str = "", **options: Any) -> Data:
+        """What a stage of a chain is trained on.
+
+        Args:
+            database, split: as `vtamiq.chain.Data` takes them; empty for the demo database of the name `demo` with its own
+                split, or a random split of another database.
+            options: further fields of `Data`.
+        """
+        own = f"demo:{demo}" + (":preset=smoke" if self.preset == "smoke" else "")
+        return Data(database or own, split=split or ("random" if database else "distributed"), **options)
+
+    def stage(self, name: str, epochs: int = 0, seed: int = 0) -> Stage:
+        """The preset's stage "weak", "preferences", "fine_tuning" or "ablation"; with other epochs, unless they are 0."""
+        stage = getattr(self.settings, name)
+        return replace(stage, seed=seed, epochs=epochs or stage.epochs)
+
     def databases(self, names: str = "", database: str = "", seed: int = 0) -> list[Database]:
         """What to test on: only pairs with a score, and of synthetic ones only pairs that a distortion has changed, since
         every metric gets the others right.
@@ -275,12 +295,30 @@ class Workspace:
         """Models to test, the last one being the one that figures show.
 
         Args:
-            checkpoints: paths for `vtamiq.protocol.load_candidate`, with commas between; empty for the run of notebook 03.
+            checkpoints: paths for `vtamiq.protocol.load_candidate`, with commas between; empty for the runs of notebooks
+                03 to 05.
             num_patches: in the test; 0 for the setting that each run tested with.
         """
         paths = [path.strip() for path in checkpoints.split(",") if path.strip()]
-        folders = [self.path(path) for path in paths] or [self.out / "03_weak_pretraining" / "run"]
-        return tell_apart([load_candidate(folder, num_patches=num_patches or None) for folder in folders])
+        found = [(None, self.path(path)) for path in paths]
+        found = found or [(f"VTAMIQ, {name}", folder) for name, folder in self.stages().items()]
+        return tell_apart([load_candidate(folder, name, num_patches=num_patches or None) for name, folder in found])
+
+    def stages(self) -> dict[str, Path]:
+        """Folders of the runs of notebooks 03 to 05, each of which started from the one before.
+
+        Raises:
+            FileNotFoundError: notebook 03 has not run.
+        """
+        folders = {
+            "weak labels": self.out / "03_weak_pretraining" / "run",
+            "preferences": self.out / "04_preference_training" / "run" / "00_preferences",
+            "fine-tuned": self.out / "05_fine_tuning" / "run" / "00_fine_tuning",
+        }
+        finished = {name: folder for name, folder in folders.items() if (folder / "result.json").is_file()}
+        if "weak labels" not in finished:
+            raise FileNotFoundError(f"{self.show(folders['weak labels'])} holds no finished run: run notebook 03 first")
+        return finished
 
     def held_out(
         self, databases: Sequence[Database], candidates: Sequence[Candidate]
