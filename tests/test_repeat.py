@@ -19,7 +19,7 @@ from vtamiq import chain as chain_module
 from vtamiq import repeat as repeat_module
 from vtamiq.caps import CAPS
 from vtamiq.chain import Chain, Data, Step, changed, load_data
-from vtamiq.repeat import RunsFailed, grid, k_fold, repeat, summarise
+from vtamiq.repeat import RunsFailed, compare, grid, k_fold, repeat, summarise
 from vtamiq.training import Stage, _weights_digest
 
 STAGE = Stage(caps=CAPS(num_patches=8), test_patches=8, test_repeats=1, epochs=1, batch_size=8, learning_rate=1e-3)
@@ -347,4 +347,36 @@ class TestGrid:
     def test_refusals(self, settings, options, message, root, tmp_path):
         with pytest.raises(ValueError, match=message):
             grid(ONE, tmp_path / "out", settings, root=root, **options)
+        assert not (tmp_path / "out").exists()
+
+
+class TestCompare:
+    def test_named_variants(self, root, tmp_path, trained):
+        variants = {"as it is": {}, "no DiffNet": {"model.num_groups": 0, "steps.-1.stage.mae": 0.5}}
+        out = tmp_path / "out"
+        runs = compare(ONE, out, variants, root=root, progress=False)
+        assert runs.table["variant"].tolist() == list(variants)
+        assert runs.table["folder"].tolist() == ["as_it_is", "no_DiffNet"]
+        kept = Chain.load(out / "no_DiffNet" / "chain.yaml")
+        assert kept == changed(ONE, variants["no DiffNet"])
+        assert Chain.load(out / "as_it_is" / "chain.yaml") == ONE
+        assert runs.summary["variant"].unique().tolist() == list(variants)
+        alone = grid(ONE, tmp_path / "grid", {"model.num_groups": [1]}, root=root, progress=False)
+        assert runs.table.loc[0, "srocc"] == alone.table.loc[0, "srocc"]
+        trained.clear()
+        compare(ONE, out, variants | {"1 register": {"model.num_registers": 1}}, root=root, progress=False)
+        assert trained == ["1_register/00_fine_tuning"]
+
+    @pytest.mark.parametrize(
+        ("variants", "options", "message"),
+        [
+            ({}, {}, "at least one variant"),
+            ({"a": {"sed": 1}}, {}, "variant 'a': sed: Chain has no field `sed`; did you mean `seed`"),
+            ({"a b": {}, "a_b": {"seed": 1}}, {}, "look alike as names of folders: a_b"),
+            ({"a": {}}, {"repeats": 2, "folds": 2}, "either repeats, from 1, or folds"),
+        ],
+    )
+    def test_refusals(self, variants, options, message, root, tmp_path):
+        with pytest.raises(ValueError, match=message):
+            compare(ONE, tmp_path / "out", variants, root=root, **options)
         assert not (tmp_path / "out").exists()

@@ -155,12 +155,12 @@ PRESETS = {
             workers=1,
             in_memory=True,
         ),
-        ablation=Stage(
+        ablation=Stage(  # eleven of these take three minutes
             name="ablation",
-            caps=CAPS(num_patches=64),
-            test_patches=128,
-            test_repeats=2,
-            epochs=6,
+            caps=CAPS(num_patches=32),
+            test_patches=64,
+            test_repeats=1,
+            epochs=2,
             batch_size=16,
             learning_rate=1e-3,
             schedule="cosine",

@@ -30,7 +30,7 @@ from vtamiq.configs import build
 from vtamiq.predictions import write_table
 from vtamiq.processes import count_workers
 
-__all__ = ["Repeats", "RunsFailed", "grid", "k_fold", "repeat", "summarise"]
+__all__ = ["Repeats", "RunsFailed", "compare", "grid", "k_fold", "repeat", "summarise"]
 
 log = logging.getLogger(__name__)
 
@@ -161,28 +161,47 @@ def grid(
     Other arguments and errors as for `repeat`. The folder of a combination is called after it, for example
     `num_patches=64,num_groups=0`; stages before the last are in folders `before_…`, one for all runs that agree in them.
     """
-    if repeats < 1 or folds not in (0, *range(2, max(folds, 1) + 1)) or (repeats > 1 and folds):
-        raise ValueError(f"give either repeats, from 1, or folds, from 2, got {repeats} and {folds}")
     short = _short_names(list(settings))
     jobs = []
     for combination in _combinations(settings):
-        one = changed(chain, combination)
         tells = {short[name]: value for name, value in combination.items()}
         folder = ",".join(f"{name}={_text(value)}" for name, value in tells.items())
-        before = f"before_{_digest(_before(one))}"
         shown = {name: value if np.isscalar(value) else _text(value) for name, value in tells.items()}
-        if folds:
-            within = [(f"/fold_{k:02d}", _of_fold(one, folds, k), {"fold": k}) for k in range(folds)]
-        elif repeats > 1:
-            within = [(f"/run_{k:02d}", _reseeded(one, k), {"run": k}) for k in range(repeats)]
-        else:
-            within = [("", one, {})]
-        jobs += [_Job(folder + part, part_chain, shown | which, before) for part, part_chain, which in within]
-    folders = [job.folder for job in jobs]
-    if len(set(folders)) < len(folders):
-        twice = next(folder for folder in folders if folders.count(folder) > 1)
-        raise ValueError(f"two combinations of settings look alike as names of folders: {twice}")
+        jobs += _jobs(changed(chain, combination), folder, shown, repeats, folds)
     return _run_jobs(jobs, chain, Path(out), workers, gpus, Path(root), set_aside, progress, list(short.values()))
+
+
+def compare(
+    chain: Chain,
+    out: str | Path,
+    variants: Mapping[str, Mapping[str, Any]],
+    *,
+    repeats: int = 1,
+    folds: int = 0,
+    workers: int | None = None,
+    gpus: Sequence[int] = (),
+    root: str | Path = ".",
+    set_aside: bool = False,
+    progress: bool = True,
+) -> Repeats:
+    """Train and test named variants of a chain, such as one for every part left out; `grid` is for all combinations.
+
+    Args:
+        variants: name → what is another value there, as for `vtamiq.chain.changed`; nothing for the chain itself. Tables
+            have the name in the column `variant`.
+
+    Other arguments and errors as for `grid`. The folder of a variant is called after it: `no_DiffNet` for "no DiffNet".
+    """
+    if not variants:
+        raise ValueError("name at least one variant to train")
+    jobs = []
+    for name, settings in variants.items():
+        try:
+            one = changed(chain, settings)
+        except ValueError as error:
+            raise ValueError(f"variant {name!r}: {error}") from error
+        jobs += _jobs(one, _text(name), {"variant": name}, repeats, folds)
+    return _run_jobs(jobs, chain, Path(out), workers, gpus, Path(root), set_aside, progress, ["variant"])
 
 
 def summarise(table: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
@@ -242,6 +261,20 @@ def _reseeded(chain: Chain, k: int) -> Chain:
 def _of_fold(chain: Chain, folds: int, k: int) -> Chain:
     *before, last = chain.steps
     return replace(chain, steps=(*before, replace(last, data=replace(last.data, split="folds", folds=folds, fold=k))))
+
+
+def _jobs(chain: Chain, folder: str, tells: Mapping[str, Any], repeats: int, folds: int) -> list[_Job]:
+    """The runs of one chain among several: as it is, repeated, or over folds."""
+    if repeats < 1 or folds not in (0, *range(2, max(folds, 1) + 1)) or (repeats > 1 and folds):
+        raise ValueError(f"give either repeats, from 1, or folds, from 2, got {repeats} and {folds}")
+    if folds:
+        within = [(f"/fold_{k:02d}", _of_fold(chain, folds, k), {"fold": k}) for k in range(folds)]
+    elif repeats > 1:
+        within = [(f"/run_{k:02d}", _reseeded(chain, k), {"run": k}) for k in range(repeats)]
+    else:
+        within = [("", chain, {})]
+    before = f"before_{_digest(_before(chain))}"
+    return [_Job(folder + part, one, dict(tells) | which, before) for part, one, which in within]
 
 
 def _before(chain: Chain) -> Chain | None:
@@ -304,6 +337,10 @@ def _run_jobs(
         )
     if apart and int(os.environ.get("WORLD_SIZE") or 1) > 1:
         raise ValueError("runs at once are started by one process, not by each of several: without torchrun")
+    folders = [job.folder for job in jobs]
+    if len(set(folders)) < len(folders):
+        twice = next(folder for folder in folders if folders.count(folder) > 1)
+        raise ValueError(f"two variants or combinations of settings look alike as names of folders: {twice}")
     load = load_once(root)
     check_chain(jobs[0].chain, root=root, load=load)  # whatever is wrong with the last stage is found before the first
     options = _Options(out, root, set_aside, progress, load, workers if apart else 0, tuple(gpus))
