@@ -164,6 +164,24 @@ def test_a_damaged_best_checkpoint_is_named(parts, tmp_path, monkeypatch):
         train(fresh(), STAGE, *parts, out=tmp_path / "r", progress=False)
 
 
+def test_curves_survive_a_power_cut(whole, parts, tmp_path, monkeypatch):
+    """The checkpoint is on the disk, but of the last lines only a part; the epochs are known to the checkpoint."""
+    stopping_at(monkeypatch, (1, 3))
+    with pytest.raises(Stop):
+        train(fresh(), STAGE, *parts, out=tmp_path / "r", progress=False)
+    steps = tmp_path / "r" / "steps.csv"
+    steps.write_bytes(steps.read_bytes()[:-30])
+    (tmp_path / "r" / "history.csv").write_bytes(b"")
+    with monkeypatch.context() as patch:
+        patch.setattr("vtamiq.training._score_parts", lambda *_: (_ for _ in ()).throw(Stop))
+        with pytest.raises(Stop):
+            train(fresh(), STAGE, *parts, out=tmp_path / "r", progress=False)
+    assert pd.read_csv(steps)["batch"].tolist() == [*range(1, 9), *range(10, 19)]  # the ninth was cut off
+    (tmp_path / "r" / "history.csv").unlink()
+    run = train(fresh(), STAGE, *parts, out=tmp_path / "r", progress=False)
+    pd.testing.assert_frame_equal(run.history, whole("plain").history)
+
+
 def test_stopped_early_stays_stopped(parts, tmp_path, monkeypatch):
     stage = replace(STAGE, epochs=30, patience=2, learning_rate=1e-7)  # nothing changes
     with monkeypatch.context() as patch:

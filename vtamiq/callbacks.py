@@ -51,12 +51,18 @@ class History(Callback):
         self.failed: list[int] = []
 
     @rank_zero_only
+    def on_fit_start(self, trainer: lightning.Trainer, module: Fitting) -> None:
+        if self.rows:  # whatever became of the file: it is needed at the end, where perhaps no epoch is left to write it
+            write_table(pd.DataFrame(self.rows), self.out / "history.csv")
+
+    @rank_zero_only
     def on_train_start(self, trainer: lightning.Trainer, module: Fitting) -> None:
         self._since = time.monotonic()
         path = self.out / "steps.csv"
         if path.is_file():  # what came after the checkpoint will come again, and the last line may be cut off
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[: 1 + self.batches]
-            write_text(path, "".join(lines)) if self.batches else path.unlink()
+            lines = lines[:-1] if lines and not lines[-1].endswith("\n") else lines
+            write_text(path, "".join(lines)) if self.batches and lines else path.unlink()
         if importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
