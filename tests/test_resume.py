@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 
+import lightning.pytorch as lightning
 import pandas as pd
 import pytest
 import torch
@@ -190,7 +191,10 @@ def test_stopped_early_stays_stopped(parts, tmp_path, monkeypatch):
             train(fresh(), stage, *parts, out=tmp_path / "r", progress=False)
     epochs = len(pd.read_csv(tmp_path / "r" / "history.csv"))
     assert 3 <= epochs < 30
+    fitted, fit = [], lightning.Trainer.fit
+    monkeypatch.setattr(lightning.Trainer, "fit", lambda self, *a, **k: fitted.append(self) or fit(self, *a, **k))
     run = train(fresh(), stage, *parts, out=tmp_path / "r", progress=False)
+    assert len(fitted) == 1  # where several processes find each other: the others have to wait for the result
     assert len(run.history) == epochs == run.result["epochs"]
     assert epochs - 1 - run.result["best_epoch"] == 2
 

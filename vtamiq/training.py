@@ -269,7 +269,8 @@ def _fit(
         if resumed is None and folder.is_dir() and any(folder.glob("*.ckpt")):
             log.warning("%s: no checkpoint can be read; the training begins anew", out.name)
         if resumed is not None and _has_stopped_early(resumed[1], stage):
-            return trainer, resumed[1]["callbacks"]["History"]["seconds"]
+            # Lightning would go on for one more. Not to fit at all would leave several processes without a connection.
+            trainer.fit_loop.max_epochs = len(resumed[1]["callbacks"]["History"]["rows"])
         if resumed is not None:  # Lightning has made its iterator before it would load this
             loaders[0].load_state_dict(resumed[1]["loops"]["fit_loop"]["state_dict"]["combined_loader"][0])
         try:
@@ -336,7 +337,7 @@ def _strategy(places: Devices, stage: Stage) -> str | Strategy:
 
 
 def _has_stopped_early(checkpoint: dict[str, Any], stage: Stage) -> bool:
-    """Whether nothing is left to train although epochs are left: Lightning would go on for one more."""
+    """Whether nothing is left to train although epochs are left."""
     states = [state for name, state in checkpoint["callbacks"].items() if name.startswith("EarlyStopping")]
     return any(state["wait_count"] >= stage.patience for state in states)
 
