@@ -35,7 +35,7 @@ from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.utils.data import DataLoader, Subset
 
-from vtamiq.callbacks import AtomicCheckpointIO, History, Progress, checkpoints, readable_checkpoint
+from vtamiq.callbacks import AtomicCheckpointIO, History, Progress, Termination, checkpoints, readable_checkpoint
 from vtamiq.configs import build
 from vtamiq.databases import Database, LabelScale, Linearisation
 from vtamiq.files import write_text
@@ -231,7 +231,7 @@ def _fit(
     rows = _dataset(training, caps, stage, labels, augmented=True)
     held_out = _dataset(validation, test_caps, stage, labels, augmented=False)
     history, folder = History(out, rows), out / "checkpoints"
-    callbacks = [history, *checkpoints(folder, stage)]
+    callbacks = [history, Termination(), *checkpoints(folder, stage)]
     if stage.ema:
         callbacks.append(EMAWeightAveraging(decay=stage.ema))
     if stage.patience:  # NaN is a validation without an order, no reason to stop
@@ -275,8 +275,8 @@ def _fit(
             loaders[0].load_state_dict(resumed[1]["loops"]["fit_loop"]["state_dict"]["combined_loader"][0])
         try:
             trainer.fit(fitting, *loaders, ckpt_path=resumed and resumed[0], weights_only=True)
-        except SystemExit:
-            if trainer.received_sigterm:
+        except SystemExit as end:
+            if trainer.received_sigterm or end.code == 128 + signal.SIGTERM:
                 raise SystemExit(128 + signal.SIGTERM) from None  # as of a process that had no handler for it
             if not trainer.interrupted:
                 raise
@@ -546,7 +546,7 @@ def _quiet() -> Iterator[None]:
                 ".*number of training batches",
                 ".*LeafSpec",
                 ".*You are using a CUDA device",
-                ".*`sync_dist=True`",
+                ".*sync_dist=True",
             ):
                 warnings.filterwarnings("ignore", message)
             yield
