@@ -247,6 +247,14 @@ def test_where_all_is_bad_nothing_is_skipped(parts, tmp_path):
         patches[3]
 
 
+def test_a_validation_without_an_order_is_told(parts, tmp_path, caplog):
+    one = parts[1].subset(np.arange(len(parts[1])) == 2)
+    run = train(fresh(), replace(STAGE, epochs=2), parts[0], one, parts[2], out=tmp_path / "r", progress=False)
+    assert run.result["val_srocc"] is None
+    assert run.result["best_epoch"] == 0
+    assert any("no epoch could be told from another" in message for message in caplog.messages)
+
+
 # ---- what is left -----------------------------------------------------------------------------------------------
 
 

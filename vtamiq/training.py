@@ -357,6 +357,11 @@ def _best(out: Path, stage: Stage) -> tuple[dict[str, torch.Tensor], dict[str, A
         raise ValueError(f"{out.name}: training diverged, its weights are not finite; try a lower learning rate")
     history = pd.read_csv(out / "history.csv").set_index("epoch")
     val_srocc = float(history["val_srocc"].loc[checkpoint["epoch"]])
+    if not math.isfinite(val_srocc):
+        log.warning(
+            "%s: the validation rows have no SROCC (one row, or scores that are all alike), so that no epoch could be told "
+            "from another; the first one's weights are kept", out.name,
+        )  # fmt: skip
     result = {"best_epoch": checkpoint["epoch"], "val_srocc": val_srocc if math.isfinite(val_srocc) else None}
     result["epochs"] = len(history)
     return weights, result | ({"preference_weight": float(state["sharpness"])} if stage.labels == "preferences" else {})
