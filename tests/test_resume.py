@@ -199,6 +199,35 @@ def test_stopped_early_stays_stopped(parts, tmp_path, monkeypatch):
     assert epochs - 1 - run.result["best_epoch"] == 2
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks there")
+def test_one_process_at_a_time(whole, parts, tmp_path, monkeypatch):
+    """A second process is kept out while the first one trains, also one that would rename the folder."""
+    step, refusals = Fitting.training_step, []
+    code = f"""
+from pathlib import Path
+from vtamiq.training import _alone
+with _alone(Path({str(tmp_path / "r")!r})):
+    pass
+"""
+
+    def second_process(self, batch, index):
+        if (self.current_epoch, index) == (1, 3):
+            second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+            refusals.append(second.stderr)
+        return step(self, batch, index)
+
+    left = tmp_path / "r" / "checkpoints" / f".last.ckpt-{'0' * 32}.tmp"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half a checkpoint")
+    monkeypatch.setattr(Fitting, "training_step", second_process)
+    run = train(fresh(), STAGE, *parts, out=tmp_path / "r", progress=False)
+    assert len(refusals) == 1
+    assert "ValueError: " in refusals[0]
+    assert "another process is training there" in refusals[0]
+    assert not left.exists()
+    assert_alike(run, whole("plain"))
+
+
 def test_a_terminated_epoch_is_not_kept_as_a_whole_one(whole, parts, tmp_path, monkeypatch):
     """SIGTERM in the middle of an epoch, at a known place, with the exit status of a process that it ended."""
     step = Fitting.training_step
