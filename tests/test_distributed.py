@@ -1,6 +1,7 @@
 """Two processes train like one on the same batches; Lightning starts the second, or torchrun starts both."""
 
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -55,6 +56,7 @@ sys.path.insert(0, {root!r})
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
+{before}
 from tests.test_distributed import STAGES, fresh, parts_in
 from vtamiq.training import train
 if __name__ == "__main__":
@@ -81,10 +83,12 @@ def single(folder):
     }
 
 
-def run_script(folder, out, launcher=(), names=tuple(STAGES)):
+def run_script(folder, out, launcher=(), names=tuple(STAGES), before=""):
     script = folder / f"{out}.py"
     script.write_text(
-        SCRIPT.format(root=os.getcwd(), data=str(folder / "pairs"), out=str(folder / out), names=list(names))
+        SCRIPT.format(
+            before=before, root=os.getcwd(), data=str(folder / "pairs"), out=str(folder / out), names=list(names)
+        )
     )
     clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     return subprocess.run(
@@ -120,6 +124,27 @@ def test_torchrun_starts_both(folder, single):
     assert_equal_runs(single["scores"], Run.load(folder / "torchrun" / "scores"))
     again = run_script(folder, "torchrun", launcher, names=["scores"])  # finished: loaded by both
     assert again.returncode == 0, again.stderr[-3000:]
+
+
+TERMINATED = """
+import os, signal, time
+from vtamiq.fitting import Fitting
+step = Fitting.training_step
+
+def terminated(self, batch, index):
+    if self.global_rank == 0 and (self.current_epoch, index) == (0, 1):
+        time.sleep(1)  # until the other one waits for this batch
+        os.kill(os.getpid(), signal.SIGTERM)
+    return step(self, batch, index)
+
+Fitting.training_step = terminated
+"""
+
+
+def test_a_terminated_process_ends_though_another_one_waits_for_it(folder):
+    done = run_script(folder, "terminated", names=["scores"], before=TERMINATED)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr[-3000:]
+    assert not (folder / "terminated" / "scores" / "result.json").exists()
 
 
 def test_a_batch_must_share_out_evenly(tmp_path):

@@ -1,8 +1,11 @@
 """Files that appear complete or not at all."""
 
+import subprocess
+import sys
+
 import pytest
 
-from vtamiq.files import replacing, write_text
+from vtamiq.files import clear_unfinished, holding, replacing, write_text
 
 
 def test_the_old_file_stays_when_the_block_fails(tmp_path):
@@ -27,3 +30,35 @@ def test_text_is_the_same_on_every_system(tmp_path):
     write_text(str(tmp_path / "a" / "t.txt"), "ö\nb\n")
     assert (tmp_path / "a" / "t.txt").read_bytes() == "ö\nb\n".encode()
     assert len(list((tmp_path / "a").iterdir())) == 1
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    code = f"""
+import os
+from vtamiq.files import replacing
+with replacing({str(tmp_path / "run" / "part" / "file")!r}) as temporary:
+    temporary.write_text("half")
+    os._exit(9)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
+    (left,) = (tmp_path / "run" / "part").iterdir()
+    (tmp_path / "run" / ".mine-1.tmp").write_text("of the user")
+    clear_unfinished(tmp_path / "run")
+    assert not left.exists()
+    assert (tmp_path / "run" / ".mine-1.tmp").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks there")
+def test_a_file_is_held_by_one_process(tmp_path):
+    path = tmp_path / "new" / "lock"
+    code = f"from vtamiq.files import holding\nwith holding({str(path)!r}): print('held', flush=True); input()"
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(BlockingIOError, match="lock is held by another process"), holding(path):
+            pass
+    finally:
+        other.kill()
+        other.communicate()
+    with holding(path):  # it is let go by whatever ends the process
+        pass

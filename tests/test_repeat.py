@@ -263,6 +263,27 @@ class TestProcesses:
         watching.join(30)
         assert ended == [1]
 
+    @pytest.mark.skipif(sys.platform == "win32", reason="no fork there")
+    def test_loaders_start_beside_the_watch_for_the_parent(self):
+        """A forked process closes its standard input first, which must not wait for who reads it in the parent."""
+        code = """
+import multiprocessing, sys, threading, time
+from vtamiq.repeat import _end_with_parent
+threading.Thread(target=_end_with_parent, daemon=True).start()
+time.sleep(0.3)
+worker = multiprocessing.get_context("fork").Process(target=int)
+worker.start()
+worker.join(10)
+status = worker.exitcode
+worker.kill()
+sys.exit(status != 0)
+"""
+        process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+        try:
+            assert process.wait(timeout=120) == 0
+        finally:
+            process.stdin.close()
+
 
 class TestFolds:
     def test_every_content_is_tested_once(self, root, tmp_path):

@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 
+import lightning.pytorch as lightning
 import pandas as pd
 import pytest
 import torch
@@ -164,6 +165,24 @@ def test_a_damaged_best_checkpoint_is_named(parts, tmp_path, monkeypatch):
         train(fresh(), STAGE, *parts, out=tmp_path / "r", progress=False)
 
 
+def test_curves_survive_a_power_cut(whole, parts, tmp_path, monkeypatch):
+    """The checkpoint is on the disk, but of the last lines only a part; the epochs are known to the checkpoint."""
+    stopping_at(monkeypatch, (1, 3))
+    with pytest.raises(Stop):
+        train(fresh(), STAGE, *parts, out=tmp_path / "r", progress=False)
+    steps = tmp_path / "r" / "steps.csv"
+    steps.write_bytes(steps.read_bytes()[:-30])
+    (tmp_path / "r" / "history.csv").write_bytes(b"")
+    with monkeypatch.context() as patch:
+        patch.setattr("vtamiq.training._score_parts", lambda *_: (_ for _ in ()).throw(Stop))
+        with pytest.raises(Stop):
+            train(fresh(), STAGE, *parts, out=tmp_path / "r", progress=False)
+    assert pd.read_csv(steps)["batch"].tolist() == [*range(1, 9), *range(10, 19)]  # the ninth was cut off
+    (tmp_path / "r" / "history.csv").unlink()
+    run = train(fresh(), STAGE, *parts, out=tmp_path / "r", progress=False)
+    pd.testing.assert_frame_equal(run.history, whole("plain").history)
+
+
 def test_stopped_early_stays_stopped(parts, tmp_path, monkeypatch):
     stage = replace(STAGE, epochs=30, patience=2, learning_rate=1e-7)  # nothing changes
     with monkeypatch.context() as patch:
@@ -172,9 +191,41 @@ def test_stopped_early_stays_stopped(parts, tmp_path, monkeypatch):
             train(fresh(), stage, *parts, out=tmp_path / "r", progress=False)
     epochs = len(pd.read_csv(tmp_path / "r" / "history.csv"))
     assert 3 <= epochs < 30
+    fitted, fit = [], lightning.Trainer.fit
+    monkeypatch.setattr(lightning.Trainer, "fit", lambda self, *a, **k: fitted.append(self) or fit(self, *a, **k))
     run = train(fresh(), stage, *parts, out=tmp_path / "r", progress=False)
+    assert len(fitted) == 1  # where several processes find each other: the others have to wait for the result
     assert len(run.history) == epochs == run.result["epochs"]
     assert epochs - 1 - run.result["best_epoch"] == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks there")
+def test_one_process_at_a_time(whole, parts, tmp_path, monkeypatch):
+    """A second process is kept out while the first one trains, also one that would rename the folder."""
+    step, refusals = Fitting.training_step, []
+    code = f"""
+from pathlib import Path
+from vtamiq.training import _alone
+with _alone(Path({str(tmp_path / "r")!r})):
+    pass
+"""
+
+    def second_process(self, batch, index):
+        if (self.current_epoch, index) == (1, 3):
+            second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+            refusals.append(second.stderr)
+        return step(self, batch, index)
+
+    left = tmp_path / "r" / "checkpoints" / f".last.ckpt-{'0' * 32}.tmp"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half a checkpoint")
+    monkeypatch.setattr(Fitting, "training_step", second_process)
+    run = train(fresh(), STAGE, *parts, out=tmp_path / "r", progress=False)
+    assert len(refusals) == 1
+    assert "ValueError: " in refusals[0]
+    assert "another process is training there" in refusals[0]
+    assert not left.exists()
+    assert_alike(run, whole("plain"))
 
 
 def test_a_terminated_epoch_is_not_kept_as_a_whole_one(whole, parts, tmp_path, monkeypatch):

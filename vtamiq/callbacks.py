@@ -3,6 +3,8 @@
 import importlib.util
 import logging
 import os
+import signal
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -22,7 +24,7 @@ from vtamiq.patches import ImagePatches
 from vtamiq.predictions import write_table
 from vtamiq.stage import Stage
 
-__all__ = ["AtomicCheckpointIO", "History", "Progress", "checkpoints", "readable_checkpoint"]
+__all__ = ["AtomicCheckpointIO", "History", "Progress", "Termination", "checkpoints", "readable_checkpoint"]
 
 log = logging.getLogger(__name__)
 PREVIOUS = "previous.ckpt"
@@ -51,12 +53,20 @@ class History(Callback):
         self.failed: list[int] = []
 
     @rank_zero_only
+    def on_fit_start(self, trainer: lightning.Trainer, module: Fitting) -> None:
+        if (
+            self.rows
+        ):  # whatever became of the file: it is needed at the end, where perhaps no epoch is left to write it
+            write_table(pd.DataFrame(self.rows), self.out / "history.csv")
+
+    @rank_zero_only
     def on_train_start(self, trainer: lightning.Trainer, module: Fitting) -> None:
         self._since = time.monotonic()
         path = self.out / "steps.csv"
         if path.is_file():  # what came after the checkpoint will come again, and the last line may be cut off
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[: 1 + self.batches]
-            write_text(path, "".join(lines)) if self.batches else path.unlink()
+            lines = lines[:-1] if lines and not lines[-1].endswith("\n") else lines
+            write_text(path, "".join(lines)) if self.batches and lines else path.unlink()
         if importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
@@ -178,6 +188,28 @@ class Progress(Callback):
     def on_exception(self, *_: Any) -> None:
         if hasattr(self, "bar"):
             self.bar.close()
+
+
+class Termination(Callback):
+    """SIGTERM ends a process of several at once, and those that it has started.
+
+    Lightning would exchange a message between all processes first, which waits without end where one of them is waiting for
+    another message already. Nothing needs to be said: the last checkpoint is what is gone on from.
+    """
+
+    def on_fit_start(self, trainer: lightning.Trainer, module: Fitting) -> None:
+        self.before = signal.getsignal(signal.SIGTERM)  # of the user: Lightning has not set its own yet
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Fitting) -> None:
+        def end(number: int, frame: Any) -> None:
+            if trainer.strategy.launcher is not None:
+                trainer.strategy.launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))  # they may wait for us
+            if callable(self.before):
+                self.before(number, frame)
+            raise SystemExit(128 + number)
+
+        if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, end)  # Lightning brings back at the end what was there before
 
 
 # ---- checkpoints ------------------------------------------------------------------------------------------------

@@ -1,12 +1,19 @@
 """Files that appear complete or not at all, whenever the process or the power goes."""
 
 import contextlib
+import errno
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["replacing", "write_text"]
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+__all__ = ["clear_unfinished", "holding", "replacing", "write_text"]
 
 
 @contextlib.contextmanager
@@ -31,3 +38,33 @@ def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text with "\\n" at the ends of lines, in one step."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def clear_unfinished(folder: str | Path) -> None:
+    """Remove what `replacing` has left in a folder, and in those within it, in processes that were killed meanwhile."""
+    for path in Path(folder).rglob(".*-*.tmp"):
+        if re.fullmatch(r"\..+-[0-9a-f]{32}\.tmp", path.name):
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def holding(path: str | Path) -> Iterator[None]:
+    """Keep the file `path` for this process within the block. However the process ends, the system lets it go.
+
+    Of no effect on Windows, and on file systems without locks.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    if fcntl is None:
+        yield
+        return
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike `flock`, not for forked processes as well
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise BlockingIOError(f"{path} is held by another process") from error
+        yield

@@ -6,6 +6,7 @@ under another name, or in another database, is then known as well, unless it was
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from vtamiq.databases import Database
@@ -16,17 +17,24 @@ MAX_READ = 5_000  # references; the 140,000 of KADIS-700k are known by name only
 
 
 def reference_digests(database: Database) -> dict[str, set[str]]:
-    """ref_id → digests of the reference's file and of the photograph that it was made from, as far as it is known;
+    """ref_id → digests of the reference's file and of the photograph that it was made from, as far as they are known;
     empty for databases of more than 5,000 references."""
     pairs = database.pairs.drop_duplicates("ref_id")
     if len(pairs) > MAX_READ:
         return {}
     paths = zip(pairs["ref_id"], pairs["ref_path"], strict=True)
-    found = {ref_id: {hashlib.sha256((database.root / path).read_bytes()).hexdigest()[:16]} for ref_id, path in paths}
+    found = {ref_id: _digest(database.root / path) for ref_id, path in paths}
     if "ref_sha256" in pairs:
         for ref_id, digest in zip(pairs["ref_id"], pairs["ref_sha256"], strict=True):
             found[ref_id] |= {digest} - {""}
     return found
+
+
+def _digest(path: Path) -> set[str]:
+    try:
+        return {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
+    except OSError:  # nobody can have seen it: whoever needs the image says what is wrong with it
+        return set()
 
 
 def pictures_of(database: Database) -> dict[str, Any]:

@@ -494,7 +494,9 @@ def _serve() -> None:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.read()
+    # Not `sys.stdin.read`: it holds a lock that a loader's process, forked meanwhile, would wait for without end.
+    while os.read(sys.stdin.fileno(), 1):
+        pass
     os._exit(1)
 
 

@@ -3,7 +3,8 @@
 Run folder: `run.json` (what was asked: stage, model, data, versions), `stage.yaml`, `environment.json` (packages, device),
 `history.csv` (a row per epoch), `steps.csv` (a row per batch), `tensorboard/` where that is installed, `checkpoints/`
 (`best` by SROCC on the validation rows, `last`, `previous`), `model/` (best weights, for `VTAMIQ.from_pretrained`),
-`predictions.parquet` (validation and test rows, scored once at the end), `result.json`.
+`predictions.parquet` (validation and test rows, scored once at the end), `result.json`; `run.lock` keeps a second process
+out.
 
 A run that was interrupted goes on at its last checkpoint, after an epoch or within one: patches, order and dropout are
 functions of the seed, the epoch and the batch, so it ends with the weights of an uninterrupted run.
@@ -20,7 +21,7 @@ import signal
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from importlib.metadata import distributions, version
@@ -35,10 +36,10 @@ from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.utils.data import DataLoader, Subset
 
-from vtamiq.callbacks import AtomicCheckpointIO, History, Progress, checkpoints, readable_checkpoint
+from vtamiq.callbacks import AtomicCheckpointIO, History, Progress, Termination, checkpoints, readable_checkpoint
 from vtamiq.configs import build
 from vtamiq.databases import Database, LabelScale, Linearisation
-from vtamiq.files import write_text
+from vtamiq.files import clear_unfinished, holding, write_text
 from vtamiq.fitting import fitting_for
 from vtamiq.lineage import pictures_of
 from vtamiq.model import VTAMIQ
@@ -157,8 +158,9 @@ def train(
             for all; "auto" (one device, or DDP), "ddp", "fsdp" or another one of its strategies.
 
     Raises:
-        ValueError: `out` holds a run of another stage, model, start, data or code, parts share contents, or training
-            diverged (try a lower learning rate), or the batch cannot be shared evenly by the devices.
+        ValueError: `out` holds a run of another stage, model, start, data or code, or another process is training there,
+            parts share contents, training diverged (try a lower learning rate), or the batch cannot be shared evenly by
+            the devices.
         ImageError: an image cannot be read, unless `stage.bad_images` is "skip".
         KeyboardInterrupt: after Ctrl-C; what is in the last checkpoint is kept.
     """
@@ -176,27 +178,29 @@ def train(
         log.info("%s holds this run, finished; loaded, not trained again", out.name)
         return _adopt(model, Run.load(out))
 
-    if places.main:
-        stage.save(out / "stage.yaml")
-        write_text(out / "environment.json", json.dumps(_environment(), indent=1))
-    before = copy.deepcopy(model.state_dict()), model.seen, model.config
-    try:
-        trainer, seconds = _fit(model, stage, training, validation, labels, out, places, progress)
-        if trainer.is_global_zero:
-            weights, result = _best(out, stage)
-            model.load_state_dict(weights)
-            if stage.labels == "preferences":
-                model.config = replace(model.config, preference_weight=result["preference_weight"])
-            model.seen = seen
-            card = {"training": _in_words(stage, training)}
-            model.cpu().eval().save_pretrained(out / "model", model_card_kwargs=card)
-            _score_parts(model, stage, parts, out, accelerator, progress)
-            write_text(out / "result.json", json.dumps(result | {"seconds": round(seconds, 1)}))
-        trainer.strategy.barrier("result")
-    except BaseException:
-        state, model.seen, model.config = before
-        model.cpu().eval().load_state_dict(state)  # so that the same call can be made again
-        raise
+    with _alone(out) if places.main else nullcontext():
+        if places.main:
+            clear_unfinished(out)
+            stage.save(out / "stage.yaml")
+            write_text(out / "environment.json", json.dumps(_environment(), indent=1))
+        before = copy.deepcopy(model.state_dict()), model.seen, model.config
+        try:
+            trainer, seconds = _fit(model, stage, training, validation, labels, out, places, progress)
+            if trainer.is_global_zero:
+                weights, result = _best(out, stage)
+                model.load_state_dict(weights)
+                if stage.labels == "preferences":
+                    model.config = replace(model.config, preference_weight=result["preference_weight"])
+                model.seen = seen
+                card = {"training": _in_words(stage, training)}
+                model.cpu().eval().save_pretrained(out / "model", model_card_kwargs=card)
+                _score_parts(model, stage, parts, out, accelerator, progress)
+                write_text(out / "result.json", json.dumps(result | {"seconds": round(seconds, 1)}))
+            trainer.strategy.barrier("result")
+        except BaseException:
+            state, model.seen, model.config = before
+            model.cpu().eval().load_state_dict(state)  # so that the same call can be made again
+            raise
     return _adopt(model, Run.load(out))
 
 
@@ -231,7 +235,7 @@ def _fit(
     rows = _dataset(training, caps, stage, labels, augmented=True)
     held_out = _dataset(validation, test_caps, stage, labels, augmented=False)
     history, folder = History(out, rows), out / "checkpoints"
-    callbacks = [history, *checkpoints(folder, stage)]
+    callbacks = [history, Termination(), *checkpoints(folder, stage)]
     if stage.ema:
         callbacks.append(EMAWeightAveraging(decay=stage.ema))
     if stage.patience:  # NaN is a validation without an order, no reason to stop
@@ -269,13 +273,14 @@ def _fit(
         if resumed is None and folder.is_dir() and any(folder.glob("*.ckpt")):
             log.warning("%s: no checkpoint can be read; the training begins anew", out.name)
         if resumed is not None and _has_stopped_early(resumed[1], stage):
-            return trainer, resumed[1]["callbacks"]["History"]["seconds"]
+            # Lightning would go on for one more. Not to fit at all would leave several processes without a connection.
+            trainer.fit_loop.max_epochs = len(resumed[1]["callbacks"]["History"]["rows"])
         if resumed is not None:  # Lightning has made its iterator before it would load this
             loaders[0].load_state_dict(resumed[1]["loops"]["fit_loop"]["state_dict"]["combined_loader"][0])
         try:
             trainer.fit(fitting, *loaders, ckpt_path=resumed and resumed[0], weights_only=True)
-        except SystemExit:
-            if trainer.received_sigterm:
+        except SystemExit as end:
+            if trainer.received_sigterm or end.code == 128 + signal.SIGTERM:
                 raise SystemExit(128 + signal.SIGTERM) from None  # as of a process that had no handler for it
             if not trainer.interrupted:
                 raise
@@ -336,7 +341,7 @@ def _strategy(places: Devices, stage: Stage) -> str | Strategy:
 
 
 def _has_stopped_early(checkpoint: dict[str, Any], stage: Stage) -> bool:
-    """Whether nothing is left to train although epochs are left: Lightning would go on for one more."""
+    """Whether nothing is left to train although epochs are left."""
     states = [state for name, state in checkpoint["callbacks"].items() if name.startswith("EarlyStopping")]
     return any(state["wait_count"] >= stage.patience for state in states)
 
@@ -356,6 +361,11 @@ def _best(out: Path, stage: Stage) -> tuple[dict[str, torch.Tensor], dict[str, A
         raise ValueError(f"{out.name}: training diverged, its weights are not finite; try a lower learning rate")
     history = pd.read_csv(out / "history.csv").set_index("epoch")
     val_srocc = float(history["val_srocc"].loc[checkpoint["epoch"]])
+    if not math.isfinite(val_srocc):
+        log.warning(
+            "%s: the validation rows have no SROCC (one row, or scores that are all alike), so that no epoch could be told "
+            "from another; the first one's weights are kept", out.name,
+        )  # fmt: skip
     result = {"best_epoch": checkpoint["epoch"], "val_srocc": val_srocc if math.isfinite(val_srocc) else None}
     result["epochs"] = len(history)
     return weights, result | ({"preference_weight": float(state["sharpness"])} if stage.labels == "preferences" else {})
@@ -493,7 +503,8 @@ def _claim(out: Path, record: dict[str, Any], set_aside: bool) -> None:
     if different and set_aside:
         aside = _unused(out.with_name(f"{out.name}.{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"))
         log.warning("%s held another run (other %s), which is now %s", out.name, ", ".join(different), aside.name)
-        os.replace(out, aside)
+        with _alone(out):
+            os.replace(out, aside)
         return _claim(out, record, set_aside)
     if different:
         raise ValueError(
@@ -502,6 +513,17 @@ def _claim(out: Path, record: dict[str, Any], set_aside: bool) -> None:
         )
     if record["versions"] != held.get("versions"):
         log.warning("%s was begun with %s, now %s", out.name, held.get("versions"), record["versions"])
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keep other processes from training in the same folder; those of this run on other devices write nothing."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(holding(out / "run.lock"))
+        except BlockingIOError as error:
+            raise ValueError(f"{out}: another process is training there; wait until it has ended") from error
+        yield
 
 
 def _wait_for_claim(out: Path, record: dict[str, Any]) -> None:
@@ -545,7 +567,7 @@ def _quiet() -> Iterator[None]:
                 ".*number of training batches",
                 ".*LeafSpec",
                 ".*You are using a CUDA device",
-                ".*`sync_dist=True`",
+                ".*sync_dist=True",
             ):
                 warnings.filterwarnings("ignore", message)
             yield
