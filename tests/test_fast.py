@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason
 @pytest.fixture(autouse=True)
 def always_worth_it(monkeypatch):
     """The route must not depend on how fast the machine is that runs the tests."""
-    monkeypatch.setattr(fast, "_worth_it", lambda outputs, inputs: True)
+    monkeypatch.setattr(fast, "_worth_it", lambda outputs, inputs, training: True)
 
 
 @pytest.fixture
@@ -194,23 +194,24 @@ class TestChoice:
         """Timings in turns: the default's, oneDNN's."""
 
         def given(default, onednn):
-            times = iter([default, onednn] * fast.TRIALS)
-            monkeypatch.setattr(fast, "_seconds", lambda function: next(times))
+            times = iter([default, onednn] * (1 + fast.TRIALS))
+            monkeypatch.setattr(fast, "_seconds", lambda function: (function(), next(times))[1])
 
         return given
 
+    @pytest.mark.parametrize("training", [False, True])
     @pytest.mark.parametrize(("onednn", "taken"), [(0.5, True), (0.89, True), (0.95, False), (2.0, False)])
-    def test_onednn_is_taken_where_it_is_clearly_faster(self, seconds, onednn, taken):
+    def test_onednn_is_taken_where_it_is_clearly_faster(self, seconds, onednn, taken, training):
         seconds(1.0, onednn)
-        module = accelerate(nn.Sequential(nn.Linear(16, 8)))
+        module = accelerate(nn.Sequential(nn.Linear(16, 8)), training=training)
         assert bool(routed(module)) is taken
         assert isinstance(module[0], nn.Linear)
 
     def test_each_shape_is_timed_once(self, monkeypatch):
         timed = []
-        monkeypatch.setattr(fast, "_worth_it", lambda *shape: timed.append(shape) or shape == (8, 16))
+        monkeypatch.setattr(fast, "_worth_it", lambda *shape: timed.append(shape) or shape[:2] == (8, 16))
         module = accelerate(nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 16), nn.Linear(16, 8)))
-        assert timed == [(8, 16), (16, 8)]
+        assert timed == [(8, 16, False), (16, 8, False)]
         assert [isinstance(part, OneDNNLinear) for part in module] == [True, False, True]
 
     @pytest.mark.parametrize("problem", [AttributeError, RuntimeError, NotImplementedError])

@@ -35,7 +35,7 @@ FLOORS = {
     "scoring": 3, "batch": 3, "modules": 3, "torchmetric": 3, "evaluation": 3, "baselines": 3,
     "localisation": 3, "recipes": 3,
     "plots": 4, "attention_plots": 4, "diagrams": 4, "result_plots": 4, "redraw": 4, "explore": 4, "views": 4,
-    "survey": 4, "protocol": 4, "pipeline": 4, "presets": 4, "chain": 4, "repeat": 4,
+    "benchmark": 4, "survey": 4, "protocol": 4, "pipeline": 4, "presets": 4, "chain": 4, "repeat": 4,
     "__main__": 5,
 }  # fmt: skip
 SAME_FLOOR = {

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-__all__ = ["OneDNNLinear", "accelerate", "linear_rows", "restore"]
+__all__ = ["OneDNNLinear", "accelerate", "linear_rows", "onednn_works", "restore"]
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ def accelerate(module: nn.Module, *, training: bool = False) -> nn.Module:
                 continue
             shape = (child.out_features, child.in_features)
             if shape not in worth:
-                worth[shape] = _worth_it(*shape)
+                worth[shape] = _worth_it(*shape, training)
             if worth[shape]:
                 setattr(parent, name, OneDNNLinear(child, training))
     taken = ", ".join(f"{inputs} → {outputs}" for (outputs, inputs), pays in worth.items() if pays)
@@ -167,24 +167,44 @@ def _onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 @torch.no_grad()
-def _worth_it(outputs: int, inputs: int) -> bool:
-    """Whether oneDNN multiplies by a weight (outputs, inputs) clearly faster than the default, and rightly."""
+def onednn_works(outputs: int = 64, inputs: int = 64) -> bool:
+    """Whether oneDNN is there and multiplies by a weight (outputs, inputs) rightly."""
     if not torch.backends.mkldnn.is_available():
         return False
-    generator = torch.Generator().manual_seed(0)
-    x, weight = (torch.randn(rows, inputs, generator=generator) for rows in (TRIAL_ROWS, outputs))
+    x, weight = _trial(outputs, inputs)
     try:
-        packed = _onednn_pack(weight)
-        expected, result = F.linear(x, weight), _onednn_product(x, packed, None)  # also warms both up
+        result = _onednn_product(x, _onednn_pack(weight), None)
     except (AttributeError, RuntimeError, NotImplementedError):
         return False
-    if not (expected - result).abs().max() <= TOLERANCE * expected.abs().max():
+    expected = F.linear(x, weight)
+    return bool((expected - result).abs().max() <= TOLERANCE * expected.abs().max())  # not so for NaN
+
+
+def _trial(outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(rows, inputs, generator=generator) for rows in (TRIAL_ROWS, outputs))
+
+
+def _worth_it(outputs: int, inputs: int, training: bool = False) -> bool:
+    """Whether oneDNN multiplies by a weight (outputs, inputs) clearly faster than the default, and rightly.
+
+    For training, the product and its gradients are timed.
+    """
+    if not onednn_works(outputs, inputs):
         return False
-    default, onednn = [], []
-    for _ in range(TRIALS):
-        default.append(_seconds(lambda: F.linear(x, weight)))
-        onednn.append(_seconds(lambda: _onednn_product(x, packed, None)))
-    return min(onednn) <= WORTH * min(default)
+    x, weight = (part.requires_grad_(training) for part in _trial(outputs, inputs))
+    packed = _onednn_pack(weight)
+    gradient = torch.ones(TRIAL_ROWS, outputs)
+    routes = {
+        True: (
+            lambda: F.linear(x, weight).backward(gradient),
+            lambda: _Product.apply(x, weight, None).backward(gradient),
+        ),
+        False: (lambda: F.linear(x, weight), lambda: _onednn_product(x, packed, None)),
+    }[training]
+    seconds = [[_seconds(route) for route in routes] for _ in range(1 + TRIALS)][1:]  # the first to warm up
+    default, onednn = map(min, zip(*seconds, strict=True))
+    return onednn <= WORTH * default
 
 
 def _seconds(function: Any) -> float:
