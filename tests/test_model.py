@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import timm
 import torch
+from timm.layers import SwiGLU
+from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 
 from vtamiq.checkpoints import _ratio, resize_position_table
 from vtamiq.model import VTAMIQ, CheckpointError, VTAMIQConfig, preference
@@ -139,6 +141,79 @@ def _our_gradient(gradients, original):
 
 def test_default_configuration_has_the_published_number_of_parameters():
     assert sum(parameter.numel() for parameter in VTAMIQ().parameters()) == 57_322_386
+
+
+# ------------------------------------------------------------------------------------------- class token of the last block
+
+
+def parts_of(golden):
+    return golden.patches[:, 0], golden.uv, golden.scale
+
+
+def test_the_class_token_alone_equals_that_of_all_tokens(golden):
+    encoder = golden.model.encoder
+    alone = encoder(*parts_of(golden), class_token_only=True)
+    assert alone.shape == (len(golden.uv), 1, golden.model.head.hidden.in_features)
+    assert_close(alone, encoder(*parts_of(golden))[:, :1].detach(), 2e-6)
+    assert_close(alone[:, 0], golden["out/cls_ref"], 1e-5)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {},
+        {"qk_norm": True, "qkv_bias": False},
+        {"scale_attn_norm": True, "scale_mlp_norm": True, "proj_bias": False},
+        {"mlp_layer": SwiGLU},
+        {"attn_layer": "diff"},
+        {"block_fn": ResPostBlock},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("adapters", [False, True])
+def test_the_class_token_alone_in_blocks_of_any_kind(kind, adapters):
+    torch.manual_seed(0)
+    layers = {"img_size": 64, "num_classes": 0, "embed_dim": 32, "num_heads": 2, "depth": 2} | kind
+    ours = not kind.keys() & {"attn_layer", "block_fn"}
+    vit = VisionTransformer(**layers)
+    if "block_fn" in kind:  # it has no layer scale of its own
+        for block in vit.blocks:
+            block.ls1, block.ls2 = torch.nn.Identity(), torch.nn.Identity()
+    model = VTAMIQ(replace(TINY, adapters=adapters and ours, layer_scale=ours), _vit=vit).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    inputs = torch.randn(3, 5, 3, 16, 16), torch.rand(3, 5, 2)
+    last, computed = model.encoder.blocks[-1], []
+    hook = last.mlp.register_forward_hook(lambda module, given, result: computed.append(result.shape[1]))
+    alone = model.encoder(*inputs, class_token_only=True)
+    hook.remove()
+    torch.testing.assert_close(alone, model.encoder(*inputs)[:, :1], atol=1e-5, rtol=1e-5)
+    assert computed == [1 if ours else 7]  # tokens that went through the last MLP
+
+
+def test_whoever_watches_the_last_block_sees_all_its_tokens(tiny, batch):
+    model, seen = copy.deepcopy(tiny), []
+    last = model.encoder.blocks[-1]
+    for part in (last, last.attn, last.attn.qkv):
+        hook = part.register_forward_hook(lambda module, given, result: seen.append(result.shape[1]))
+        q = model(*batch)
+        hook.remove()
+        torch.testing.assert_close(q, tiny(*batch), atol=1e-5, rtol=0)
+    tokens = 2 + batch[0].shape[2]
+    assert seen == [tokens] * 3
+
+
+def test_gradients_and_drop_path_of_the_class_token_alone():
+    torch.manual_seed(0)
+    model = VTAMIQ(replace(TINY, encoder_drop_path=0.5))
+    inputs = torch.randn(8, 5, 3, 16, 16), torch.rand(8, 5, 2)
+    results = []
+    for alone in (True, False):
+        torch.manual_seed(1)
+        token = model.encoder(*inputs, class_token_only=alone)[:, 0]
+        results.append((token, *torch.autograd.grad(token.square().sum(), list(model.encoder.parameters()))))
+    for first, second in zip(*results, strict=True):
+        torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------------- pre-trained ViTs

@@ -26,7 +26,8 @@ DIRECT = [
 
 # A file imports only from lower floors. Files of one floor do not know each other, but for the pairs below the table.
 FLOORS = {
-    "configs": 0, "files": 0, "checkpoints": 0, "processes": 0, "images": 0, "correlations": 0, "losses": 0, "published": 0,
+    "configs": 0, "files": 0, "fast": 0, "checkpoints": 0, "processes": 0, "images": 0, "correlations": 0, "losses": 0,
+    "published": 0,
     "comparisons": 1, "caps": 1, "distortions": 1, "metrics": 1, "model": 1, "databases": 1,
     "synthesis": 2, "simulated": 2, "pairs": 2, "patches": 2, "predictions": 2, "inference": 2, "attention": 2,
     "complexity": 2, "initialise": 2, "lineage": 2,
@@ -34,7 +35,7 @@ FLOORS = {
     "scoring": 3, "batch": 3, "modules": 3, "torchmetric": 3, "evaluation": 3, "baselines": 3,
     "localisation": 3, "recipes": 3,
     "plots": 4, "attention_plots": 4, "diagrams": 4, "result_plots": 4, "redraw": 4, "explore": 4, "views": 4,
-    "survey": 4, "protocol": 4, "pipeline": 4, "presets": 4, "chain": 4, "repeat": 4, "ablation": 4,
+    "benchmark": 4, "survey": 4, "protocol": 4, "pipeline": 4, "presets": 4, "chain": 4, "repeat": 4, "ablation": 4,
     "__main__": 5,
 }  # fmt: skip
 SAME_FLOOR = {

@@ -1,4 +1,7 @@
-"""The command line: `python -m vtamiq score`, `train`, `databases`, `synthesize`, `reproduce`. Parses, calls, prints."""
+"""The command line: `python -m vtamiq score`, `train`, `databases`, `synthesize`, `reproduce`, `figures`, `benchmark`.
+
+Parses, calls, prints.
+"""
 
 import argparse
 import json
@@ -155,6 +158,8 @@ def _scorer(arguments: argparse.Namespace) -> "tuple[VTAMIQ, dict]":
 
     model = check_model(_load(arguments.model, arguments.download) if arguments.model else None)
     device = choose_device(arguments.device)
+    if arguments.fast:
+        model.optimize_for_inference()
     return model.to(device), {
         "caps": caps_for(model, **({"num_patches": arguments.patches} if arguments.patches else {})),
         "repeats": arguments.repeats,
@@ -366,6 +371,45 @@ def run_reproduce(arguments: argparse.Namespace) -> int:
     return 0 if summary["status"].isin(FINISHED).all() else 1
 
 
+def run_benchmark(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from vtamiq.benchmark import Benchmark, benchmark
+
+    names = ("backbone", "blocks", "width", "num_heads", "patches", "batch", "versions", "megapixels", "rounds")
+    chosen = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    settings, before = Benchmark(**chosen), torch.get_num_threads()
+    torch.set_num_threads(arguments.threads)
+    try:
+        table = benchmark(
+            settings, progress=sys.stderr.isatty(), **({"parts": arguments.only} if arguments.only else {})
+        )
+    finally:
+        torch.set_num_threads(before)
+    if arguments.json:
+        rows = json.loads(table.to_json(orient="records"))  # NaN becomes null
+        print(json.dumps({"settings": table.attrs, "rows": rows}, indent=2))
+        return 0
+    print(_benchmark_lines(table))
+    return 0
+
+
+def _benchmark_lines(table: "pd.DataFrame") -> str:
+    shown = table.assign(
+        ratio=[f"{value:.2f}" for value in table["ratio"]],
+        range=[f"{low:.2f} … {high:.2f}" for low, high in zip(table["lowest"], table["highest"], strict=True)],
+        seconds=[f"{value:.4g}" for value in table["seconds"]],
+        error=["" if value != value else f"{value:.0e}" for value in table["error"]],
+    )[["what", "against", "ratio", "range", "seconds", "error"]]
+    settings = table.attrs
+    return (
+        f"{settings['backbone']}, {settings['blocks']} blocks, float32 on the CPU, {settings['threads']} thread(s), "
+        f"best rate of a product {settings['gflops']:.0f} GFLOP/s, {settings['rounds']} rounds\n"
+        "ratio: how many times faster than what it is measured against, or the share of the best rate\n\n"
+        + shown.to_string(index=False)
+    )
+
+
 def run_figures(arguments: argparse.Namespace) -> int:
     from vtamiq.redraw import RedrawError, redraw
 
@@ -417,6 +461,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the patches")
     command.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     command.add_argument("--precision", default="float32", metavar="TYPE", help="float32, float16 or bfloat16")
+    command.add_argument(
+        "--fast", action="store_true", help="on a CPU: use oneDNN where it is faster; scores change by rounding only"
+    )
     command.add_argument("--batch-size", type=_positive, metavar="N", help="draws at once (default: 1, on a GPU 32)")
     command.add_argument(
         "--workers", type=int, metavar="N", help="processes that read images (default: one per core but one)"
@@ -509,6 +556,25 @@ def parser() -> argparse.ArgumentParser:
         help="run finished notebooks again; a finished training run of the same settings is loaded, not repeated",
     )
     command.add_argument("--list", action="store_true", help="show the notebooks and their parameters, run nothing")
+
+    command = commands.add_parser(
+        "benchmark", allow_abbrev=False, help="how fast this machine is, and how much faster than a plain network"
+    )
+    command.set_defaults(run=run_benchmark)
+    command.add_argument("--only", nargs="+", choices=("network", "data"), help="parts to measure (default: both)")
+    command.add_argument("--backbone", metavar="NAME", help="timm Vision Transformer (default: vit_base_patch16_384)")
+    command.add_argument("--blocks", type=_positive, metavar="L", help="transformer blocks (default: 6)")
+    command.add_argument("--width", type=_positive, metavar="D", help="instead of the backbone's, for a quick look")
+    command.add_argument("--num-heads", type=_positive, metavar="A", help="instead of the backbone's")
+    command.add_argument("--patches", type=_positive, metavar="N", help="patches per image (default: 256)")
+    command.add_argument("--batch", type=_positive, metavar="B", help="pairs at once (default: 4)")
+    command.add_argument("--versions", type=_positive, metavar="M", help="of one reference (default: 100)")
+    command.add_argument(
+        "--megapixels", type=float, nargs="+", metavar="MP", help="sizes of images (default: 0.2 and 12)"
+    )
+    command.add_argument("--rounds", type=_positive, metavar="R", help="turns that medians are taken over (default: 5)")
+    command.add_argument("--threads", type=_positive, default=1, metavar="T", help="of PyTorch (default: 1)")
+    command.add_argument("--json", action="store_true", help="print JSON")
 
     command = commands.add_parser(
         "figures", allow_abbrev=False, help="draw the figures of a finished run again, computing nothing"

@@ -26,12 +26,13 @@ from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.layers import DropPath, LayerScale
-from timm.models.vision_transformer import VisionTransformer
+from timm.layers import Attention, DropPath, LayerScale
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from vtamiq.checkpoints import CheckpointError, convert_original, read_original, resize_position_table
 from vtamiq.configs import build, conform, require
+from vtamiq.fast import accelerate, linear_rows, restore
 
 __all__ = ["VTAMIQ", "CheckpointError", "VTAMIQConfig", "preference"]
 
@@ -234,12 +235,42 @@ class PatchEncoder(nn.Module):
         cell = (uv * self.grid).long().clamp(max=self.grid - 1)
         return cell[..., 0] * self.grid + cell[..., 1] + int(self.class_token_position)
 
-    def forward(self, patches: Tensor, uv: Tensor, scale: Tensor | None = None) -> Tensor:
-        """All tokens after the final norm, (B, T, D); arguments as in `embed`. Token 0 encodes the image."""
+    def forward(
+        self, patches: Tensor, uv: Tensor, scale: Tensor | None = None, *, class_token_only: bool = False
+    ) -> Tensor:
+        """All tokens after the final norm, (B, T, D); arguments as in `embed`. Token 0 encodes the image.
+
+        `class_token_only` gives that one alone, (B, 1, D), and leaves out what the last block computes for the others.
+        """
         x = self.norm_pre(self.embed(patches, uv, scale))
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x)
-        return self.norm(x)
+        last = self.blocks[-1]
+        return self.norm(_first_token(last, x) if class_token_only else last(x))
+
+
+def _first_token(block: nn.Module, x: Tensor) -> Tensor:
+    """Token 0 of `block(x)`, (B, 1, D): it looks at all tokens of x (B, T, D), but only its own query, projection and MLP
+    are needed.
+
+    A block of another kind, one that somebody has hooked, and unfused attention, whose maps somebody wants, run as a whole.
+    """
+    attention = block.attn
+    ours = type(block) is Block and type(attention) is Attention and attention.gate is None and attention.fused_attn
+    if not ours or any(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part)
+                       for part in (block, attention, attention.qkv)):  # fmt: skip
+        return block(x)[:, :1]
+    width, heads = attention.attn_dim, (attention.num_heads, attention.head_dim)
+    normed = block.norm1(x)
+    query = linear_rows(attention.qkv, normed[:, :1], 0, width)  # (B, 1, D)
+    key, value = linear_rows(attention.qkv, normed, width, 3 * width).chunk(2, dim=-1)  # (B, T, D) each
+    query, key, value = (part.unflatten(-1, heads).transpose(1, 2) for part in (query, key, value))  # (B, A, ·, D/A)
+    dropout = attention.attn_drop.p if attention.training else 0.0
+    query, key = attention.q_norm(query), attention.k_norm(key)
+    looked = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+    looked = attention.norm(looked.transpose(1, 2).flatten(2))  # (B, 1, D)
+    x = x[:, :1] + block.drop_path1(block.ls1(attention.proj_drop(attention.proj(looked))))
+    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
 
 def _check_backbone(vit: nn.Module, config: VTAMIQConfig) -> None:
@@ -486,9 +517,8 @@ class VTAMIQ(
             uv = uv[:, None].expand(B, K, N, 2)
         if scale is not None and scale.ndim == 2:
             scale = scale[:, None].expand(B, K, N)
-        tokens = self.encoder(
-            patches.flatten(0, 1), uv.flatten(0, 1), None if scale is None else scale.flatten(0, 1)
-        )  # (B·K, T, D)
+        scale = None if scale is None else scale.flatten(0, 1)
+        tokens = self.encoder(patches.flatten(0, 1), uv.flatten(0, 1), scale, class_token_only=True)  # (B·K, 1, D)
         return tokens[:, 0].unflatten(0, (B, K))
 
     def compare(self, reference: Tensor, distorted: Tensor) -> Tensor:
@@ -502,6 +532,14 @@ class VTAMIQ(
                 q = q - self._decode(torch.zeros_like(reference[:, 0]), reference[:, 0])[:, None]
             q = q.masked_fill((difference == 0).all(-1), 0.0)
         return q
+
+    def optimize_for_inference(self, enable: bool = True) -> "VTAMIQ":
+        """Compute with oneDNN where a timing of a second says that it is faster on this CPU, in place; returns the model.
+
+        Scores change by rounding only (1e-5). Weights, saving, training and other devices are as before. Packed weights
+        take as much memory again. False undoes it.
+        """
+        return accelerate(self) if enable else restore(self)
 
     def modulate(self, difference: Tensor, reference: Tensor) -> Tensor:
         """Difference of class tokens (B, D) → what the head reads (B, D): scaled, gated, through DiffNet."""

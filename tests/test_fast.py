@@ -1,0 +1,242 @@
+"""Linear layers through oneDNN: the same results, the same weights, and nothing left behind. Never timed here."""
+
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.small import TINY
+from tests.test_model import NETWORKS, Golden
+from vtamiq import fast
+from vtamiq.fast import OneDNNLinear, accelerate, linear_rows, restore
+from vtamiq.inference import fingerprint
+from vtamiq.model import VTAMIQ
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
+
+
+@pytest.fixture(autouse=True)
+def always_worth_it(monkeypatch):
+    """The route must not depend on how fast the machine is that runs the tests."""
+    monkeypatch.setattr(fast, "_worth_it", lambda outputs, inputs, training: True)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return VTAMIQ(TINY).eval()
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(2, 3, 9, 3, 16, 16, generator=generator), torch.rand(2, 9, 2, generator=generator)
+
+
+def routed(module):
+    return [part for part in module.modules() if isinstance(part, OneDNNLinear)]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_golden_vectors_hold(name):
+    golden = Golden(name)
+    model = golden.model.optimize_for_inference()
+    assert len(routed(model)) > 20
+    with torch.no_grad():
+        q = model(golden.patches, golden.uv, golden.scale)
+    assert all(part._packed for part in routed(model.encoder))
+    for k, key in enumerate(("out/q", "out/q_b")):
+        np.testing.assert_allclose(q[:, k], golden[key], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(7,), (1, 7), (3, 5, 7), (2, 0, 7), (600, 7)])
+def test_products_equal_the_default(shape, bias):
+    torch.manual_seed(0)
+    linear, x = nn.Linear(7, 6, bias=bias), torch.randn(shape)
+    ours = OneDNNLinear(linear)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), linear(x), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            ours(x.expand(2, *shape).transpose(0, -2)), linear(x.expand(2, *shape).transpose(0, -2))
+        )
+        for start, stop in ((0, 2), (2, 6), (0, 6)):
+            torch.testing.assert_close(
+                linear_rows(ours, x, start, stop), linear(x)[..., start:stop], atol=1e-5, rtol=1e-5
+            )
+            torch.testing.assert_close(linear_rows(linear, x, start, stop), linear(x)[..., start:stop])
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_gradients_equal_the_default(model, batch, training):
+    plain, ours = copy.deepcopy(model), accelerate(model, training=training)
+    gradients = []
+    for network in (plain, ours):
+        patches = batch[0].clone().requires_grad_()
+        network(patches, batch[1]).square().sum().backward()
+        gradients.append(
+            {name: parameter.grad for name, parameter in network.named_parameters()} | {"patches": patches.grad}
+        )
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, expected in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], expected, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_frozen_parts_get_no_gradient():
+    linear = OneDNNLinear(nn.Linear(4, 3), training_too=True)
+    linear.weight.requires_grad_(False)
+    x = torch.randn(5, 4)
+    linear(x).sum().backward()
+    assert linear.weight.grad is None
+    assert torch.equal(linear.bias.grad, torch.full((3,), 5.0))
+
+
+def test_weights_that_change_are_packed_anew(model, batch):
+    other = VTAMIQ(TINY).eval()
+    model.optimize_for_inference()
+    with torch.no_grad():
+        before = model(*batch)
+        model.load_state_dict(other.state_dict())
+        torch.testing.assert_close(model(*batch), other(*batch), atol=1e-5, rtol=0)
+    for network in (model, other):
+        optimiser = torch.optim.SGD(network.parameters(), lr=0.01)
+        network(*batch).sum().backward()
+        optimiser.step()
+    with torch.no_grad():
+        torch.testing.assert_close(model(*batch), other(*batch), atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(model(*batch), before)
+        linear = routed(model.encoder)[0]
+        linear.weight = nn.Parameter(torch.zeros_like(linear.weight))
+        assert torch.equal(linear(torch.randn(2, linear.in_features)), linear.bias.expand(2, -1))
+
+
+def test_state_saving_and_copies_are_those_of_the_plain_model(model, batch, tmp_path):
+    plain = copy.deepcopy(model)
+    parameters = list(model.parameters())
+    assert model.optimize_for_inference() is model
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    assert list(model.state_dict()) == list(plain.state_dict())
+    assert fingerprint(model) == fingerprint(plain)
+    with torch.no_grad():
+        q = model(*batch)
+        model.save_pretrained(tmp_path)
+        assert torch.equal(VTAMIQ.from_pretrained(tmp_path)(*batch), plain(*batch))
+        for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert len(routed(twin)) == len(routed(model))
+            assert torch.equal(twin(*batch), q)
+
+
+def test_undone(model, batch):
+    with torch.no_grad():
+        q = model(*batch)
+        model.optimize_for_inference()
+        model(*batch)
+        assert model.optimize_for_inference(False) is model
+        assert routed(model) == []
+        assert torch.equal(model(*batch), q)
+    assert repr(model.encoder.blocks[0].attn.qkv) == "Linear(in_features=32, out_features=96, bias=True)"
+    assert model.training is False
+
+
+def test_accelerated_twice_is_accelerated_once(model):
+    model.optimize_for_inference()
+    count = len(routed(model))
+    model.optimize_for_inference()
+    assert len(routed(model)) == count
+    assert all(type(part.weight) is nn.Parameter for part in routed(model))
+
+
+def test_other_types_and_autocast_are_left_to_pytorch(model, batch):
+    plain = copy.deepcopy(model)
+    model.optimize_for_inference()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(model(*batch), plain(*batch))
+    double = [part.double() for part in batch]
+    with torch.no_grad():
+        assert torch.equal(model.double()(*double), plain.double()(*double))
+
+
+def test_threads_share_a_model(model, batch):
+    with torch.inference_mode():
+        expected = model.optimize_for_inference()(*batch)
+    model.optimize_for_inference()  # nothing is packed
+
+    def score(_):
+        with torch.inference_mode():
+            return model(*batch)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(torch.equal(q, expected) for q in pool.map(score, range(8)))
+
+
+def test_hooked_and_derived_layers_are_left_alone():
+    class Own(nn.Linear):
+        pass
+
+    hooked = nn.Linear(4, 4)
+    hooked.register_forward_hook(lambda *parts: None)
+    module = accelerate(nn.Sequential(hooked, Own(4, 4), nn.Linear(4, 4)))
+    assert [type(part) for part in module] == [nn.Linear, Own, OneDNNLinear]
+
+
+class TestChoice:
+    @pytest.fixture(autouse=True)
+    def always_worth_it(self):
+        """Here the choice itself is tested."""
+
+    @pytest.fixture
+    def seconds(self, monkeypatch):
+        """Timings in turns: the default's, oneDNN's."""
+
+        def given(default, onednn):
+            times = iter([default, onednn] * (1 + fast.TRIALS))
+            monkeypatch.setattr(fast, "_seconds", lambda function: (function(), next(times))[1])
+
+        return given
+
+    @pytest.mark.parametrize("training", [False, True])
+    @pytest.mark.parametrize(("onednn", "taken"), [(0.5, True), (0.89, True), (0.95, False), (2.0, False)])
+    def test_onednn_is_taken_where_it_is_clearly_faster(self, seconds, onednn, taken, training):
+        seconds(1.0, onednn)
+        module = accelerate(nn.Sequential(nn.Linear(16, 8)), training=training)
+        assert bool(routed(module)) is taken
+        assert isinstance(module[0], nn.Linear)
+
+    def test_each_shape_is_timed_once(self, monkeypatch):
+        timed = []
+        monkeypatch.setattr(fast, "_worth_it", lambda *shape: timed.append(shape) or shape[:2] == (8, 16))
+        module = accelerate(nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 16), nn.Linear(16, 8)))
+        assert timed == [(8, 16, False), (16, 8, False)]
+        assert [isinstance(part, OneDNNLinear) for part in module] == [True, False, True]
+
+    @pytest.mark.parametrize("problem", [AttributeError, RuntimeError, NotImplementedError])
+    def test_an_operator_that_is_missing_is_not_used(self, monkeypatch, seconds, problem):
+        seconds(1.0, 0.1)
+
+        def missing(*_):
+            raise problem
+
+        monkeypatch.setattr(fast, "_onednn_pack", missing)
+        assert routed(accelerate(nn.Sequential(nn.Linear(16, 8)))) == []
+
+    @pytest.mark.parametrize("error", [1.0, torch.nan])
+    def test_an_operator_that_is_wrong_is_not_used(self, monkeypatch, seconds, error):
+        seconds(1.0, 0.1)
+        monkeypatch.setattr(fast, "_onednn_pack", lambda weight: weight)
+        monkeypatch.setattr(fast, "_onednn_product", lambda x, weight, bias: F.linear(x, weight) + error)
+        assert routed(accelerate(nn.Sequential(nn.Linear(16, 8)))) == []
+
+    def test_without_onednn(self, monkeypatch):
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+        assert routed(accelerate(nn.Sequential(nn.Linear(16, 8)))) == []
+
+
+def test_restore_leaves_plain_modules_alone():
+    module = nn.Sequential(nn.Linear(4, 4))
+    linear = module[0]
+    assert restore(module)[0] is linear

@@ -1,0 +1,213 @@
+"""The same products faster, on CPUs where oneDNN beats PyTorch's default BLAS; chosen by a quick timing.
+
+PyTorch multiplies float32 matrices on x86 with its BLAS, which uses half of what some CPUs can do. oneDNN, which PyTorch
+ships for convolutions and for its compiler, often does better, the more so with weights that are laid out for it ahead.
+"""
+
+import logging
+import time
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+__all__ = ["OneDNNLinear", "accelerate", "linear_rows", "onednn_works", "restore"]
+
+log = logging.getLogger(__name__)
+
+WORTH = 0.9  # oneDNN is taken where it needs at most this share of the default's time
+TRIAL_ROWS = 256  # of the products that are timed: about the tokens of one image
+TRIALS = 3
+TOLERANCE = 1e-4  # of a trial's largest value; float32 products differ by far less, a wrong one by far more
+HINT_ROWS = 512  # rows that the layout of packed weights is chosen for; any number may come
+
+
+class OneDNNLinear(nn.Linear):
+    """An `nn.Linear` that computes with oneDNN where it can: float32 on the CPU, outside autocast and transforms.
+
+    It has the parameters of the linear that it stands for, so it is saved, loaded, moved and trained as before. A packed
+    copy of the weights (as much memory again) is made on first use without gradients, and anew after the weights changed.
+    Gradients go through oneDNN too if `training_too`, else the default way.
+    """
+
+    _packed: dict[tuple[int, int], tuple[tuple[int, int], Tensor]]
+
+    def __init__(self, linear: nn.Linear, training_too: bool = False):
+        _take_parameters(self, linear)
+        self.training_too, self._packed = training_too, {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rows(x, 0, self.out_features)
+
+    def rows(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """Outputs `start` … `stop` − 1 alone, as if the others did not exist."""
+        weight, bias = _sliced(self, start, stop)
+        if not _onednn_can(x, weight):
+            return F.linear(x, weight, bias)
+        if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (x, weight, bias)):
+            return _Product.apply(x, weight, bias) if self.training_too else F.linear(x, weight, bias)
+        return _onednn_product(x, self._pack(weight, start, stop), bias)
+
+    def _pack(self, weight: Tensor, start: int, stop: int) -> Tensor:
+        # Two threads may both pack: what they store is the same.
+        state = (self.weight.data_ptr(), 0 if self.weight.is_inference() else self.weight._version)
+        known = self._packed.get((start, stop))
+        if known is None or known[0] != state:
+            known = (state, _onednn_pack(weight))
+            self._packed[start, stop] = known
+        return known[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_packed": {}}  # opaque to copy and pickle, and made anew on first use
+
+
+class _Product(torch.autograd.Function):
+    """x Wᵀ + b and its gradients by oneDNN, differentiable once."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _onednn_product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        rows = gradient.flatten(0, -2)  # (rows, out)
+        return (
+            _onednn_product(gradient, weight.t(), None) if of_x else None,
+            _onednn_product(rows.t(), x.flatten(0, -2).t(), None) if of_weight else None,
+            rows.sum(0) if of_bias else None,
+        )
+
+
+def linear_rows(linear: nn.Linear, x: Tensor, start: int, stop: int) -> Tensor:
+    """Outputs `start` … `stop` − 1 of a linear layer, (…, stop − start), without computing the others."""
+    if isinstance(linear, OneDNNLinear):
+        return linear.rows(x, start, stop)
+    return F.linear(x, *_sliced(linear, start, stop))
+
+
+def accelerate(module: nn.Module, *, training: bool = False) -> nn.Module:
+    """Let the linear layers of a module compute with oneDNN, in place, where a quick timing says that it pays here.
+
+    Each distinct shape is timed for some milliseconds with the threads that PyTorch has now, and its result compared; where
+    oneDNN is missing, wrong or not clearly faster, nothing is changed. Results differ from the default's by rounding only.
+    Off the CPU or in other types than float32 a layer computes as before, also if it is moved there later.
+
+    Args:
+        training: take oneDNN for training steps too. Off: gradients are computed as before.
+
+    Returns:
+        The module. `restore` undoes it.
+    """
+    restore(module)
+    worth: dict[tuple[int, int], bool] = {}
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is not nn.Linear or child._forward_hooks or child._forward_pre_hooks:
+                continue
+            shape = (child.out_features, child.in_features)
+            if shape not in worth:
+                worth[shape] = _worth_it(*shape, training)
+            if worth[shape]:
+                setattr(parent, name, OneDNNLinear(child, training))
+    taken = ", ".join(f"{inputs} → {outputs}" for (outputs, inputs), pays in worth.items() if pays)
+    log.debug("oneDNN is taken for: %s", taken or "nothing, it is not faster here")
+    return module
+
+
+def restore(module: nn.Module) -> nn.Module:
+    """Undo `accelerate`, in place: plain linear layers with the same parameters."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, OneDNNLinear):
+                plain = nn.Linear.__new__(nn.Linear)
+                _take_parameters(plain, child)
+                setattr(parent, name, plain)
+    return module
+
+
+def _take_parameters(linear: nn.Linear, other: nn.Linear) -> None:
+    """Initialise a linear layer with the parameters of another one, instead of drawing new ones."""
+    nn.Module.__init__(linear)
+    linear.in_features, linear.out_features = other.in_features, other.out_features
+    linear.weight, linear.bias, linear.training = other.weight, other.bias, other.training
+
+
+def _sliced(linear: nn.Linear, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+    if (start, stop) == (0, linear.out_features):
+        return linear.weight, linear.bias
+    return linear.weight[start:stop], None if linear.bias is None else linear.bias[start:stop]
+
+
+def _onednn_can(x: Tensor, weight: Tensor) -> bool:
+    return (
+        x.device.type == weight.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and x.numel() > 0
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
+
+
+# PyTorch's compiler emits these two operators for linear layers on CPUs. They are not in its documentation, so `_worth_it`
+# runs them before anything relies on them.
+
+
+def _onednn_pack(weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), HINT_ROWS)
+
+
+def _onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+@torch.no_grad()
+def onednn_works(outputs: int = 64, inputs: int = 64) -> bool:
+    """Whether oneDNN is there and multiplies by a weight (outputs, inputs) rightly."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    x, weight = _trial(outputs, inputs)
+    try:
+        result = _onednn_product(x, _onednn_pack(weight), None)
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return False
+    expected = F.linear(x, weight)
+    return bool((expected - result).abs().max() <= TOLERANCE * expected.abs().max())  # not so for NaN
+
+
+def _trial(outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(rows, inputs, generator=generator) for rows in (TRIAL_ROWS, outputs))
+
+
+def _worth_it(outputs: int, inputs: int, training: bool = False) -> bool:
+    """Whether oneDNN multiplies by a weight (outputs, inputs) clearly faster than the default, and rightly.
+
+    For training, the product and its gradients are timed.
+    """
+    if not onednn_works(outputs, inputs):
+        return False
+    x, weight = (part.requires_grad_(training) for part in _trial(outputs, inputs))
+    packed = _onednn_pack(weight)
+    gradient = torch.ones(TRIAL_ROWS, outputs)
+    routes = {
+        True: (
+            lambda: F.linear(x, weight).backward(gradient),
+            lambda: _Product.apply(x, weight, None).backward(gradient),
+        ),
+        False: (lambda: F.linear(x, weight), lambda: _onednn_product(x, packed, None)),
+    }[training]
+    seconds = [[_seconds(route) for route in routes] for _ in range(1 + TRIALS)][1:]  # the first to warm up
+    default, onednn = map(min, zip(*seconds, strict=True))
+    return onednn <= WORTH * default
+
+
+def _seconds(function: Any) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
