@@ -215,6 +215,7 @@ def test_the_next_stage_begins_with_the_weights_and_the_sharpness(run, parts, tm
     fine = replace(STAGE, labels="scores", epochs=1)
     tuned = train(model, fine, *parts, out=tmp_path / "r", progress=False)
     assert tuned.model.config.preference_weight == run.model.config.preference_weight
+    assert tuned.started_from == run.digest != tuned.digest
 
 
 def test_w_is_neither_decayed_nor_clipped(parts, tmp_path):

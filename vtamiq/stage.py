@@ -59,7 +59,7 @@ class Stage:
         flips: augmentation.
         precision: "32-true", "bf16-mixed" or "16-mixed".
         bad_images: "stop" ends the training with the name of an image that cannot be read; "skip" trains on the next pair
-            instead and counts (`history.csv`, and `skipped.csv` with names).
+            instead and counts (`history.csv`, and `skipped.csv` with names). Validation and test rows are never skipped.
         workers: processes that load patches, for each device.
         in_memory: decode every pair once and keep it, in each worker of training and validation; for small databases.
         checkpoint_minutes: an interrupted run loses at most about so much, however long its epochs are.

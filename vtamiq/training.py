@@ -94,6 +94,16 @@ class Run:
         """Name of the database that the training rows come from."""
         return self.record["data"]["train"]["database"]
 
+    @property
+    def started_from(self) -> str:
+        """Digest of the weights that the run started from: the `digest` of the run before, in a chain of stages."""
+        return self.record["start"]
+
+    @property
+    def digest(self) -> str:
+        """Digest of the weights that the run has come to."""
+        return _weights_digest(self.model)
+
     def was_trained_on(self, database: Database) -> bool:
         """Whether exactly these rows, with these scores, were the training rows."""
         return self.record["data"]["train"] == _describe(database, self.stage)
@@ -155,13 +165,14 @@ def train(
         out: run folder.
         set_aside: what to do if `out` holds another run: rename that folder and begin anew, instead of refusing.
         accelerator, devices, num_nodes, strategy: of Lightning's Trainer: "auto", "cpu" or "gpu"; devices on each node, -1
-            for all; "auto" (one device, or DDP), "ddp", "fsdp" or another one of its strategies.
+            for all; "auto" (one device, or DDP), "ddp", or another one of its strategies, of which none was tried here.
+            FSDP cannot clip by the norm: it needs `gradient_clip=0`.
 
     Raises:
         ValueError: `out` holds a run of another stage, model, start, data or code, or another process is training there,
             parts share contents, training diverged (try a lower learning rate), or the batch cannot be shared evenly by
             the devices.
-        ImageError: an image cannot be read, unless `stage.bad_images` is "skip".
+        ImageError: an image cannot be read, unless it is one of the training rows and `stage.bad_images` is "skip".
         KeyboardInterrupt: after Ctrl-C; what is in the last checkpoint is kept.
     """
     out, places = Path(out), Devices(accelerator, devices, num_nodes, strategy)
