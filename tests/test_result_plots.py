@@ -68,6 +68,12 @@ class TestAblationCurve:
         assert all(len(points) == 7 for points in lines_of(left).values())
         assert all(len(points) == 6 for points in lines_of(right).values())
 
+    @pytest.mark.parametrize("blocks", [[1, 2], [1, 2, 3], [1, 6, 12]])
+    def test_whole_numbers_have_no_fractions_on_their_axis(self, blocks):
+        table = pd.DataFrame({"blocks": blocks, "srocc": 0.5, "gflops": 1.0})
+        for ax in ablation_curve(table, x="blocks", interval=None, cost="gflops", logarithmic=False).axes:
+            assert all(tick == round(tick) for tick in ax.get_xticks())
+
     def test_many_settings_have_fewer_names(self):
         n = 2 ** np.arange(20)
         table = pd.DataFrame({"num_patches": n, "srocc": 0.5})

@@ -84,12 +84,12 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     }
 )
 
-_PARTS = ("no DiffNet", "no difference map", "no centre map", "uniform", "not stratified", "no registers")
+_PARTS = ("no DiffNet", "no difference map", "uniform", "not stratified", "no registers")
 PRESET_VARIANTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "smoke": ("other seed", "no DiffNet", "1 block"),
+        "smoke": ("other seed", "no DiffNet", "1 block", "3 blocks"),
         "demo": ("other seed", *_PARTS, "1 block", "2 blocks", "CLIP ViT/32"),
-        "full": (*_PARTS, "not aligned", "1 block", "3 blocks", "12 blocks", "CLIP ViT/32"),
+        "full": (*_PARTS, "no centre map", "not aligned", "1 block", "3 blocks", "12 blocks", "CLIP ViT/32"),
     }
 )
 

@@ -155,7 +155,7 @@ PRESETS = {
             workers=1,
             in_memory=True,
         ),
-        ablation=Stage(  # eleven of these take three minutes
+        ablation=Stage(  # ten of these take about three minutes
             name="ablation",
             caps=CAPS(num_patches=32),
             test_patches=64,

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator, ScalarFormatter
+from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 
 from vtamiq.plots import COLUMN, PAGE, _check_columns, _cycle_colours, _figure, _markers, _styled
 
@@ -68,6 +68,8 @@ def ablation_curve(
         ax.set(xlabel=names.get(x, x), ylabel=names.get(column, column))
         if logarithmic:
             _powers_of_two(ax, sorted(table[x].unique()))
+        elif pd.api.types.is_integer_dtype(table[x]):
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if cost and logarithmic:
         axes[1].set_yscale("log")
     if series:
