@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t as student_t
@@ -116,6 +117,19 @@ class TestCounts:
             caps = replace(samplings[name], num_patches=count)
             assert rows["q"].tolist() == predict(model, small, caps, seed=3 + draw, progress=False)["q"].tolist()
         assert table.groupby(["ref_path", "dist_path"])["q"].nunique().gt(6).all()  # the settings differ
+
+    def test_threads_do_not_show(self, small):
+        """And are as many afterwards as before."""
+        model, before = VTAMIQ(TINY).eval(), torch.get_num_threads()
+        try:
+            tables = []
+            for threads in (1, 2):
+                torch.set_num_threads(threads)
+                tables.append(score_counts(model, small, {"a": caps_for(model)}, [8], progress=False))
+                assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+        pd.testing.assert_frame_equal(*tables, check_exact=True)
 
     @pytest.mark.parametrize(
         ("samplings", "counts", "draws", "message"),

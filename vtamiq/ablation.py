@@ -29,6 +29,7 @@ from vtamiq.evaluation import evaluate
 from vtamiq.inference import evaluation
 from vtamiq.model import VTAMIQ
 from vtamiq.predictions import predict
+from vtamiq.processes import one_thread_per_process
 from vtamiq.protocol import worth_testing
 from vtamiq.repeat import Repeats
 
@@ -114,6 +115,8 @@ def score_counts(
     Args:
         samplings: name → how patches are drawn; their `num_patches` is replaced by each of the `counts`.
         draws: scores of each pair, which are not averaged: draw d is that of the seed `seed` + d.
+        workers: processes that load patches, beside this one, which works in one thread where there is no GPU: more of them
+            wait for each other, since the batches are small, and would show in the last digits.
 
     Returns:
         Columns of `vtamiq.predictions.predict`, `sampling` and `draw`; a row for each pair, sampling, number and draw.
@@ -126,17 +129,16 @@ def score_counts(
     if draws < 2:
         raise ValueError(f"the spread between draws needs at least 2 of them, got {draws}")
     options = {"batch_size": batch_size, "workers": workers, "progress": progress}
-    return pd.concat(
-        [
+    with one_thread_per_process():
+        tables = [
             predict(
                 model, database, replace(caps, num_patches=count), seed=seed + draw, sampling=name, draw=draw, **options
             )
             for name, caps in samplings.items()
             for count in counts
             for draw in range(draws)
-        ],
-        ignore_index=True,
-    )
+        ]
+    return pd.concat(tables, ignore_index=True)
 
 
 def count_table(
