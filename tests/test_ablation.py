@@ -263,6 +263,11 @@ def test_variants_are_trained_tested_and_compared(tmp_path):
         [v, k] for v in ("base", "no DiffNet") for k in (0, 1)
     ]
     assert (tmp_path / "out" / "no_DiffNet" / "run_01" / "00_fine_tuning" / "result.json").is_file()
+    other = replace(STAGE, learning_rate=1e-4)  # what was trained before is set aside, and not read
+    chain = replace(chain, steps=(Step(Data(text), other),))
+    options = {"repeats": 2, "root": tmp_path, "progress": False, "set_aside": True}
+    runs = compare(chain, tmp_path / "out", choose_variants("no DiffNet"), **options)
+    assert len(list((tmp_path / "out" / "base" / "run_00").glob("00_fine_tuning*"))) == 2
     rows = run_predictions(runs, load_data(chain.steps[-1].data, tmp_path))
     assert rows.groupby(["variant", "run"]).size().tolist() == runs.table["n"].tolist()
     table = component_table(rows).set_index("variant")

@@ -280,8 +280,8 @@ def run_predictions(runs: Repeats, database: Database) -> pd.DataFrame:
     kept = worth_testing(database).pairs[_PAIR]
     tables = []
     for row in runs.table.to_dict("records"):
-        # The last stage is the only one in the folder of a run.
-        (path,) = (runs.folder / row["folder"]).glob("00_*/predictions.parquet")
+        folder = runs.folder / row["folder"]  # in which there may be trainings of other settings, set aside
+        path = folder / Chain.load(folder / "chain.yaml").folders[-1] / "predictions.parquet"
         rows = pd.read_parquet(path).query("split == 'test'").merge(kept, on=_PAIR, validate="one_to_one")
         tables.append(rows.assign(variant=row["variant"], run=row.get("run", row.get("fold", 0))))
     return pd.concat(tables, ignore_index=True)
