@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from vtamiq.checkpoints import CheckpointError, convert_original, read_original, resize_position_table
 from vtamiq.configs import build, conform, require
-from vtamiq.fast import accelerate, linear_rows, restore
+from vtamiq.fast import OneDNNLinear, accelerate, linear_rows, restore
 
 __all__ = ["VTAMIQ", "CheckpointError", "VTAMIQConfig", "preference"]
 
@@ -257,7 +257,7 @@ def _first_token(block: nn.Module, x: Tensor) -> Tensor:
     """
     attention = block.attn
     ours = type(block) is Block and type(attention) is Attention and attention.gate is None and attention.fused_attn
-    if not ours or any(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part)
+    if not (ours and type(attention.qkv) in (nn.Linear, OneDNNLinear)) or any(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part)
                        for part in (block, attention, attention.qkv)):  # fmt: skip
         return block(x)[:, :1]
     width, heads = attention.attn_dim, (attention.num_heads, attention.head_dim)
