@@ -26,6 +26,7 @@ from vtamiq.caps import (
     patches_per_scale,
     pool,
     regular_grid,
+    smooth,
 )
 from vtamiq.images import ImageError
 
@@ -644,3 +645,19 @@ def test_torch_generator_is_a_seed_and_is_advanced():
     draws = [CAPS(num_patches=9)(images, generator).position for _ in range(2)]
     assert torch.equal(draws[0], first.position)
     assert not torch.equal(draws[0], draws[1])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 300), (31, 33), (32, 64), (100, 161)])
+@pytest.mark.parametrize("sigma", [0.01, 0.3, 4.757, 15.9, 20.0])
+def test_smoothing_is_scipys_gaussian(size, sigma):
+    values = np.random.default_rng(0).random(size, dtype=np.float32) ** 8
+    before = values.copy()
+    smoothed, expected = smooth(values, sigma), gaussian_filter(values, sigma, mode="nearest")
+    assert smoothed.dtype == np.float32
+    assert np.array_equal(values, before)
+    np.testing.assert_array_max_ulp(smoothed, expected, maxulp=1)  # a sum of doubles in another order
+    assert (smoothed == expected).mean() > 0.999 or smoothed.size < 1000
+
+
+def test_smoothing_keeps_zero_zero():
+    assert not smooth(np.zeros((50, 70), np.float32), 3.0).any()

@@ -13,9 +13,13 @@ from torch import nn
 from tests.small import TINY
 from tests.test_model import NETWORKS, Golden
 from vtamiq import fast
+from vtamiq.attention import capture
+from vtamiq.caps import CAPS
 from vtamiq.fast import OneDNNLinear, accelerate, linear_rows, restore
 from vtamiq.inference import fingerprint
 from vtamiq.model import VTAMIQ
+from vtamiq.modules import VTAMIQLoss
+from vtamiq.scoring import score
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
 
@@ -159,6 +163,23 @@ def test_other_types_and_autocast_are_left_to_pytorch(model, batch):
     double = [part.double() for part in batch]
     with torch.no_grad():
         assert torch.equal(model.double()(*double), plain.double()(*double))
+
+
+def test_attention_and_the_loss_work_on_it(model):
+    images = np.random.default_rng(0).integers(256, size=(2, 40, 50, 3), dtype=np.uint8)
+    sample = CAPS(num_patches=9)(images, 0)
+    x, y = (torch.from_numpy(image).permute(2, 0, 1)[None] / 255 for image in images)
+    results = []
+    for network in (copy.deepcopy(model), model.optimize_for_inference()):
+        captured, given = capture(network, sample, gradient=True), x.clone().requires_grad_()
+        loss = VTAMIQLoss(network, caps=CAPS(num_patches=9))(given, y)
+        loss.backward()
+        q = score(*images, model=network, caps=CAPS(num_patches=9))
+        results.append(
+            (*captured.attention, *captured.gradient, captured.q, loss.detach(), given.grad, torch.tensor(q))
+        )
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_threads_share_a_model(model, batch):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from tests.small import TINY, small_table
@@ -98,6 +99,19 @@ class TestScore:
         network = VTAMIQ.from_pretrained(model)
         expected = scoring.score(*pair, model=network, seed=3, caps=caps_for(network, num_patches=8))
         assert capsys.readouterr().out == f"{expected:.4f}\n"
+
+    def test_fast_changes_rounding_only(self, images, model, capsys, monkeypatch):
+        monkeypatch.setattr("vtamiq.fast._worth_it", lambda *shape: torch.backends.mkldnn.is_available())
+        optimised = []
+        original = VTAMIQ.optimize_for_inference
+        monkeypatch.setattr(VTAMIQ, "optimize_for_inference", lambda model: optimised.append(original(model)) or model)
+        pair = [str(images / "reference.png"), str(images / "noisy.png")]
+        scores = []
+        for extra in ([], ["--fast"]):
+            assert main(["score", *pair, "--model", str(model), "--device", "cpu", "--json", *extra]) == 0
+            scores.append(json.loads(capsys.readouterr().out)["q"])
+        assert len(optimised) == 1
+        assert abs(scores[0] - scores[1]) < 1e-5
 
     def test_perfect_copy_scores_zero(self, images, model, capsys):
         reference = str(images / "reference.png")

@@ -203,6 +203,25 @@ def test_whoever_watches_the_last_block_sees_all_its_tokens(tiny, batch):
     assert seen == [tokens] * 3
 
 
+def test_a_projection_that_somebody_has_replaced_is_called(tiny, batch):
+    class Doubled(torch.nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = copy.deepcopy(tiny)
+    qkv = model.encoder.blocks[-1].attn.qkv
+    other = Doubled(qkv.in_features, qkv.out_features)
+    other.load_state_dict(qkv.state_dict())
+    model.encoder.blocks[-1].attn.qkv = other
+    with torch.no_grad():
+        actual = model(*batch)
+        for parameter in qkv.parameters():
+            parameter.mul_(2)
+        model.encoder.blocks[-1].attn.qkv = qkv
+        torch.testing.assert_close(actual, model(*batch), atol=1e-6, rtol=1e-5)
+        assert not torch.allclose(actual, tiny(*batch), atol=1e-6)
+
+
 def test_gradients_and_drop_path_of_the_class_token_alone():
     torch.manual_seed(0)
     model = VTAMIQ(replace(TINY, encoder_drop_path=0.5))

@@ -110,9 +110,6 @@ def benchmark(
     """
     if unknown := set(parts) - set(PARTS):
         raise ValueError(f"parts must be among {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
-    steps = (_network_steps(settings) if "network" in parts else []) + (
-        _data_steps(settings) if "data" in parts else []
-    )
     known = {"network": _network_steps, "data": _data_steps}
     with torch.random.fork_rng(devices=[]):
         steps = [step for part in PARTS if part in parts for step in known[part](settings)]

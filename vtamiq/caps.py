@@ -25,6 +25,8 @@ from vtamiq.images import ImageError, check_uint8_rgb
 DIFFERENCE_METRICS = ("mse", "absolute", "ssim")
 UV_ANCHORS = ("centre", "corner")
 MAX_SCALES = 5
+TILE = 32  # side of the tiles of `smooth`
+WIDEST = 64  # radius in pixels up to which tiles pay
 
 Seed: TypeAlias = int | Sequence[int] | np.random.SeedSequence | np.random.Generator | torch.Generator
 
@@ -162,6 +164,44 @@ def rescale(values: np.ndarray) -> np.ndarray:
     """Divide by the largest value: [0, max] -> [0, 1]. Zero keeps its meaning, and all zeros stay all zeros."""
     peak = values.max()
     return values / peak if peak > 0 else np.zeros_like(values)
+
+
+def smooth(values: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian of standard deviation `sigma` pixels over (H, W) float32, edges continued: `scipy.ndimage.gaussian_filter`
+    with mode "nearest" to the last bit or nearly so, in less than half its time for the usual widths.
+
+    A band matrix slides over tiles that fit into the processor's cache: rows first, rounded to float32 as SciPy does, then
+    columns. Its products are too small for BLAS to start threads, which would crowd the workers of a loader.
+    """
+    radius = int(4 * sigma + 0.5)
+    if radius > WIDEST:
+        return gaussian_filter(values, sigma, mode="nearest")
+    (height, width), tile = values.shape, TILE
+    kernel = np.exp(-0.5 / sigma**2 * np.arange(-radius, radius + 1) ** 2)
+    kernel /= kernel.sum()
+    band = np.zeros((tile, tile + 2 * radius))
+    for k in range(tile):
+        band[k, k : k + len(kernel)] = kernel
+    count = -(-width // tile)  # tiles side by side
+    above, beside = np.zeros((tile + 2 * radius, count * tile)), np.empty((tile, count * tile + 2 * radius))
+    middle, result = beside[:, radius : radius + count * tile], np.empty((tile, count * tile))
+    smoothed = np.empty_like(values)
+    for top in range(0, height, tile):
+        rows = np.arange(top - radius, top + tile + radius).clip(0, height - 1)
+        above[:, :width] = values[rows]
+        np.matmul(band, _tiles(above, count, tile), out=_tiles(middle, count, tile))
+        middle[:, :width] = middle[:, :width].astype(values.dtype)
+        beside[:, :radius] = beside[:, radius : radius + 1]
+        beside[:, radius + width :] = beside[:, radius + width - 1 : radius + width]
+        np.matmul(_tiles(beside, count, tile + 2 * radius), band.T, out=_tiles(result, count, tile))
+        smoothed[top : top + tile] = result[: height - top, :width]
+    return smoothed
+
+
+def _tiles(array: np.ndarray, count: int, width: int) -> np.ndarray:
+    """(count, h, width) view of (h, ≥ …): windows that begin every `TILE` columns and may overlap."""
+    row, column = array.strides
+    return np.lib.stride_tricks.as_strided(array, (count, len(array), width), (TILE * column, row, column))
 
 
 def fitting_weights(weights: np.ndarray, patch_size: int) -> np.ndarray:
@@ -431,9 +471,9 @@ class CAPS:
         size, total = images[0].shape[:2], self.difference + self.centre + self.uniform
         weights = np.full(size, self.uniform / total, np.float32)
         if self.centre > 0:
-            weights += float(self.centre / total) * self._centre(*size)
+            _add(weights, self.centre / total, self._centre(*size))
         if self.difference > 0:
-            weights += float(self.difference / total) * self._difference(images)
+            _add(weights, self.difference / total, self._difference(images))
         return weights
 
     def _difference(self, images: list[np.ndarray]) -> np.ndarray:
@@ -442,12 +482,18 @@ class CAPS:
         for image in distorted:
             difference += difference_map(reference, image, self.difference_metric)  # sum or mean: rescaled below
         sigma = (2 * self.patch_size**2) ** 0.25 if self.smoothing is None else self.smoothing
-        return rescale(gaussian_filter(difference, sigma, mode="nearest") if sigma > 0 else difference)
+        return rescale(smooth(difference, sigma) if sigma > 0 else difference)
 
     def _centre(self, height: int, width: int) -> np.ndarray:
         if self.centre_map is not None:
             return load_centre(self.centre_map, height, width)
         return gaussian_centre(height, width, self.centre_sigma)
+
+
+def _add(total: np.ndarray, weight: float, values: np.ndarray) -> None:
+    """total += weight · values, using up `values`: at many megapixels each new array costs as much as the arithmetic."""
+    values *= float(weight)
+    total += values
 
 
 def regular_grid(

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from vtamiq.checkpoints import CheckpointError, convert_original, read_original, resize_position_table
 from vtamiq.configs import build, conform, require
-from vtamiq.fast import accelerate, linear_rows, restore
+from vtamiq.fast import OneDNNLinear, accelerate, linear_rows, restore
 
 __all__ = ["VTAMIQ", "CheckpointError", "VTAMIQConfig", "preference"]
 
@@ -256,9 +256,7 @@ def _first_token(block: nn.Module, x: Tensor) -> Tensor:
     A block of another kind, one that somebody has hooked, and unfused attention, whose maps somebody wants, run as a whole.
     """
     attention = block.attn
-    ours = type(block) is Block and type(attention) is Attention and attention.gate is None and attention.fused_attn
-    if not ours or any(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part)
-                       for part in (block, attention, attention.qkv)):  # fmt: skip
+    if not _is_plain(block):
         return block(x)[:, :1]
     width, heads = attention.attn_dim, (attention.num_heads, attention.head_dim)
     normed = block.norm1(x)
@@ -271,6 +269,16 @@ def _first_token(block: nn.Module, x: Tensor) -> Tensor:
     looked = attention.norm(looked.transpose(1, 2).flatten(2))  # (B, 1, D)
     x = x[:, :1] + block.drop_path1(block.ls1(attention.proj_drop(attention.proj(looked))))
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+
+
+def _is_plain(block: nn.Module) -> bool:
+    """Whether `block(x)` is what `_first_token` takes it for, and nobody watches it."""
+    attention = block.attn
+    if type(block) is not Block or type(attention) is not Attention or attention.gate is not None:
+        return False
+    parts = (block, attention, attention.qkv)
+    watched = any(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part) for part in parts)
+    return attention.fused_attn and type(attention.qkv) in (nn.Linear, OneDNNLinear) and not watched
 
 
 def _check_backbone(vit: nn.Module, config: VTAMIQConfig) -> None:
