@@ -429,10 +429,10 @@ def _versions(model: VTAMIQ, settings: Benchmark) -> list[tuple]:
     caps = caps_for(model, num_patches=settings.patches)
 
     def embedded() -> None:
-        ReferenceEmbedding(reference, model=model, caps=caps, guides=versions[:1]).score(versions)
+        ReferenceEmbedding(reference, model=model, caps=caps, guides=versions[:1]).score(versions, batch_size=4)
 
     def pairs() -> None:
-        score(reference, versions, model=model, caps=caps)
+        score(reference, versions, model=model, caps=caps, batch_size=2)  # as many images at once
 
     what = f"{settings.versions} versions × {settings.patches} patches, ReferenceEmbedding, optimised"
     return _compare(what, ("score, optimised", pairs), {"": embedded}, 1, warm_up=False)

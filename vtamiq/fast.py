@@ -78,8 +78,9 @@ class _Product(torch.autograd.Function):
         of_x, of_weight, of_bias = ctx.needs_input_grad
         rows = gradient.flatten(0, -2)  # (rows, out)
         return (
-            _onednn_product(gradient, weight.t(), None) if of_x else None,
-            _onednn_product(rows.t(), x.flatten(0, -2).t(), None) if of_weight else None,
+            # Copies of the transposed weights cost less than what oneDNN loses on strides.
+            _onednn_product(gradient, weight.t().contiguous(), None) if of_x else None,
+            _onednn_product(rows.t(), x.flatten(0, -2).t().contiguous(), None) if of_weight else None,
             rows.sum(0) if of_bias else None,
         )
 
