@@ -57,7 +57,8 @@ def score(
         shared_positions: look at all versions of one reference at the same places, drawn from the mean of their
             differences, so that the reference is embedded once. Scores then depend on which versions are scored together,
             and all versions are held in memory, about 9 bytes a pixel each. See `ReferenceEmbedding`.
-        batch_size: patch samples that go through the network at once; more than 1 pays on a GPU.
+        batch_size: patch samples that go through the network at once; more than 1 pays on a GPU, and for
+            many versions of one reference (about 4) on a CPU too.
         precision: "float32", or "float16" or "bfloat16" for autocast.
 
     Returns:
