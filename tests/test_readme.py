@@ -79,6 +79,7 @@ def test_commands_are_understood(arguments):
 
 def test_commands_were_found():
     assert {arguments[0] for arguments in commands()} == {
+        "benchmark",
         "databases",
         "figures",
         "reproduce",
