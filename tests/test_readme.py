@@ -24,7 +24,7 @@ def commands() -> list[list[str]]:
     """Arguments of every `python -m vtamiq` in the README, those within `make reproduce` included."""
     found = []
     for line in "".join(blocks("sh")).splitlines():
-        words = shlex.split(line, comments=True)
+        words = shlex.split(line.partition(" > ")[0], comments=True)
         if "vtamiq" in words:
             found.append(words[words.index("vtamiq") + 1 :])
         elif words[:2] == ["make", "reproduce"]:
