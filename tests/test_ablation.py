@@ -115,7 +115,8 @@ class TestCounts:
         assert table.groupby(keys).size().eq(len(small)).all()
         for (name, count, draw), rows in table.groupby(keys):
             caps = replace(samplings[name], num_patches=count)
-            assert rows["q"].tolist() == predict(model, small, caps, seed=3 + draw, progress=False)["q"].tolist()
+            alone = predict(model, small, caps, seed=3 + draw, progress=False)["q"]
+            np.testing.assert_allclose(rows["q"], alone, atol=1e-6)  # the number of threads may round otherwise
         assert table.groupby(["ref_path", "dist_path"])["q"].nunique().gt(6).all()  # the settings differ
 
     def test_threads_do_not_show(self, small):

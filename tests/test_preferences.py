@@ -154,9 +154,7 @@ def test_the_reference_is_encoded_once(database, monkeypatch):
     model = fresh()
     seen = []
     forward = model.encoder.forward
-    monkeypatch.setattr(
-        model.encoder, "forward", lambda patches, *rest: seen.append(len(patches)) or forward(patches, *rest)
-    )
+    monkeypatch.setattr(model.encoder, "forward", lambda x, *a, **k: seen.append(len(x)) or forward(x, *a, **k))
     patches = PreferencePatches(database, CAPS(num_patches=6))
     PreferenceFitting(model, STAGE).predict_all(torch.utils.data.default_collate([patches[0], patches[1]]))
     assert seen == [6]  # two triplets, three images each

@@ -269,13 +269,13 @@ def occlusion(model: VTAMIQ, sample: PatchSample) -> np.ndarray:
     _check_pair(sample)
     twin, count = _twin_of(model), sample.patches.shape[1]
     patches, uv, scale = _inputs(twin, sample)
-    whole = twin.compare(*_split(twin.encode(patches, uv, scale)))[0, 0]
+    whole = twin(patches, uv, scale)[0, 0]
     without = []
     for removed in torch.arange(count).split(_at_once(2 * count)):
         kept = torch.arange(count - 1).expand(len(removed), -1)
         kept = (kept + (kept >= removed[:, None])).to(uv.device)  # (n, N−1)
         variants = patches[0][:, kept].transpose(0, 1)  # (n, 2, N−1, 3, P, P)
-        without.append(twin.compare(*_split(twin.encode(variants, uv[0][kept], scale[0][kept])))[:, 0])
+        without.append(twin(variants, uv[0][kept], scale[0][kept])[:, 0])
     return (whole - torch.cat(without)).double().cpu().numpy()
 
 
