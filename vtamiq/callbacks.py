@@ -54,9 +54,7 @@ class History(Callback):
 
     @rank_zero_only
     def on_fit_start(self, trainer: lightning.Trainer, module: Fitting) -> None:
-        if (
-            self.rows
-        ):  # whatever became of the file: it is needed at the end, where perhaps no epoch is left to write it
+        if self.rows:  # whatever became of the file: it is read at the end, and perhaps no epoch is left to write it
             write_table(pd.DataFrame(self.rows), self.out / "history.csv")
 
     @rank_zero_only
@@ -252,9 +250,8 @@ def checkpoints(folder: Path, stage: Stage) -> list[ModelCheckpoint]:
     epochs = {"save_on_train_epoch_end": True}
     return [
         MovableCheckpoint(filename="best", monitor="val_srocc", mode="max", **epochs, **keep),
-        MovableCheckpoint(
-            filename="last", **epochs, **keep
-        ),  # not `save_last`, which skips epochs that are not the best
+        # Not `save_last`, which skips epochs that are not the best.
+        MovableCheckpoint(filename="last", **epochs, **keep),
         TimedCheckpoint(filename="last", train_time_interval=timedelta(minutes=stage.checkpoint_minutes), **keep),
     ]
 
@@ -270,9 +267,8 @@ def readable_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             if not {"epoch", "state_dict", "optimizer_states", "loops"} <= set(held):
                 raise ValueError("not a checkpoint of a training")
         except Exception as error:  # zipfile, pickle and torch each have their own way of refusing a damaged file
-            log.warning(
-                "%s is damaged (%s); falling back to the one before", name, type(error).__name__
-            )  # torch advises to load it unsafely
+            # Its kind only: in words, torch advises to load the file unsafely.
+            log.warning("%s is damaged (%s); falling back to the one before", name, type(error).__name__)
             continue
         return path, held
     return None

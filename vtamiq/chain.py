@@ -47,11 +47,10 @@ from vtamiq.initialise import start_from_scratch
 from vtamiq.lineage import pictures_of, unseen
 from vtamiq.model import VTAMIQ, CheckpointError, VTAMIQConfig
 from vtamiq.predictions import caps_for, predict, write_table
-from vtamiq.processes import is_first_process
 from vtamiq.protocol import load_candidate, worth_testing
 from vtamiq.simulated import simulate_preferences
 from vtamiq.synthesis import demo_database
-from vtamiq.training import Run, Stage, train
+from vtamiq.training import Devices, Run, Stage, train
 
 __all__ = [
     "Chain",
@@ -219,7 +218,7 @@ class Chain:
     @property
     def writes_here(self) -> bool:
         """Whether this process is the only one of the run, or the one of them that writes and prints."""
-        return (self.devices == 1 and self.num_nodes == 1) or is_first_process()
+        return Devices(self.accelerator, self.devices, self.num_nodes, self.strategy).main
 
     @property
     def folders(self) -> list[str]:
@@ -515,9 +514,7 @@ def run_chain(
     planned = _plan(chain, model, load or load_once(root))
     if first and not (out / "chain.yaml").exists():
         chain.save(out / "chain.yaml")
-    options = {"accelerator": chain.accelerator}
-    options |= {name: getattr(chain, name) for name in ("devices", "num_nodes") if getattr(chain, name) != 1}
-    options |= {"strategy": chain.strategy} if chain.strategy != "auto" else {}
+    options = {name: getattr(chain, name) for name in ("accelerator", "devices", "num_nodes", "strategy")}
     runs, rows = [], []
     for number, (part, name) in enumerate(zip(planned, chain.folders, strict=True)):
         run = train(
@@ -586,8 +583,7 @@ def _result(run: Run, part: _Planned) -> dict[str, Any]:
     `srocc_start` is the SROCC of the weights that the stage started from on the same test rows, so that the difference is
     what the stage has gained. Synthetic pairs that a distortion left unchanged are not tested on.
     """
-    result = json.loads((run.folder / "result.json").read_text())
-    row = {name: result.get(name) for name in ("best_epoch", "val_srocc", "seconds")}
+    row = {name: run.result.get(name) for name in ("best_epoch", "val_srocc", "seconds")}
     row |= {"n": 0} | dict.fromkeys([*VALUES[1:], "srocc_start"], float("nan"))
     tested = _tested(part)
     if tested is None:

@@ -175,7 +175,7 @@ def onednn_works(outputs: int = 64, inputs: int = 64) -> bool:
     x, weight = _trial(outputs, inputs)
     try:
         result = _onednn_product(x, _onednn_pack(weight), None)
-    except (AttributeError, RuntimeError, NotImplementedError):
+    except (AttributeError, RuntimeError):  # no such operator, or none for this CPU
         return False
     expected = F.linear(x, weight)
     return bool((expected - result).abs().max() <= TOLERANCE * expected.abs().max())  # not so for NaN

@@ -4,6 +4,7 @@ Workers decode the images, cut the patches as uint8 and ship only those; normali
 item depends on nothing but (seed, epoch, row): neither on the number of workers or processes nor on what was drawn before.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +36,7 @@ class Flips:
                 raise ValueError(f"Flips.{name} must be a probability, got {getattr(self, name)!r}")
 
 
-class ImagePatches(Dataset):
+class ImagePatches(Dataset, ABC):
     """What pairs and preferences have in common: from the images of a row to patches, for any epoch.
 
     An index is epoch · len + row, so that one dataset serves every epoch (or every draw of a test) with new patches and
@@ -63,12 +64,13 @@ class ImagePatches(Dataset):
                 return item | {"failed": torch.tensor(row if tried else -1)}
         raise ImageError(f"{min(len(self), MOST_SKIPPED)} rows from row {row} on are bad, the last one: {problem}")
 
+    @abstractmethod
     def paths(self, row: int) -> str:
         """The images of a row, for messages."""
-        raise NotImplementedError
 
+    @abstractmethod
     def labels(self, row: int) -> dict[str, torch.Tensor]:
-        raise NotImplementedError
+        """What is to be learnt of a row."""
 
     def _item(self, epoch: int, row: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng([self.seed, epoch, row])

@@ -45,6 +45,7 @@ from vtamiq.lineage import pictures_of
 from vtamiq.model import VTAMIQ
 from vtamiq.patches import ImagePatches, PairPatches, PreferencePatches, patch_loader
 from vtamiq.predictions import caps_for, predict, write_table
+from vtamiq.processes import is_first_process
 from vtamiq.stage import Stage
 
 __all__ = ["Run", "Stage", "train"]
@@ -71,9 +72,8 @@ class Devices:
 
     @property
     def main(self) -> bool:
-        """Whether this process is the one that writes, as far as its environment tells."""
-        ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
-        return self.single or not any(int(os.environ.get(name, 0)) for name in ranks)
+        """Whether this process is the only one, or the one that writes."""
+        return self.single or is_first_process()
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def train(
 
     With several devices, each takes its share of every batch, and the result is that of one device but for dropout and
     rounding. Every process runs this function: under `torchrun`, or in a script, which Lightning then starts once more
-    for each further device (in a notebook, run `python -m vtamiq train`).
+    for each further device (in a notebook, `vtamiq.chain.launch`).
 
     Args:
         model: trained in place; afterwards it is on the CPU, in evaluation mode, with the best weights, or after an
