@@ -15,7 +15,7 @@ from tests.test_model import NETWORKS, Golden
 from vtamiq import fast
 from vtamiq.attention import capture
 from vtamiq.caps import CAPS
-from vtamiq.fast import OneDNNLinear, accelerate, linear_rows, restore
+from vtamiq.fast import OneDNNLinear, accelerate, accelerated, linear_rows, restore
 from vtamiq.inference import fingerprint
 from vtamiq.model import VTAMIQ
 from vtamiq.modules import VTAMIQLoss
@@ -89,6 +89,20 @@ def test_gradients_equal_the_default(model, batch, training):
     assert gradients[0].keys() == gradients[1].keys()
     for name, expected in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], expected, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_nothing_is_packed_in_training(model, batch):
+    """Weights change in ways that nobody is told of: `.data` is how Lightning exchanges them with their average."""
+    plain = copy.deepcopy(model)
+    accelerate(model, training=True)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(*batch), plain(*batch), atol=1e-5, rtol=0)
+    for network in (model, plain):
+        for parameter in network.parameters():
+            parameter.data.mul_(1.1)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(*batch), plain(*batch), atol=1e-5, rtol=1e-5)
+    assert not any(part._packed for part in routed(model))
 
 
 def test_frozen_parts_get_no_gradient():
@@ -234,6 +248,16 @@ class TestChoice:
         module = accelerate(nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 16), nn.Linear(16, 8)))
         assert timed == [(8, 16, False), (16, 8, False)]
         assert [isinstance(part, OneDNNLinear) for part in module] == [True, False, True]
+
+    def test_given_shapes_are_taken_without_timing(self, monkeypatch):
+        monkeypatch.delattr(fast, "_worth_it")
+        module = accelerate(nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 16), nn.Linear(16, 8)), shapes=[(8, 16)])
+        assert [isinstance(part, OneDNNLinear) for part in module] == [True, False, True]
+        assert accelerated(module) == [(8, 16)]
+        assert accelerated(accelerate(module, shapes=[(16, 8), (3, 3), (8, 16)])) == [(8, 16), (16, 8)]
+        assert accelerated(accelerate(module, shapes=[])) == []
+        monkeypatch.setattr(fast, "onednn_works", lambda *shape: False)
+        assert accelerated(accelerate(module, shapes=[(8, 16)])) == []
 
     @pytest.mark.parametrize("problem", [AttributeError, RuntimeError, NotImplementedError])
     def test_an_operator_that_is_missing_is_not_used(self, monkeypatch, seconds, problem):

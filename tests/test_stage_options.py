@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.small import TINY, small_database
+from vtamiq import fast
 from vtamiq.caps import CAPS
 from vtamiq.databases import LabelScale
 from vtamiq.fitting import Fitting, frozen_parameters
@@ -184,6 +185,27 @@ def test_rates_are_in_the_history(fit):
     assert run.history["rate"].iloc[-1] == pytest.approx(1e-4)
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
+def test_onednn_trains_to_the_same_weights_but_for_rounding(fit, monkeypatch):
+    monkeypatch.setattr(fast, "_worth_it", lambda *_: True)
+    options = {"optimizer": "sgd", "momentum": 0.0, "epochs": 2}
+    plain, ours = fit(**options), fit(**options, onednn=True)
+    assert list(ours.model.state_dict()) == list(plain.model.state_dict())
+    state = torch.load(ours.folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["state_dict"].keys() == {f"model.{name}" for name in plain.model.state_dict()}
+    assert (96, 32) in map(tuple, state["callbacks"]["OneDNN"]["shapes"])
+    for name, value in weights(plain).items():
+        torch.testing.assert_close(weights(ours)[name], value, atol=1e-5, rtol=1e-4, msg=name)
+    np.testing.assert_allclose(ours.predictions["q"], plain.predictions["q"], atol=1e-5, rtol=0)
+
+
+def test_onednn_that_pays_nowhere_changes_nothing(fit, monkeypatch):
+    monkeypatch.setattr(fast, "_worth_it", lambda *_: False)
+    plain, ours = fit(), fit(onednn=True)
+    assert all(torch.equal(weights(ours)[name], value) for name, value in weights(plain).items())
+    pd.testing.assert_frame_equal(ours.history, plain.history)
+
+
 # ---- data -------------------------------------------------------------------------------------------------------
 
 
@@ -285,6 +307,7 @@ def test_bad_options_are_refused(change):
     [
         {"momentum": 0.5}, {"milestones": (0.3,)}, {"step_factor": 0.5}, {"squared": True}, {"mae_decay": 0.9},
         {"auxiliary_weight": 2.0}, {"final_rate": 0.5, "schedule": "constant"},
+        {"onednn": True, "precision": "bf16-mixed"},
     ],
     ids=str,
 )  # fmt: skip

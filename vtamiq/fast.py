@@ -6,6 +6,7 @@ ships for convolutions and for its compiler, often does better, the more so with
 
 import logging
 import time
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-__all__ = ["OneDNNLinear", "accelerate", "linear_rows", "onednn_works", "restore"]
+__all__ = ["OneDNNLinear", "accelerate", "accelerated", "linear_rows", "onednn_works", "restore"]
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,8 @@ class OneDNNLinear(nn.Linear):
 
     It has the parameters of the linear that it stands for, so it is saved, loaded, moved and trained as before. A packed
     copy of the weights (as much memory again) is made on first use without gradients, and anew after the weights changed.
-    Gradients go through oneDNN too if `training_too`, else the default way.
+    With `training_too`, gradients go through oneDNN as well, and nothing is packed: the weights change at every step, also
+    in ways that nobody is told of, such as an exchange with their moving average.
     """
 
     _packed: dict[tuple[int, int], tuple[tuple[int, int], Tensor]]
@@ -48,7 +50,7 @@ class OneDNNLinear(nn.Linear):
             return F.linear(x, weight, bias)
         if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (x, weight, bias)):
             return _Product.apply(x, weight, bias) if self.training_too else F.linear(x, weight, bias)
-        return _onednn_product(x, self._pack(weight, start, stop), bias)
+        return _onednn_product(x, weight if self.training_too else self._pack(weight, start, stop), bias)
 
     def _pack(self, weight: Tensor, start: int, stop: int) -> Tensor:
         # Two threads may both pack: what they store is the same.
@@ -92,7 +94,10 @@ def linear_rows(linear: nn.Linear, x: Tensor, start: int, stop: int) -> Tensor:
     return F.linear(x, *_sliced(linear, start, stop))
 
 
-def accelerate(module: nn.Module, *, training: bool = False) -> nn.Module:
+Shape = tuple[int, int]  # outputs and inputs of a linear layer
+
+
+def accelerate(module: nn.Module, *, training: bool = False, shapes: Collection[Shape] | None = None) -> nn.Module:
     """Let the linear layers of a module compute with oneDNN, in place, where a quick timing says that it pays here.
 
     Each distinct shape is timed for some milliseconds with the threads that PyTorch has now, and its result compared; where
@@ -101,24 +106,33 @@ def accelerate(module: nn.Module, *, training: bool = False) -> nn.Module:
 
     Args:
         training: take oneDNN for training steps too. Off: gradients are computed as before.
+        shapes: take it for linear layers of these (outputs, inputs) and no others, without timing, if it is right here.
 
     Returns:
         The module. `restore` undoes it.
     """
     restore(module)
-    worth: dict[tuple[int, int], bool] = {}
+    worth: dict[Shape, bool] = {}
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is not nn.Linear or child._forward_hooks or child._forward_pre_hooks:
                 continue
             shape = (child.out_features, child.in_features)
             if shape not in worth:
-                worth[shape] = _worth_it(*shape, training)
+                if shapes is None:
+                    worth[shape] = _worth_it(*shape, training)
+                else:
+                    worth[shape] = shape in shapes and onednn_works(*shape)
             if worth[shape]:
                 setattr(parent, name, OneDNNLinear(child, training))
     taken = ", ".join(f"{inputs} → {outputs}" for (outputs, inputs), pays in worth.items() if pays)
     log.debug("oneDNN is taken for: %s", taken or "nothing, it is not faster here")
     return module
+
+
+def accelerated(module: nn.Module) -> list[Shape]:
+    """Shapes of the linear layers that compute with oneDNN."""
+    return sorted({tuple(part.weight.shape) for part in module.modules() if isinstance(part, OneDNNLinear)})
 
 
 def restore(module: nn.Module) -> nn.Module:

@@ -36,9 +36,18 @@ from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.utils.data import DataLoader, Subset
 
-from vtamiq.callbacks import AtomicCheckpointIO, History, Progress, Termination, checkpoints, readable_checkpoint
+from vtamiq.callbacks import (
+    AtomicCheckpointIO,
+    History,
+    OneDNN,
+    Progress,
+    Termination,
+    checkpoints,
+    readable_checkpoint,
+)
 from vtamiq.configs import build
 from vtamiq.databases import Database, LabelScale, Linearisation
+from vtamiq.fast import restore
 from vtamiq.files import clear_unfinished, holding, write_text
 from vtamiq.fitting import fitting_for
 from vtamiq.lineage import pictures_of
@@ -212,6 +221,9 @@ def train(
             state, model.seen, model.config = before
             model.cpu().eval().load_state_dict(state)  # so that the same call can be made again
             raise
+        finally:
+            if stage.onednn:
+                restore(model)
     return _adopt(model, Run.load(out))
 
 
@@ -247,6 +259,8 @@ def _fit(
     held_out = _dataset(validation, test_caps, stage, labels, augmented=False)
     history, folder = History(out, rows), out / "checkpoints"
     callbacks = [history, Termination(), *checkpoints(folder, stage)]
+    if stage.onednn:
+        callbacks.append(OneDNN())
     if stage.ema:
         callbacks.append(EMAWeightAveraging(decay=stage.ema))
     if stage.patience:  # NaN is a validation without an order, no reason to stop
@@ -473,7 +487,7 @@ def _code_digest() -> str:
     """Tells a run of other code from this one: of the files that decide what training computes."""
     digest = hashlib.sha256()
     for name in (
-        "caps", "distortions", "fitting", "images", "losses", "model", "pairs", "patches", "predictions", "stage",
+        "caps", "distortions", "fast", "fitting", "images", "losses", "model", "pairs", "patches", "predictions", "stage",
         "training",
     ):  # fmt: skip
         digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
