@@ -18,14 +18,23 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm.auto import tqdm
 
-from vtamiq.fast import accelerate, accelerated
+from vtamiq.fast import accelerate, accelerated, compile_blocks
 from vtamiq.files import replacing, write_text
 from vtamiq.fitting import Fitting
 from vtamiq.patches import ImagePatches
 from vtamiq.predictions import write_table
 from vtamiq.stage import Stage
 
-__all__ = ["AtomicCheckpointIO", "History", "OneDNN", "Progress", "Termination", "checkpoints", "readable_checkpoint"]
+__all__ = [
+    "AtomicCheckpointIO",
+    "Compiled",
+    "History",
+    "OneDNN",
+    "Progress",
+    "Termination",
+    "checkpoints",
+    "readable_checkpoint",
+]
 
 log = logging.getLogger(__name__)
 PREVIOUS = "previous.ckpt"
@@ -232,6 +241,15 @@ class OneDNN(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.shapes = state["shapes"] and [tuple(shape) for shape in state["shapes"]]
+
+
+class Compiled(Callback):
+    """The encoder's blocks compiled, once they are on their device."""
+
+    def on_fit_start(self, trainer: lightning.Trainer, module: Fitting) -> None:
+        encoder = module.model.encoder
+        with trainer.precision_plugin.forward_context():
+            compile_blocks(encoder.blocks, encoder.class_token.shape[-1], training=True)
 
 
 # ---- checkpoints ------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from torch.utils.data import DataLoader, Subset
 
 from vtamiq.callbacks import (
     AtomicCheckpointIO,
+    Compiled,
     History,
     OneDNN,
     Progress,
@@ -47,7 +48,7 @@ from vtamiq.callbacks import (
 )
 from vtamiq.configs import build
 from vtamiq.databases import Database, LabelScale, Linearisation
-from vtamiq.fast import restore
+from vtamiq.fast import decompile_blocks, restore
 from vtamiq.files import clear_unfinished, holding, write_text
 from vtamiq.fitting import fitting_for
 from vtamiq.lineage import pictures_of
@@ -61,7 +62,8 @@ __all__ = ["Run", "Stage", "train"]
 
 log = logging.getLogger(__name__)
 Labels = LabelScale | Linearisation | None  # None: preferences are taken as they are
-NO_MATTER = ("workers", "in_memory", "checkpoint_minutes")  # settings that make no difference to the result
+# Settings that make no difference to the result:
+NO_MATTER = ("workers", "in_memory", "checkpoint_minutes", "gradient_checkpointing")
 PATIENCE = 600  # seconds that a process waits for the main one to claim the run folder
 TIMEOUT = timedelta(days=1)  # for the other processes, while the main one scores the test rows
 
@@ -224,6 +226,9 @@ def train(
         finally:
             if stage.onednn:
                 restore(model)
+            if stage.compile:
+                decompile_blocks(model.encoder.blocks)
+            model.encoder.recompute = False
     return _adopt(model, Run.load(out))
 
 
@@ -261,6 +266,8 @@ def _fit(
     callbacks = [history, Termination(), *checkpoints(folder, stage)]
     if stage.onednn:
         callbacks.append(OneDNN())
+    if stage.compile:
+        callbacks.append(Compiled())
     if stage.ema:
         callbacks.append(EMAWeightAveraging(decay=stage.ema))
     if stage.patience:  # NaN is a validation without an order, no reason to stop
@@ -292,6 +299,7 @@ def _fit(
             use_distributed_sampler=False,
         )
         loaders = _loaders(rows, held_out, stage, trainer)
+        model.encoder.recompute = stage.gradient_checkpointing
         model.train()  # Lightning keeps the mode: a loaded model would be trained without dropout
         on_interrupt = signal.getsignal(signal.SIGINT)
         resumed = readable_checkpoint(folder)
