@@ -1,128 +1,23 @@
-"""The plain twin is the same network; the benchmark measures what it says. Nothing here depends on time."""
+"""The benchmark measures what it says. Nothing here depends on time."""
 
 import json
+import platform
 from dataclasses import replace
 
-import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from tests.small import TINY
-from tests.test_model import NETWORKS, Golden
+from vtamiq import __main__
 from vtamiq import benchmark as module
 from vtamiq.__main__ import main
-from vtamiq.benchmark import Benchmark, TwinNetwork, benchmark, best_rate, interleaved, pictures
-from vtamiq.model import VTAMIQ, VTAMIQConfig
+from vtamiq.benchmark import PARTS, Benchmark, benchmark, described
+from vtamiq.timing import COLUMNS
 
 QUICK = Benchmark(
     backbone="vit_tiny_patch16_384", blocks=2, width=32, num_heads=2, patches=6, batch=4, versions=2, megapixels=(0.01,),
-    rounds=2,
+    rounds=2, compile=False,
 )  # fmt: skip
-
-
-class TestTwin:
-    @pytest.mark.parametrize("name", NETWORKS)
-    def test_golden_vectors(self, name):
-        golden = Golden(name)
-        twin = TwinNetwork(golden.model)
-        with torch.no_grad():
-            for k, key in enumerate(("out/q", "out/q_b"), start=1):
-                q = twin(golden.patches[:, 0], golden.patches[:, k], golden.uv, golden.scale)
-                np.testing.assert_allclose(q, golden[key], atol=1e-5, rtol=0)
-            cls = twin.encode(golden.patches[:, 0], golden.uv, golden.scale)
-        np.testing.assert_allclose(cls, golden["out/cls_ref"], atol=1e-5, rtol=0)
-
-    @pytest.mark.parametrize(
-        "change",
-        [
-            {},
-            {"zero_anchor": False, "layer_scale": False, "difference_scale": False, "num_registers": 0},
-            {"num_groups": 0, "class_token_position": False},
-            {"difference_gate": True, "channel_attention_prelu": True, "num_scales": 3, "num_blocks": 3},
-        ],
-        ids=str,
-    )
-    def test_equals_the_model_in_every_configuration(self, change):
-        torch.manual_seed(0)
-        model = VTAMIQ(replace(TINY, **change)).eval()
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.1)
-        twin = TwinNetwork(model)
-        images = torch.randint(256, (3, 2, 7, 3, 16, 16), dtype=torch.uint8)
-        uv, scale = torch.rand(3, 7, 2), torch.randint(4, (3, 7))
-        with torch.no_grad():
-            expected = model(images, uv, scale)[:, 0]
-            torch.testing.assert_close(twin(images[:, 0], images[:, 1], uv, scale), expected, atol=1e-5, rtol=1e-5)
-
-    def test_its_weights_are_its_own(self):
-        model = VTAMIQ(TINY)
-        twin = TwinNetwork(model)
-        assert twin.training
-        shared = {parameter.data_ptr() for parameter in model.parameters()}
-        assert not shared & {parameter.data_ptr() for parameter in twin.parameters()}
-        count = sum(parameter.numel() for parameter in twin.parameters())
-        assert count == sum(parameter.numel() for parameter in model.parameters())
-
-    def test_training_gives_the_models_gradients(self):
-        torch.manual_seed(0)
-        model = VTAMIQ(replace(TINY, head_dropout=0.0, decoder_drop_path=0.0))
-        twin = TwinNetwork(model)
-        images, uv = torch.randn(3, 2, 7, 3, 16, 16), torch.rand(3, 7, 2)
-        model(images, uv).sum().backward()
-        twin(images[:, 0], images[:, 1], uv).sum().backward()
-        pairs = [
-            (twin.class_token, model.encoder.class_token),
-            (twin.position_table, model.encoder.position_table),
-            (twin.blocks[-1].fc1.weight, model.encoder.blocks[-1].mlp.fc1.weight),
-            (twin.groups[0].expands[0].bias, model.diffnet.groups[0].blocks[0].attention.expand.bias),
-            (twin.hidden.weight, model.head.hidden.weight),
-        ]
-        for ours, theirs in pairs:
-            assert theirs.grad.abs().max() > 0
-            torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-3)
-
-    @pytest.mark.parametrize(
-        "change", [{"adapters": True}, {"mlp_dropout": 0.1}, {"embedding_dropout": 0.1}, {"encoder_drop_path": 0.1}]
-    )
-    def test_what_it_has_not_is_refused(self, change):
-        model = VTAMIQ(replace(TINY, **change))
-        with pytest.raises(ValueError, match="plain twin has neither adapters nor"):
-            TwinNetwork(model)
-        if "adapters" not in change:
-            assert not TwinNetwork(model.eval()).training
-
-    def test_blocks_of_other_kinds_are_refused(self):
-        model = VTAMIQ(TINY)
-        model.encoder.blocks[0].attn.q_norm = torch.nn.LayerNorm(16)
-        with pytest.raises(ValueError, match="usual blocks only"):
-            TwinNetwork(model)
-
-
-class TestMeasuring:
-    def test_calls_take_turns_after_one_to_warm_up(self):
-        calls = []
-        seconds, results = interleaved([lambda: calls.append("a") or len(calls), lambda: calls.append("b")], 3)
-        assert calls == ["a", "b"] * 4
-        assert seconds.shape == (3, 2)
-        assert (seconds >= 0).all()
-        assert results == [7, None]
-
-    def test_processor_time_is_taken(self, monkeypatch):
-        clock = iter(range(100))
-        monkeypatch.setattr(module.time, "process_time", lambda: next(clock) ** 2)
-        seconds, _ = interleaved([lambda: None, lambda: None], 2, warm_up=False)
-        assert seconds.tolist() == [[1, 5], [9, 13]]
-
-    def test_ratios_ranges_and_shares(self, monkeypatch):
-        seconds = np.array([[4.0, 2.0, 1.0], [9.0, 3.0, 2.0], [4.0, 1.0, 1.0]])
-        monkeypatch.setattr(module, "interleaved", lambda functions, rounds: (seconds, [1.0, 1.25, None]))
-        monkeypatch.setattr(module, "_squares", lambda: [None])
-        rows = module._compare("x", ("twin", None), {"y": None}, 3, flops=module._SQUARE_FLOPS / 2)
-        assert rows[0] == ("xy", "twin", 3.0, 2.0, 4.0, 2.0, 0.25)
-        assert rows[1][:6] == ("xy", "best float32 rate", 1 / 3, 0.25, 0.5, 2.0)
-
-    def test_the_best_rate_is_a_rate(self):
-        assert best_rate(1) > 1e6
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +31,8 @@ def table():
 
 class TestBenchmark:
     def test_rows(self, table):
-        assert list(table) == ["what", "against", "ratio", "lowest", "highest", "seconds", "error"]
+        assert tuple(table) == COLUMNS
+        assert table["part"].tolist() == ["network"] * 13 + ["data"] * 2
         assert table["what"].tolist() == [
             "scoring 4 × 6 patches", "scoring 4 × 6 patches, optimised",
             "scoring 4 × 6 patches", "scoring 4 × 6 patches, optimised",
@@ -162,31 +58,30 @@ class TestBenchmark:
         assert table.attrs["patches"] == 6
         assert table.attrs["threads"] == torch.get_num_threads()
         assert table.attrs["gflops"] > 0
+        assert table.attrs["onednn_gain"] > 0
+
+    def test_goals(self, table, monkeypatch):
+        monkeypatch.setattr(module, "product_rates", lambda: [1.0, 2.0])
+        assert module._goals()["triplets"] == {"": 1.6, ", optimised": 3.0}
+        monkeypatch.setattr(module, "product_rates", lambda: [1.0, 1.9])
+        assert module._goals()["scoring"] == {"": 1.2, ", optimised": 1.2}
+        plain = table[~table["what"].str.contains("optimised")].set_index("what")["goal"]
+        assert plain["training step of 4 × 6 patches"] == 1.2
+        assert plain["116 × 87: a whole item"] == pytest.approx(2 / 3)
+        assert table[table["against"] == "best float32 rate"]["goal"].dropna().tolist() == [0.85, 0.85]
+        assert table["goal"].isna().sum() == 2  # the share of the best rate without oneDNN
+
+    def test_a_file_of_it_explains_itself(self, table):
+        row = described(table).iloc[0]
+        assert row["backbone"] == "vit_tiny_patch16_384"
+        assert row["megapixels"] == "0.01"
+        assert {"cpu", "gpu", "cores", "threads", "torch", "system", "gflops", "onednn_gain"} <= set(row.index)
+        assert platform.node() not in " ".join(map(str, row))
 
     def test_parts(self):
         assert benchmark(replace(QUICK, rounds=1), parts=["data"])["what"].str.startswith("116 × 87").all()
-        with pytest.raises(ValueError, match="parts must be among network, data, got disk"):
+        with pytest.raises(ValueError, match=r"parts must be among network, data, .*gpu, got disk"):
             benchmark(QUICK, parts=["disk"])
-
-    @pytest.mark.parametrize(
-        "change",
-        [{"rounds": 0}, {"batch": 1}, {"patches": 0}, {"megapixels": (0.0,)}, {"blocks": 1.5}, {"versions": 0}],
-    )
-    def test_bad_settings_are_refused(self, change):
-        with pytest.raises(ValueError, match=f"Benchmark.{next(iter(change))}"):
-            replace(QUICK, **change)
-
-    def test_the_default_is_the_papers_network(self):
-        settings = Benchmark()
-        config = VTAMIQConfig()
-        assert (settings.backbone, settings.blocks) == (config.backbone, config.num_blocks)
-
-    def test_pictures_differ_and_are_the_same_each_time(self):
-        first, second = pictures(40, 60), pictures(40, 60)
-        assert first[0].shape == (40, 60, 3)
-        assert first[0].dtype == np.uint8
-        assert (first[0] != first[1]).any()
-        assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 OPTIONS = ["--backbone", "vit_tiny_patch16_384", "--width", "32", "--num-heads", "2", "--blocks", "1", "--patches", "4"]
@@ -197,7 +92,10 @@ def test_shell_prints_a_table(capsys):
     threads = torch.get_num_threads()
     assert main(["benchmark", *OPTIONS]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("vit_tiny_patch16_384, 1 blocks, float32 on the CPU, 1 thread(s), best rate")
+    first, second, *_ = printed.splitlines()
+    assert first.startswith("vit_tiny_patch16_384, 1 blocks; ")
+    assert "1 thread(s)" in first
+    assert second.startswith("best rate of a float32 product ")
     assert "scoring 2 × 4 patches, optimised" in printed
     assert "116 × 87: a whole item" in printed
     assert torch.get_num_threads() == threads
@@ -211,6 +109,43 @@ def test_shell_prints_json(capsys):
     assert result["rows"][0]["error"] is None
 
 
-def test_shell_refuses_bad_settings(capsys):
+def test_shell_writes_a_file(tmp_path, capsys):
+    out = tmp_path / "new" / "costs.csv"
+    assert main(["benchmark", *OPTIONS, "--only", "batch", "--out", str(out)]) == 0
+    table = pd.read_csv(out)
+    assert table["x"].tolist() == [1, 2, 4, 8]
+    assert table["backbone"].tolist() == ["vit_tiny_patch16_384"] * 4
+    printed = capsys.readouterr().out
+    assert "\nbatch\n" in printed
+    assert "error" not in printed
+
+
+def test_shell_knows_all_parts():
+    assert tuple(PARTS) == __main__.BENCHMARKS
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_shell_measures_all_that_there_is(monkeypatch, gpu):
+    asked = []
+
+    def measured(settings, parts, progress):
+        asked.append(tuple(parts))
+        return pd.DataFrame(columns=list(COLUMNS))
+
+    monkeypatch.setattr(module, "benchmark", measured)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    for options in (["--all"], [], ["--only", "table", "memory"]):
+        main(["benchmark", *options, "--out", "x.txt"])
+    assert asked == []
+    monkeypatch.setattr(__main__, "_benchmark_lines", lambda table: "")
+    for options in (["--all"], [], ["--only", "table", "memory"]):
+        main(["benchmark", *options])
+    everything = tuple(PARTS) if gpu else tuple(part for part in PARTS if part != "gpu")
+    assert asked == [everything, ("network", "data"), ("table", "memory")]
+
+
+def test_shell_refuses_bad_settings(capsys, tmp_path):
+    assert main(["benchmark", "--out", str(tmp_path / "x.txt")]) == 2
+    assert "the table is written as .csv" in capsys.readouterr().err
     assert main(["benchmark", "--batch", "1"]) == 2
     assert "Benchmark.batch must be at least 2" in capsys.readouterr().err

@@ -206,6 +206,9 @@ class TestFiles:
         found = read_recipe(tmp_path / "new", "fig")
         assert (found.function, found.data, found.dpi) == ("plots.bars", {"k": 1}, 300.0)
         assert list(found.arguments) == ["table", "title"]
+        assert found.gallery is True
+        write_recipe(self.recipe(gallery=False), tmp_path / "other", "fig")
+        assert read_recipe(tmp_path / "other", "fig").gallery is False
         assert find_recipes(tmp_path / "new") == ["fig"]
         assert find_recipes(tmp_path / "none") == []
 

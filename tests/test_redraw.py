@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from tests.small import TINY
-from vtamiq import attention_plots, diagrams, plots, result_plots
+from tests.test_cost_plots import made
+from vtamiq import attention_plots, cost_plots, diagrams, plots, result_plots
 from vtamiq.__main__ import main
 from vtamiq.caps import CAPS
 from vtamiq.correlations import correlations
@@ -46,6 +47,7 @@ def draw_all() -> dict[str, Figure]:
     model = VTAMIQ(TINY)
     histogram = pd.DataFrame({"label": "l", "low": [0, 0.5], "high": [0.5, 1.0], "before": [1, 2], "after": [2, 1]})
     spread = pd.DataFrame({"num_patches": [8, 16], "mean": [2.0, 1.0], "low": 0.5, "high": 3.0})
+    measured = made()
     scatter = {"groups": rows["dist_name"], "statistics": found, "title": "t"}
     cells = [list(IMAGES), list(IMAGES)]
     return {
@@ -73,6 +75,9 @@ def draw_all() -> dict[str, Figure]:
         "ablation": result_plots.ablation_curve(counts),
         "runs": result_plots.repeated_runs(counts),
         "variants": result_plots.variants(counts),
+        "costs": cost_plots.cost_panels(measured),
+        "precisions": cost_plots.precision_gains(measured),
+        "speed": cost_plots.speed_ups(measured),
     }
 
 
@@ -107,7 +112,7 @@ class TestRedraw:
     def test_every_function_is_known(self, run):
         names = {json.loads(path.read_text())["function"] for path in (run / DATA_FOLDER).glob("*.json")}
         assert names == set(FUNCTIONS)
-        for module in (plots, attention_plots, diagrams, result_plots):
+        for module in (plots, attention_plots, diagrams, result_plots, cost_plots):
             annotated = [
                 name for name in module.__all__ if getattr(module, name).__annotations__.get("return") is Figure
             ]
@@ -282,6 +287,22 @@ class TestCommand:
         assert capsys.readouterr().out == "figures: 1 figure drawn, 3 files\n"
         assert contents((tmp_path / "figures").iterdir()) == kept
         assert not (tmp_path / "runs" / "demo" / "figures").exists()
+
+    def test_what_tells_of_one_machine_stays_in_the_run(self, tmp_path, monkeypatch, capsys):
+        (tmp_path / "notebooks").mkdir()
+        monkeypatch.chdir(tmp_path)
+        run = tmp_path / "runs" / "demo"
+        paths = keep_figure(plots.learning_curves(HISTORY), run, "speed", HISTORY, gallery=False)
+        assert {path.parent for path in paths} == {run / "figures"}
+        keep_figure(plots.learning_curves(HISTORY), run, "curves", HISTORY)
+        kept = contents(paths)
+        for path in paths:
+            path.unlink()
+        assert main(["figures"]) == 0
+        assert capsys.readouterr().out == "figures and runs/demo/figures: 2 figures drawn, 6 files\n"
+        assert contents((run / "figures").iterdir()) == kept
+        assert {path.stem for path in (tmp_path / "figures").iterdir()} == {"curves"}
+        assert {path.parent for path in redraw(run, tmp_path / "there")} == {tmp_path / "there"}
 
     def test_options(self, small, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)

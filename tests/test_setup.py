@@ -30,11 +30,12 @@ FLOORS = {
     "published": 0,
     "comparisons": 1, "caps": 1, "distortions": 1, "metrics": 1, "model": 1, "databases": 1,
     "synthesis": 2, "simulated": 2, "pairs": 2, "patches": 2, "predictions": 2, "inference": 2, "attention": 2,
-    "complexity": 2, "initialise": 2, "lineage": 2,
+    "complexity": 2, "initialise": 2, "lineage": 2, "timing": 2, "twin": 2,
     "stage": 2, "fitting": 3, "callbacks": 3, "training": 3,
     "scoring": 3, "batch": 3, "modules": 3, "torchmetric": 3, "evaluation": 3, "baselines": 3,
-    "localisation": 3, "recipes": 3,
+    "localisation": 3, "recipes": 3, "costs": 3,
     "plots": 4, "attention_plots": 4, "diagrams": 4, "result_plots": 4, "redraw": 4, "explore": 4, "views": 4,
+    "cost_plots": 4,
     "benchmark": 4, "survey": 4, "protocol": 4, "pipeline": 4, "presets": 4, "chain": 4, "repeat": 4, "ablation": 4,
     "__main__": 5,
 }  # fmt: skip
@@ -49,6 +50,7 @@ SAME_FLOOR = {
     ("ablation", "chain"), ("ablation", "protocol"), ("ablation", "repeat"),
     ("result_plots", "plots"), ("redraw", "plots"), ("redraw", "attention_plots"), ("redraw", "diagrams"),
     ("redraw", "result_plots"), ("presets", "redraw"), ("presets", "chain"),
+    ("cost_plots", "plots"), ("redraw", "cost_plots"),
     ("views", "plots"), ("views", "attention_plots"), ("explore", "views"),
 }  # fmt: skip
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))

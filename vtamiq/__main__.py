@@ -53,6 +53,20 @@ TRAIN_COLUMNS = ("folder", "database", "synthetic", "epochs", "best_epoch", "val
                  "krocc", "plcc_fitted", "rmse_fitted")  # fmt: skip
 CHECK_COLUMNS = ("folder", "start", "labels", "database", "synthetic", "train", "val", "test", "left_out", "preferences",
                  "epochs", "parameters")  # fmt: skip
+BENCHMARKS = (
+    "network",
+    "data",
+    "patches",
+    "images",
+    "batch",
+    "blocks",
+    "workers",
+    "table",
+    "memory",
+    "precision",
+    "gpu",
+)
+SHOWN_COSTS = {"x": "g", "goal": ".2f", "seconds": ".4g", "error": ".0e", "score_range": ".3g", "mebibytes": ".0f"}
 ERROR_WIDTH = 60  # of the printed summary; summary.csv has errors whole
 
 
@@ -374,18 +388,24 @@ def run_reproduce(arguments: argparse.Namespace) -> int:
 def run_benchmark(arguments: argparse.Namespace) -> int:
     import torch
 
-    from vtamiq.benchmark import Benchmark, benchmark
+    from vtamiq.benchmark import USUAL, Benchmark, benchmark, described
+    from vtamiq.predictions import write_table
 
-    names = ("backbone", "blocks", "width", "num_heads", "patches", "batch", "versions", "megapixels", "rounds")
+    names = ("backbone", "blocks", "width", "num_heads", "model", "patches", "batch", "versions", "megapixels", "rows",
+             "compile", "rounds")  # fmt: skip
     chosen = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     settings, before = Benchmark(**chosen), torch.get_num_threads()
+    if arguments.out and Path(arguments.out).suffix != ".csv":  # before half an hour has passed
+        raise ValueError(f"{arguments.out}: the table is written as .csv")
+    everything = BENCHMARKS if torch.cuda.is_available() else [part for part in BENCHMARKS if part != "gpu"]
+    parts = everything if arguments.all else arguments.only or USUAL
     torch.set_num_threads(arguments.threads)
     try:
-        table = benchmark(
-            settings, progress=sys.stderr.isatty(), **({"parts": arguments.only} if arguments.only else {})
-        )
+        table = benchmark(settings, parts=parts, progress=sys.stderr.isatty())
     finally:
         torch.set_num_threads(before)
+    if arguments.out:
+        write_table(described(table), arguments.out)
     if arguments.json:
         rows = json.loads(table.to_json(orient="records"))  # NaN becomes null
         print(json.dumps({"settings": table.attrs, "rows": rows}, indent=2))
@@ -395,19 +415,33 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
 
 
 def _benchmark_lines(table: "pd.DataFrame") -> str:
-    shown = table.assign(
-        ratio=[f"{value:.2f}" for value in table["ratio"]],
-        range=[f"{low:.2f} … {high:.2f}" for low, high in zip(table["lowest"], table["highest"], strict=True)],
-        seconds=[f"{value:.4g}" for value in table["seconds"]],
-        error=["" if value != value else f"{value:.0e}" for value in table["error"]],
-    )[["what", "against", "ratio", "range", "seconds", "error"]]
     settings = table.attrs
-    return (
-        f"{settings['backbone']}, {settings['blocks']} blocks, float32 on the CPU, {settings['threads']} thread(s), "
-        f"best rate of a product {settings['gflops']:.0f} GFLOP/s, {settings['rounds']} rounds\n"
-        "ratio: how many times faster than what it is measured against, or the share of the best rate\n\n"
-        + shown.to_string(index=False)
+    network = settings["model"] or f"{settings['backbone']}, {settings['blocks']} blocks"
+    machine = f"{settings['cpu']}, {settings['threads']} thread(s)" + (
+        f", {settings['gpu']}" if settings["gpu"] else ""
     )
+    lines = [
+        f"{network}; {machine}",
+        f"best rate of a float32 product {settings['gflops']:.0f} GFLOP/s, {settings['onednn_gain']:.2f} times the default "
+        f"rate, {settings['rounds']} rounds",
+        "ratio: how many times faster than what it is measured against, or the share of the best rate; of memory, how many "
+        "times less",
+    ]
+    shown = table.assign(
+        ratio=[_number(value, ".2f") for value in table["ratio"]],
+        range=[f"{low:.2f} … {high:.2f}" if low == low else ""
+               for low, high in zip(table["lowest"], table["highest"], strict=True)],
+        **{name: [_number(value, form) for value in table[name]] for name, form in SHOWN_COSTS.items()},
+    )  # fmt: skip
+    columns = ["what", "x", "against", "ratio", "range", *(name for name in SHOWN_COSTS if name != "x")]
+    for part, rows in shown.fillna({"against": ""}).groupby("part", sort=False):
+        told = [name for name in columns if (rows[name] != "").any()]
+        lines += ["", part, rows[told].to_string(index=False)]
+    return "\n".join(lines)
+
+
+def _number(value: float, form: str) -> str:
+    return "" if value != value else format(value, form)
 
 
 def run_figures(arguments: argparse.Namespace) -> int:
@@ -422,7 +456,8 @@ def run_figures(arguments: argparse.Namespace) -> int:
         print(f"vtamiq: {name} was not drawn: {reason}", file=sys.stderr)
     if drawn:
         figures = len({path.stem for path in drawn})
-        print(f"{_from_here(drawn[0].parent)}: {figures} figure{'' if figures == 1 else 's'} drawn, {len(drawn)} files")
+        places = " and ".join(dict.fromkeys(_from_here(path.parent) for path in drawn))
+        print(f"{places}: {figures} figure{'' if figures == 1 else 's'} drawn, {len(drawn)} files")
     return 1 if failed else 0
 
 
@@ -561,11 +596,14 @@ def parser() -> argparse.ArgumentParser:
         "benchmark", allow_abbrev=False, help="how fast this machine is, and how much faster than a plain network"
     )
     command.set_defaults(run=run_benchmark)
-    command.add_argument("--only", nargs="+", choices=("network", "data"), help="parts to measure (default: both)")
+    parts = command.add_mutually_exclusive_group()
+    parts.add_argument("--only", nargs="+", choices=BENCHMARKS, help="parts to measure (default: network data)")
+    parts.add_argument("--all", action="store_true", help="all parts that this machine has: half an hour of one core")
     command.add_argument("--backbone", metavar="NAME", help="timm Vision Transformer (default: vit_base_patch16_384)")
     command.add_argument("--blocks", type=_positive, metavar="L", help="transformer blocks (default: 6)")
     command.add_argument("--width", type=_positive, metavar="D", help="instead of the backbone's, for a quick look")
     command.add_argument("--num-heads", type=_positive, metavar="A", help="instead of the backbone's")
+    command.add_argument("--model", metavar="FOLDER", help="a trained model instead of these four")
     command.add_argument("--patches", type=_positive, metavar="N", help="patches per image (default: 256)")
     command.add_argument("--batch", type=_positive, metavar="B", help="pairs at once (default: 4)")
     command.add_argument("--versions", type=_positive, metavar="M", help="of one reference (default: 100)")
@@ -573,7 +611,18 @@ def parser() -> argparse.ArgumentParser:
         "--megapixels", type=float, nargs="+", metavar="MP", help="sizes of images (default: 0.2 and 12)"
     )
     command.add_argument("--rounds", type=_positive, metavar="R", help="turns that medians are taken over (default: 5)")
+    command.add_argument("--rows", type=_positive, metavar="R", help="of the long table of pairs (default: 700000)")
+    command.add_argument(
+        "--no-compile",
+        dest="compile",
+        action="store_const",
+        const=False,
+        help="leave torch.compile out, which takes minutes",
+    )
     command.add_argument("--threads", type=_positive, default=1, metavar="T", help="of PyTorch (default: 1)")
+    command.add_argument(
+        "--out", metavar="FILE", help="also write the table, with the settings and the machine, as .csv"
+    )
     command.add_argument("--json", action="store_true", help="print JSON")
 
     command = commands.add_parser(

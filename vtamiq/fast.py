@@ -158,9 +158,7 @@ def restore(module: nn.Module) -> nn.Module:
 # --------------------------------------------------------------------------------------------------------- torch.compile
 
 
-def compile_blocks(
-    blocks: nn.ModuleList, width: int, *, training: bool = False, backend: str = "inductor"
-) -> nn.ModuleList:
+def compile_blocks(blocks: nn.ModuleList, width: int, *, training: bool = False, backend: str = "inductor") -> bool:
     """Compile transformer blocks (B, T, width) → (B, T, width) in place: one code for all of them, for any B and T.
 
     The first one is run at once, which takes from seconds to minutes. Where that fails, for want of a C++ compiler for
@@ -169,6 +167,9 @@ def compile_blocks(
 
     Args:
         training: also compile gradients now; scoring compiles on its first use then.
+
+    Returns:
+        Whether they are compiled.
     """
     for block in blocks:
         block.compile(dynamic=True, backend=backend)
@@ -184,14 +185,14 @@ def compile_blocks(
         cause = getattr(error, "inner_exception", error)  # of what names the stage only
         reason = f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}" if str(cause).strip() else repr(cause)
         log.warning("torch.compile fails here (%s), so no block is compiled", reason)
-    return blocks
+        return False
+    return True
 
 
-def decompile_blocks(blocks: nn.ModuleList) -> nn.ModuleList:
+def decompile_blocks(blocks: nn.ModuleList) -> None:
     """Undo `compile_blocks`, in place."""
     for block in blocks:
         block._compiled_call_impl = None  # PyTorch has no public way back
-    return blocks
 
 
 # ------------------------------------------------------------------------------------------------------ oneDNN, in detail

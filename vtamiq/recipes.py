@@ -43,13 +43,15 @@ class Recipe:
     """How a figure is drawn and saved.
 
     function: module and name, such as "plots.bars". arguments: by name. data: the table or mapping that is written beside
-    the figure. dpi: as for `plots.save_figure`.
+    the figure. dpi: as for `plots.save_figure`. gallery: whether it may go to the repository's gallery, or tells of one
+    machine and stays in its run.
     """
 
     function: str
     arguments: Mapping[str, Any]
     data: pd.DataFrame | Mapping[str, Any] | None = None
     dpi: float | None = None
+    gallery: bool = True
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
@@ -63,6 +65,7 @@ def write_recipe(recipe: Recipe, folder: str | Path, name: str) -> list[Path]:
     """
     store = _Store()
     content = {"format": FORMAT, "function": recipe.function, "dpi": recipe.dpi, "arrays": None}
+    content |= {} if recipe.gallery else {"gallery": False}
     content["arguments"] = {
         key: store.encode(value, f"{recipe.function}: {key}") for key, value in recipe.arguments.items()
     }
@@ -107,6 +110,7 @@ def read_recipe(folder: str | Path, name: str) -> Recipe:
             arguments={key: decode(value) for key, value in content["arguments"].items()},
             data=decode(content["data"]),
             dpi=decode(content["dpi"]),
+            gallery=bool(content.get("gallery", True)),
         )
     except RecipeError:
         raise

@@ -17,7 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from vtamiq import attention_plots, diagrams, plots, result_plots
+from vtamiq import attention_plots, cost_plots, diagrams, plots, result_plots
 from vtamiq.configs import did_you_mean
 from vtamiq.recipes import RecipeError, find_recipes, forget_recipe, read_recipe, write_recipe
 
@@ -26,6 +26,7 @@ __all__ = ["RedrawError", "figures_folder", "keep_figure", "redraw"]
 log = logging.getLogger(__name__)
 
 DATA_FOLDER = "figure_data"  # of a run
+FIGURES = "figures"  # of a run, or of the repository
 
 
 class RedrawError(ValueError):
@@ -42,7 +43,7 @@ def _functions_of(*modules: ModuleType) -> dict[str, Callable[..., Figure]]:
     return {each.recipe_name: each for each in public if hasattr(each, "recipe_name")}
 
 
-FUNCTIONS = _functions_of(plots, attention_plots, diagrams, result_plots)  # all that a recipe may name
+FUNCTIONS = _functions_of(plots, attention_plots, diagrams, result_plots, cost_plots)  # all that a recipe may name
 
 
 def figures_folder(run: Path) -> Path:
@@ -50,7 +51,7 @@ def figures_folder(run: Path) -> Path:
     `notebooks`, and a folder of the run for all else."""
     root = run.parent.parent
     usual = run == root / "runs" / "demo" and (root / "notebooks").is_dir()
-    return root / "figures" if usual else run / "figures"
+    return root / FIGURES if usual else run / FIGURES
 
 
 def keep_figure(
@@ -60,21 +61,24 @@ def keep_figure(
     data: pd.DataFrame | Mapping[str, Any] | None = None,
     *,
     dpi: float | None = None,
+    gallery: bool = True,
 ) -> list[Path]:
     """Save a figure and its data where those of the run are, and its recipe in the run.
 
     Arguments as for `plots.save_figure`, whose paths are returned. What the figure was drawn from is kept as it is now, so
     save it before that changes; nor are changes to the figure itself kept. A figure that no function of this package drew,
     or that was drawn from what a recipe cannot hold, is saved all the same, with a warning.
+
+    Without `gallery`, the figure stays in the run, also that of the demo: it tells of this machine, which is no result.
     """
     run = Path(run)
-    paths = plots.save_figure(figure, figures_folder(run), name, data, dpi=dpi)
+    paths = plots.save_figure(figure, figures_folder(run) if gallery else run / FIGURES, name, data, dpi=dpi)
     try:
         recipe = getattr(figure, "recipe", None)
         if recipe is None:
             raise RecipeError("no figure function of this package drew it")
         kept = plots.plain(data) if isinstance(data, Mapping) else data
-        write_recipe(replace(recipe, data=kept, dpi=dpi), run / DATA_FOLDER, name)
+        write_recipe(replace(recipe, data=kept, dpi=dpi, gallery=gallery), run / DATA_FOLDER, name)
     except RecipeError as error:
         forget_recipe(run / DATA_FOLDER, name)
         log.warning("figure %s cannot be drawn again from the files of the run: %s", name, error)
@@ -95,7 +99,7 @@ def redraw(
 
     Args:
         run: folder of the run, such as `runs/demo`.
-        out: folder to write to, created if missing; default where the run's figures are.
+        out: folder to write to, created if missing; default where each figure of the run is.
         only: names of figures, or patterns such as "scatter_*"; default all.
         kinds: "svg", "png" and "pdf", all or some.
         dpi: as for `plots.save_figure`; default as the figures were saved.
@@ -119,7 +123,7 @@ def redraw(
         raise ValueError(f"{run}: no figures in {DATA_FOLDER}; run its notebooks again: python -m vtamiq reproduce")
     chosen = _choose(names, only)
     changes = None if style is None else plots.read_style(style)
-    out = figures_folder(run.resolve()) if out is None else Path(out)
+    usual = figures_folder(run.resolve())
     plots.check_output(kinds, dpi)
 
     drawn, failed = [], {}
@@ -128,7 +132,8 @@ def redraw(
             recipe = read_recipe(folder, name)
             figure = plots.draw_styled(_function(recipe.function), recipe.arguments, changes)
             options = {"kinds": kinds, "dpi": recipe.dpi if dpi is None else dpi, "changes": changes}
-            drawn += plots.save_figure(figure, out, name, recipe.data, **options)
+            place = out or (usual if recipe.gallery else run / FIGURES)
+            drawn += plots.save_figure(figure, place, name, recipe.data, **options)
         except OSError:
             raise
         except Exception as error:  # one figure's trouble shall not keep the others from being drawn
