@@ -77,7 +77,7 @@ def test_gains_and_errors():
 def test_ratios_and_goals():
     figure = speed_ups(made())
     twin, best = figure.axes
-    assert (twin.get_xlabel(), best.get_xlabel()) == ("times faster than plain twin", "share of the best float32 rate")
+    assert (twin.get_xlabel(), best.get_xlabel()) == ("times the speed of plain twin", "share of the best float32 rate")
     assert twin.lines[0].get_xdata().tolist() == [1, 2]
     ranges, goals = (np.array(drawn.get_segments())[:, :, 0].tolist() for drawn in twin.collections)
     assert ranges == [[0, 2], [1, 3]]

@@ -388,7 +388,7 @@ def run_reproduce(arguments: argparse.Namespace) -> int:
 def run_benchmark(arguments: argparse.Namespace) -> int:
     import torch
 
-    from vtamiq.benchmark import USUAL, Benchmark, benchmark, described
+    from vtamiq.benchmark import USUAL, Benchmark, benchmark, described, measurable
     from vtamiq.predictions import write_table
 
     names = ("backbone", "blocks", "width", "num_heads", "model", "patches", "batch", "versions", "megapixels", "rows",
@@ -397,8 +397,7 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
     settings, before = Benchmark(**chosen), torch.get_num_threads()
     if arguments.out and Path(arguments.out).suffix != ".csv":  # before half an hour has passed
         raise ValueError(f"{arguments.out}: the table is written as .csv")
-    everything = BENCHMARKS if torch.cuda.is_available() else [part for part in BENCHMARKS if part != "gpu"]
-    parts = everything if arguments.all else arguments.only or USUAL
+    parts = measurable() if arguments.all else arguments.only or USUAL
     torch.set_num_threads(arguments.threads)
     try:
         table = benchmark(settings, parts=parts, progress=sys.stderr.isatty())
@@ -428,8 +427,8 @@ def _benchmark_lines(table: "pd.DataFrame") -> str:
         "times less",
     ]
     shown = table.assign(
-        ratio=[_number(value, ".2f") for value in table["ratio"]],
-        range=[f"{low:.2f} … {high:.2f}" if low == low else ""
+        ratio=[_number(value, ".3g") for value in table["ratio"]],
+        range=[f"{low:.3g} … {high:.3g}" if low == low else ""
                for low, high in zip(table["lowest"], table["highest"], strict=True)],
         **{name: [_number(value, form) for value in table[name]] for name, form in SHOWN_COSTS.items()},
     )  # fmt: skip

@@ -41,7 +41,7 @@ from vtamiq.timing import (
 )
 from vtamiq.twin import TwinNetwork
 
-__all__ = ["PARTS", "Benchmark", "benchmark", "described"]
+__all__ = ["PARTS", "Benchmark", "benchmark", "described", "measurable"]
 
 USUAL = ("network", "data")
 # How many times faster than the plain twin we want to be: as the model comes, on any CPU; and optimised, where oneDNN is
@@ -92,6 +92,11 @@ def benchmark(
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     table.attrs = asdict(settings) | machine
     return table
+
+
+def measurable() -> list[str]:
+    """The parts that this machine can measure: all but "gpu" where there is none."""
+    return [part for part in PARTS if part != "gpu" or torch.cuda.is_available()]
 
 
 def described(table: pd.DataFrame) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator, ScalarFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
 
 from vtamiq.plots import COLUMN, PAGE, _check_columns, _columns, _cycle_colours, _figure, _markers, _styled
 
@@ -95,9 +95,12 @@ def _panel(ax: Axes, panel: _Panel, rows: pd.DataFrame) -> None:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if panel.logarithmic[1]:
         ax.set_yscale("log")
-        ax.yaxis.set_minor_formatter(NullFormatter())
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_locator(NullLocator())
+        ax.margins(y=0.1 * len(names))  # room for the legend
     else:
-        ax.set_ylim(0, 1.05 * rows["high"].max())
+        ax.set_ylim(0, (1 + 0.12 * len(names)) * rows["high"].max())
     ax.set(xlabel=panel.x, ylabel=panel.y)
     ax.legend(loc="best")
 
@@ -117,18 +120,19 @@ def precision_gains(table: pd.DataFrame, *, title: str | None = None) -> Figure:
     rows = table[(table["part"] == "precision") & (table["error"] > 0)]
     if rows.empty:
         raise ValueError("the table has no measurement of the part precision beside that of float32")
-    figure = _figure(PAGE * 0.75, 0.7 + 0.22 * len(rows) + (0.2 if title else 0))
+    figure = _figure(PAGE, 0.9 + 0.22 * len(rows) + (0.2 if title else 0))
     gain, error = figure.subplots(1, 2, sharey=True)
     y = np.arange(len(rows))
     colours = _cycle_colours(2)
     _ranges(gain, rows, y, colours[0])
     gain.axvline(1, color="black", linewidth=0.8, linestyle=":")
-    gain.set(xlabel="times faster than float32")
+    gain.set(xlabel="times the speed of float32")
     error.plot(rows["error"], y, linestyle="", marker="s", color=colours[1])
-    error.axvline(rows["score_range"].iloc[0], color="black", linewidth=0.8, linestyle=":")
+    error.axvline(rows["score_range"].iloc[0], color="black", linewidth=0.8, linestyle=":", label="range of the scores")
     error.set_xscale("log")
     error.xaxis.set_minor_locator(NullLocator())
-    error.set(xlabel="largest error of a score (dotted: range of the scores)")
+    error.set(xlabel="largest error of a score")
+    figure.legend(loc="outside lower right", ncols=2)
     _names(gain, rows["what"])
     error.tick_params(axis="y", length=0)
     error.grid(False, axis="y")
@@ -152,7 +156,7 @@ def speed_ups(table: pd.DataFrame, *, title: str | None = None) -> Figure:
         raise ValueError("the table has no row with a goal: measure the parts network and data")
     parts = list(rows.groupby("against", sort=False))
     heights = [len(part) for _, part in parts]
-    figure = _figure(PAGE, 0.4 * len(parts) + 0.19 * sum(heights) + (0.2 if title else 0))
+    figure = _figure(PAGE, 0.2 + 0.4 * len(parts) + 0.19 * sum(heights) + (0.2 if title else 0))
     axes = figure.subplots(len(parts), 1, squeeze=False, gridspec_kw={"height_ratios": [n + 0.6 for n in heights]})[
         :, 0
     ]
@@ -160,18 +164,18 @@ def speed_ups(table: pd.DataFrame, *, title: str | None = None) -> Figure:
     for ax, (against, part) in zip(axes, parts, strict=True):
         y = np.arange(len(part))
         _ranges(ax, part, y, colours[0])
-        ax.vlines(part["goal"], y - 0.35, y + 0.35, color=colours[1], linewidth=1.8)
+        ax.vlines(part["goal"], y - 0.35, y + 0.35, color=colours[1], linewidth=1.8, label="goal")
         ax.set_xlim(0, 1.08 * max(part["highest"].max(), part["goal"].max()))
-        share = "share of the" if against.startswith("best") else "times faster than"
-        ax.set(xlabel=f"{share} {against}")
+        ax.set(xlabel=f"{'share of the' if against.startswith('best') else 'times the speed of'} {against}")
         _names(ax, part["what"])
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower right", ncols=2)
     figure.suptitle(title)
     return figure
 
 
 def _ranges(ax: Axes, rows: pd.DataFrame, y: np.ndarray, colour: str) -> None:
     ax.hlines(y, rows["lowest"], rows["highest"], color=colour, linewidth=1.1)
-    ax.plot(rows["ratio"], y, linestyle="", marker="o", color=colour, zorder=3)
+    ax.plot(rows["ratio"], y, linestyle="", marker="o", color=colour, zorder=3, label="measured: median and range")
 
 
 def _names(ax: Axes, names: pd.Series) -> None:

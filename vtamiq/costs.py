@@ -128,7 +128,7 @@ def batch_costs(settings: Benchmark) -> Steps:
 
 
 def block_costs(settings: Benchmark) -> Steps:
-    """One pair with the first 1, 2, 3 … blocks of the network, optimised; and a training step of two pairs."""
+    """One pair with the first block of the network, up to all, optimised; and a training step of two pairs."""
 
     def step(training: bool) -> list[Row]:
         model = accelerate(settings.network(), training=training)
@@ -140,7 +140,7 @@ def block_costs(settings: Benchmark) -> Steps:
             model.encoder.blocks = blocks[:count]
             work()
 
-        counts = np.unique(np.linspace(1, len(blocks), 6).round().astype(int)).tolist()
+        counts = np.unique(np.linspace(1, len(blocks), 4).round().astype(int)).tolist()
         calls = {count: partial(kept, count) for count in counts}
         return curve("training step" if training else "scoring", "block", calls, settings.rounds, per=batch)
 
@@ -238,9 +238,9 @@ def size_of(megapixels: float, least: int) -> tuple[int, int]:
 
 
 def memory_costs(settings: Benchmark) -> Steps:
-    """Peak memory of a fresh process (on a GPU, of what PyTorch allocates there) before all work and with one to four times
-    the usual batch; and what gradient checkpointing costs in time."""
-    batches = [settings.batch, 2 * settings.batch, 4 * settings.batch]
+    """Peak memory of a fresh process (on a GPU, of what PyTorch allocates there) before all work, with the usual batch
+    and with four times as much; and what gradient checkpointing costs in time."""
+    batches = [settings.batch, 4 * settings.batch]
     kinds = ("scoring", PLAIN, ANEW)
 
     def peaks() -> list[Row]:

@@ -133,7 +133,8 @@ def draw_styled(
     draw: Callable[..., Figure], arguments: Mapping[str, Any], changes: Mapping[str, Any] | None = None
 ) -> Figure:
     """Draw in the common style, and fix the layout: left alone it would creep a little with every time of drawing, and
-    with it the bytes of the files."""
+    with it the bytes of the files. Rounded, since its last bits differ from process to process, and names in an SVG are
+    made of them."""
     with common_style(changes):
         figure = draw(**arguments)
         engine = figure.get_layout_engine()
@@ -141,6 +142,8 @@ def draw_styled(
             for _ in range(3):
                 engine.execute(figure)
             figure.set_layout_engine("none")
+            for ax in figure.axes:
+                ax.set_position(np.round(ax.get_position(original=True).bounds, 12).tolist(), which="original")
     return figure
 
 

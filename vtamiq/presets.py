@@ -25,6 +25,7 @@ from vtamiq.predictions import write_table
 from vtamiq.protocol import Candidate, held_out, load_candidate, tell_apart, worth_testing
 from vtamiq.redraw import figures_folder, keep_figure
 from vtamiq.synthesis import demo_database
+from vtamiq.timing import Benchmark
 from vtamiq.training import Stage
 
 __all__ = ["PRESETS", "Preset", "Workspace", "workspace"]
@@ -34,13 +35,14 @@ _VERSIONS_OF = ("vtamiq", "torch", "timm", "lightning", "piq", "numpy", "pandas"
 
 @dataclass(frozen=True)
 class Preset:
-    """Network and training of one size."""
+    """Network, training and benchmark of one size."""
 
     model: VTAMIQConfig
     weak: Stage  # weak pre-training on synthetic labels
     preferences: Stage
     fine_tuning: Stage
     ablation: Stage  # of the many small trainings that are compared with each other
+    benchmark: Benchmark
     simulate: int  # preferences for each reference, where nobody was asked
     repeats: int  # of fine-tuning, over splits and seeds
     ratios: tuple[float, ...] = (0.6, 0.2, 0.2)  # of these random splits: train, validation, test
@@ -95,6 +97,19 @@ PRESETS = {
             epochs=1,
             batch_size=8,
             learning_rate=1e-3,
+        ),
+        benchmark=Benchmark(
+            backbone="vit_tiny_patch16_384",
+            blocks=2,
+            width=32,
+            num_heads=2,
+            patches=8,
+            batch=2,
+            versions=2,
+            megapixels=(0.02, 0.05),
+            rows=2000,
+            compile=False,
+            rounds=1,
         ),
         simulate=8,
         repeats=2,
@@ -168,6 +183,9 @@ PRESETS = {
             mae=1.0,
             in_memory=True,
         ),
+        benchmark=Benchmark(  # of the network of the paper: about a minute
+            patches=48, batch=2, versions=8, megapixels=(0.2, 3.0), compile=False, rounds=2
+        ),
         simulate=60,
         repeats=5,
         ratios=(0.5, 0.25, 0.25),
@@ -206,6 +224,7 @@ PRESETS = {
             precision="bf16-mixed",
             workers=8,
         ),
+        benchmark=Benchmark(),
         simulate=200,
         repeats=20,
     ),
