@@ -42,7 +42,7 @@ SAME_FLOOR = {
     ("databases", "distortions"), ("databases", "metrics"), ("patches", "pairs"), ("stage", "patches"),
     ("callbacks", "fitting"), ("training", "fitting"), ("training", "callbacks"),
     ("predictions", "patches"),
-    ("predictions", "inference"),
+    ("predictions", "inference"), ("attention", "inference"),
     ("synthesis", "simulated"), ("attention", "predictions"), ("batch", "scoring"), ("torchmetric", "modules"),
     ("diagrams", "plots"), ("attention_plots", "plots"), ("presets", "protocol"),
     ("chain", "protocol"), ("repeat", "chain"),

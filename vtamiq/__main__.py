@@ -69,7 +69,7 @@ def run_score(arguments: argparse.Namespace) -> int:
 
 
 def _score_one(arguments: argparse.Namespace) -> int:
-    from vtamiq.inference import fingerprint
+    from vtamiq.inference import DEFAULT, fingerprint
     from vtamiq.scoring import score
 
     for option in ("out", "root", "workers"):
@@ -84,7 +84,7 @@ def _score_one(arguments: argparse.Namespace) -> int:
             "q": float(q),
             "standard_error": float(error) if arguments.repeats > 1 else None,
             "lower_better": True,
-            "model": arguments.model,
+            "model": arguments.model or DEFAULT,
             "weights": fingerprint(model),
             "num_patches": options["caps"].num_patches,
             "repeats": arguments.repeats,
@@ -153,10 +153,10 @@ def _report(table: "pd.DataFrame", arguments: argparse.Namespace) -> int:
 
 def _scorer(arguments: argparse.Namespace) -> "tuple[VTAMIQ, dict]":
     """The model on its device, and the options that scoring one pair and scoring many have in common."""
-    from vtamiq.inference import check_model, choose_device
+    from vtamiq.inference import choose_device, load_default
     from vtamiq.predictions import caps_for
 
-    model = check_model(_load(arguments.model, arguments.download) if arguments.model else None)
+    model = _load(arguments.model, arguments.download) if arguments.model else load_default()
     device = choose_device(arguments.device)
     if arguments.fast:
         model.optimize_for_inference()
@@ -184,7 +184,8 @@ def _load(folder_or_id: str, download: bool) -> "VTAMIQ":
             else ""
         )
         raise CheckpointError(
-            f"no such folder: {folder_or_id}{hub}; `make reproduce` trains one into {TRAINED}"
+            f"no such folder: {folder_or_id}{hub}; `make reproduce` trains one into {TRAINED}; without --model "
+            "the one that ships with the package scores"
         ) from error
 
 
@@ -454,7 +455,12 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--out", metavar="FILE", help="table to write, .csv, .parquet or .json; without: CSV is printed"
     )
-    command.add_argument("--model", metavar="FOLDER", help="what `save_pretrained` wrote, or a Hugging Face id")
+    command.add_argument(
+        "--model",
+        metavar="FOLDER",
+        help="what `save_pretrained` wrote, or a Hugging Face id (default: vtamiq-tiny, which ships with the package: "
+        "trained on synthetic labels, not on human opinion)",
+    )
     command.add_argument("--download", action="store_true", help="fetch the model of a Hugging Face id if need be")
     command.add_argument("--patches", type=_positive, metavar="N", help="patches per image")
     command.add_argument("--repeats", type=_positive, default=1, metavar="K", help="draws of patches to average")
