@@ -25,7 +25,7 @@ from vtamiq.images import ImageError, check_uint8_rgb
 DIFFERENCE_METRICS = ("mse", "absolute", "ssim")
 UV_ANCHORS = ("centre", "corner")
 MAX_SCALES = 5
-TILE = 32  # side of the tiles of `smooth`
+TILE = 24  # side of the tiles of `smooth`
 WIDEST = 64  # radius in pixels up to which tiles pay
 
 Seed: TypeAlias = int | Sequence[int] | np.random.SeedSequence | np.random.Generator | torch.Generator
@@ -41,7 +41,9 @@ def pool(image: np.ndarray) -> np.ndarray:
     height, width = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
     dtype = np.result_type(image.dtype, np.float32)
     pairs = np.add(image[0:height:2, :width], image[1:height:2, :width], dtype=dtype)
-    return (pairs[:, 0::2] + pairs[:, 1::2]) / 4
+    means = pairs[:, 0::2] + pairs[:, 1::2]
+    means /= 4
+    return means
 
 
 def effective_scales(height: int, width: int, patch_size: int, num_scales: int) -> int:
@@ -117,13 +119,16 @@ def difference_map(reference: np.ndarray, distorted: np.ndarray, metric: str = "
         options = {"channel_axis": -1, "data_range": 255, "use_sample_covariance": False, "full": True}
         similarity = structural_similarity(*images, win_size=side - 1 + side % 2, **options)[1]
         return np.maximum(1 - similarity.mean(axis=-1), 0)
-    squared = np.subtract(distorted, reference, dtype=np.float32)  # never in uint8, where differences wrap around
+    absolute = np.maximum(reference, distorted)
+    absolute -= np.minimum(reference, distorted)  # in uint8, where this order alone does not wrap around
+    squared = absolute.astype(np.float32)
     np.square(squared, out=squared)
     energy = squared @ np.full(3, 1 / 255**2, np.float32)  # sum over the channels
     if metric == "mse":
-        return energy / 3
+        energy /= 3
+        return energy
     if metric == "absolute":
-        return np.sqrt(energy)
+        return np.sqrt(energy, out=energy)
     raise ValueError(f"metric must be one of {DIFFERENCE_METRICS}, got {metric!r}")
 
 
@@ -176,6 +181,7 @@ def smooth(values: np.ndarray, sigma: float) -> np.ndarray:
     radius = int(4 * sigma + 0.5)
     if radius > WIDEST:
         return gaussian_filter(values, sigma, mode="nearest")
+    values = np.ascontiguousarray(values)  # of a strided array, `take` copies all, every time
     (height, width), tile = values.shape, TILE
     kernel = np.exp(-0.5 / sigma**2 * np.arange(-radius, radius + 1) ** 2)
     kernel /= kernel.sum()
@@ -185,15 +191,16 @@ def smooth(values: np.ndarray, sigma: float) -> np.ndarray:
     count = -(-width // tile)  # tiles side by side
     above, beside = np.zeros((tile + 2 * radius, count * tile)), np.empty((tile, count * tile + 2 * radius))
     middle, result = beside[:, radius : radius + count * tile], np.empty((tile, count * tile))
+    tiles_above, tiles_middle, tiles_result = (_tiles(array, count, tile) for array in (above, middle, result))
+    tiles_beside = _tiles(beside, count, tile + 2 * radius)
     smoothed = np.empty_like(values)
     for top in range(0, height, tile):
-        rows = np.arange(top - radius, top + tile + radius).clip(0, height - 1)
-        above[:, :width] = values[rows]
-        np.matmul(band, _tiles(above, count, tile), out=_tiles(middle, count, tile))
+        above[:, :width] = values.take(range(top - radius, top + tile + radius), axis=0, mode="clip")
+        np.matmul(band, tiles_above, out=tiles_middle)
         middle[:, :width] = middle[:, :width].astype(values.dtype)
         beside[:, :radius] = beside[:, radius : radius + 1]
         beside[:, radius + width :] = beside[:, radius + width - 1 : radius + width]
-        np.matmul(_tiles(beside, count, tile + 2 * radius), band.T, out=_tiles(result, count, tile))
+        np.matmul(tiles_beside, band.T, out=tiles_result)
         smoothed[top : top + tile] = result[: height - top, :width]
     return smoothed
 
@@ -254,7 +261,8 @@ def draw_stratified(weights: np.ndarray, count: int, rng: np.random.Generator) -
 
 def _cumulative(weights: np.ndarray, total: float) -> np.ndarray:
     """Running sum of all weights, (size,) float64, ending at exactly `total`."""
-    cumulative = np.cumsum(weights, dtype=np.float64)
+    flat = torch.from_numpy(np.ascontiguousarray(weights).ravel())
+    cumulative = flat.cumsum(0, dtype=torch.float64).numpy()  # as NumPy's to the last bit, in a quarter of its time
     cumulative /= cumulative[-1]
     cumulative *= total
     return cumulative
