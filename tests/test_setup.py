@@ -14,6 +14,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from tests.conftest import LONGEST
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vtamiq"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -135,7 +137,7 @@ class TestCommands:
             ("setup", "pip .*--require-hashes -r requirements.lock"),
             ("setup", "pip .*--no-deps --editable"),
             ("reproduce", "-m vtamiq reproduce --preset demo"),
-            ("test", "ruff check .*ruff format --check .*-m pytest"),
+            ("test", "ruff check .*ruff format --check .*-m pytest -n auto --dist loadfile --no-loadscope-reorder"),
             ("lint", "ruff check .*ruff format --check"),
             ("lab", "jupyter lab notebooks"),
             ("lock", "uv pip compile pyproject.toml .*--universal .*--generate-hashes .*--no-emit-index-url"),
@@ -151,6 +153,9 @@ class TestCommands:
         assert re.search(expected, dry.stdout, re.DOTALL), dry.stdout
         if target in ("reproduce", "test", "lint", "lab", "lock"):  # they set the environment up first
             assert "--require-hashes" in dry.stdout
+
+    def test_files_that_begin_first_are_there(self):
+        assert [name for name in LONGEST if not (ROOT / "tests" / f"{name}.py").is_file()] == []
 
     @pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
     @pytest.mark.parametrize(

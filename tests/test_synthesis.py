@@ -1,5 +1,6 @@
 """Databases made from photographs: layout, labels, determinism, resuming, refusals; and the demo databases."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -22,6 +23,7 @@ from vtamiq.distortions import distort
 from vtamiq.images import read_image, write_png
 from vtamiq.metrics import IQMS, QuantileTables, iqm_scores, scale_regime, weak_labels
 from vtamiq.pairs import PairImages
+from vtamiq.processes import executor
 from vtamiq.synthesis import PHOTOGRAPHS, Recipe, cache_folder, demo_database, demo_photographs, synthesize
 
 QUICK = {"types": [11, "jpeg"], "levels": [1, 5], "metrics": ["gmsd", "ssim"], "workers": 0, "progress": False}
@@ -315,6 +317,18 @@ def test_distortions_that_change_nothing_cannot_be_ranked(tmp_path):
 # ---- determinism and resuming -----------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def two_processes():
+    with executor(2) as pool:
+        yield pool
+
+
+@pytest.fixture
+def pool(two_processes, monkeypatch):
+    """One pool for the tests that do not look at how its processes start and end, which takes longer than their work."""
+    monkeypatch.setattr(synthesis, "executor", lambda n: contextlib.nullcontext(two_processes if n > 1 else None))
+
+
 def test_files_do_not_depend_on_the_number_of_workers(tmp_path):
     one = synthesize(PICTURES, tmp_path / "1" / "out", **QUICK)
     two = synthesize(PICTURES, tmp_path / "2" / "out", **QUICK | {"workers": 2})
@@ -517,7 +531,7 @@ def test_recipes_of_photographs_that_changed_are_refused(photos, tmp_path):
     assert len(load_database("synthetic", tmp_path / "made", check_images=False)) == len(made)
 
 
-def test_recipes_do_not_depend_on_workers_and_can_be_finished(photos, tmp_path, monkeypatch):
+def test_recipes_do_not_depend_on_workers_and_can_be_finished(photos, pool, tmp_path, monkeypatch):
     write_png(photos / "small.png", picture(3, 12, 10))
     options = QUICK | {"size": (16, 16), "recipes_only": True}
     synthesize(photos, tmp_path / "1" / "made", **options)
@@ -611,7 +625,7 @@ def test_other_seeds_deal_otherwise():
 
 
 @pytest.mark.parametrize("recipes_only", [False, True])
-def test_one_type_for_each_photograph(tmp_path, recipes_only):
+def test_one_type_for_each_photograph(pool, tmp_path, recipes_only):
     options = QUICK | {"types": [10, 11, 17], "levels": [2, 4], "one_type": True, "recipes_only": recipes_only}
     made = synthesize(many(6), tmp_path / "1" / "made", **options)
     assert len(made) == 12
