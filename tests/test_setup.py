@@ -36,7 +36,7 @@ FLOORS = {
     "localisation": 3, "recipes": 3,
     "plots": 4, "attention_plots": 4, "diagrams": 4, "result_plots": 4, "redraw": 4, "explore": 4, "views": 4,
     "benchmark": 4, "survey": 4, "protocol": 4, "pipeline": 4, "presets": 4, "chain": 4, "repeat": 4, "ablation": 4,
-    "measures": 4,
+    "measures": 4, "cards": 4, "tiny": 4,
     "__main__": 5,
 }  # fmt: skip
 SAME_FLOOR = {
@@ -47,6 +47,8 @@ SAME_FLOOR = {
     ("synthesis", "simulated"), ("attention", "predictions"), ("batch", "scoring"), ("torchmetric", "modules"),
     ("diagrams", "plots"), ("attention_plots", "plots"), ("presets", "protocol"),
     ("chain", "protocol"), ("repeat", "chain"),
+    ("cards", "measures"), ("cards", "plots"), ("cards", "protocol"),
+    ("tiny", "cards"), ("tiny", "measures"), ("tiny", "protocol"),
     ("measures", "ablation"), ("measures", "protocol"),
     ("ablation", "chain"), ("ablation", "protocol"), ("ablation", "repeat"),
     ("result_plots", "plots"), ("redraw", "plots"), ("redraw", "attention_plots"), ("redraw", "diagrams"),

@@ -258,6 +258,28 @@ def test_recipe_keeps_plain_numbers_in_one_order():
     assert json.loads(json.dumps(odd.to_dict())) == plain.to_dict()
 
 
+def test_upright_photographs_are_turned_if_asked(tmp_path):
+    images = {"upright": picture(3, height=40, width=30), "wide": picture(4, height=32, width=40)}
+    options = QUICK | {"size": (36, 24)}
+    made = synthesize(images, tmp_path / "turned", **options, turn=True)
+    assert made.references == ["I01", "I02"]
+    turned = np.rot90(images["upright"])
+    np.testing.assert_array_equal(read_image(tmp_path / "turned" / "images" / "I01.png"), turned[3:27, 2:38])
+    np.testing.assert_array_equal(read_image(tmp_path / "turned" / "images" / "I02.png"), images["wide"][4:28, 2:38])
+    assert synthesize(images, tmp_path / "turned", **options, turn=True).references == made.references  # loaded
+    with pytest.raises(DatabaseError, match="turn: there true, now false"):
+        synthesize(images, tmp_path / "turned", **options)
+    assert synthesize(images, tmp_path / "as they are", **options).references == ["I02"]  # the other one is too narrow
+    with pytest.raises(DatabaseError, match="turn: there false, now true"):
+        synthesize(images, tmp_path / "as they are", **options, turn=True)
+
+
+@pytest.mark.parametrize("options", [{"turn": True}, {"turn": True, "size": (9, 8), "recipes_only": True}])
+def test_turning_needs_a_crop_that_is_written(options):
+    with pytest.raises(ValueError, match="turn needs a size to crop to, and cannot be combined with recipes_only"):
+        Recipe(**options)
+
+
 def test_names_that_become_the_same_are_refused(tmp_path):
     with pytest.raises(DatabaseError, match="two photographs have the same name among 1, '1'"):
         synthesize({1: PICTURES["a"], "1": PICTURES["b"]}, tmp_path / "out", **QUICK)

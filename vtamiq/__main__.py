@@ -1,4 +1,5 @@
-"""The command line: `python -m vtamiq score`, `train`, `databases`, `synthesize`, `reproduce`, `figures`, `benchmark`.
+"""The command line: `python -m vtamiq score`, `train`, `databases`, `synthesize`, `weights`, `reproduce`, `figures`,
+`benchmark`.
 
 Parses, calls, prints.
 """
@@ -49,6 +50,12 @@ or SLURM, with --num-nodes.
 
 --repeats, --folds and --grid train the last stage many times, those before it once. runs.csv in the run folder has the
 results of all runs, summary.csv the statistics. The exit status is 1 if some runs failed; the others are finished then."""
+WEIGHTS_HELP = """\
+Make the small model that ships: a database from photographs, training, measures, model card. --size cpu takes hours on two
+cores; --size gpu is for a GPU and 16 cores.
+
+The folder of photographs has the folders train, val and test, as BSDS500 has. The result is DIR/vtamiq-tiny; what was
+reached is printed beside the goals. The command can be interrupted at any time: the same one goes on."""
 TRAIN_COLUMNS = ("folder", "database", "synthetic", "epochs", "best_epoch", "val_srocc", "n", "srocc_start", "srocc",
                  "krocc", "plcc_fitted", "rmse_fitted")  # fmt: skip
 CHECK_COLUMNS = ("folder", "start", "labels", "database", "synthetic", "train", "val", "test", "left_out", "preferences",
@@ -349,6 +356,36 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_weights(arguments: argparse.Namespace) -> int:
+    from vtamiq.chain import parse_setting
+    from vtamiq.tiny import NAME, make_weights
+
+    if (arguments.images is None) == (arguments.database is None):
+        arguments.refuse("give either --images or --database")
+    if not _is_first():  # it only helps to train
+        logging.getLogger("vtamiq").setLevel(logging.ERROR)
+    goals = make_weights(
+        arguments.images,
+        arguments.out,
+        arguments.size,
+        dict(map(parse_setting, arguments.set)),
+        database=arguments.database,
+        run=arguments.run_folder,
+        workers=arguments.workers,
+        progress=sys.stderr.isatty(),
+    )
+    if goals is None:
+        return 0
+    _print_table(goals, goals.columns)
+    made = Path(arguments.out) / NAME
+    print(f"{made}: made, see README.md")
+    if arguments.ship:
+        from vtamiq.cards import ship
+
+        print(f"{_from_here(ship(made))}: ships now")
+    return 0
+
+
 def run_reproduce(arguments: argparse.Namespace) -> int:
     from vtamiq.pipeline import FINISHED, parse_parameter, plan, reproduce
 
@@ -545,6 +582,35 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     command.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where the metrics are computed")
     command.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the random distortions")
+
+    command = commands.add_parser(
+        "weights",
+        allow_abbrev=False,
+        help="make the small model that ships, resuming",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=WEIGHTS_HELP,
+    )
+    command.set_defaults(run=run_weights, refuse=command.error)
+    command.add_argument("--images", metavar="DIR", help="folder with folders train, val and test of photographs")
+    command.add_argument("--out", required=True, metavar="DIR", help="folder for all that is made")
+    command.add_argument("--size", default="cpu", metavar="NAME", help="cpu or gpu (default: cpu)")
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another value in the recipe, as in weak.epochs=3 or train=40; repeatable",
+    )
+    command.add_argument("--database", metavar="DIR", help="instead of --images: a database that was made already")
+    command.add_argument(
+        "--run", dest="run_folder", metavar="DIR", help="a finished training by the same recipe, to be used as it is"
+    )
+    command.add_argument(
+        "--workers", type=int, metavar="N", help="processes that make databases (default: one per core)"
+    )
+    command.add_argument(
+        "--ship", action="store_true", help="then copy it into the package, in place of what ships now"
+    )
 
     command = commands.add_parser(
         "reproduce", allow_abbrev=False, help="run the numbered notebooks, in order, resuming"
