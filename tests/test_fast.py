@@ -3,19 +3,23 @@
 import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from tests.small import TINY
 from tests.test_model import NETWORKS, Golden
 from vtamiq import fast
+from vtamiq import model as model_module
 from vtamiq.attention import capture
 from vtamiq.caps import CAPS
-from vtamiq.fast import OneDNNLinear, accelerate, linear_rows, restore
+from vtamiq.fast import OneDNNLinear, accelerate, accelerated, compile_blocks, linear_rows, restore
 from vtamiq.inference import fingerprint
 from vtamiq.model import VTAMIQ
 from vtamiq.modules import VTAMIQLoss
@@ -89,6 +93,20 @@ def test_gradients_equal_the_default(model, batch, training):
     assert gradients[0].keys() == gradients[1].keys()
     for name, expected in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], expected, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_nothing_is_packed_in_training(model, batch):
+    """Weights change in ways that nobody is told of: `.data` is how Lightning exchanges them with their average."""
+    plain = copy.deepcopy(model)
+    accelerate(model, training=True)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(*batch), plain(*batch), atol=1e-5, rtol=0)
+    for network in (model, plain):
+        for parameter in network.parameters():
+            parameter.data.mul_(1.1)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(*batch), plain(*batch), atol=1e-5, rtol=1e-5)
+    assert not any(part._packed for part in routed(model))
 
 
 def test_frozen_parts_get_no_gradient():
@@ -235,6 +253,16 @@ class TestChoice:
         assert timed == [(8, 16, False), (16, 8, False)]
         assert [isinstance(part, OneDNNLinear) for part in module] == [True, False, True]
 
+    def test_given_shapes_are_taken_without_timing(self, monkeypatch):
+        monkeypatch.delattr(fast, "_worth_it")
+        module = accelerate(nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 16), nn.Linear(16, 8)), shapes=[(8, 16)])
+        assert [isinstance(part, OneDNNLinear) for part in module] == [True, False, True]
+        assert accelerated(module) == [(8, 16)]
+        assert accelerated(accelerate(module, shapes=[(16, 8), (3, 3), (8, 16)])) == [(8, 16), (16, 8)]
+        assert accelerated(accelerate(module, shapes=[])) == []
+        monkeypatch.setattr(fast, "onednn_works", lambda *shape: False)
+        assert accelerated(accelerate(module, shapes=[(8, 16)])) == []
+
     @pytest.mark.parametrize("problem", [AttributeError, RuntimeError, NotImplementedError])
     def test_an_operator_that_is_missing_is_not_used(self, monkeypatch, seconds, problem):
         seconds(1.0, 0.1)
@@ -255,6 +283,88 @@ class TestChoice:
     def test_without_onednn(self, monkeypatch):
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
         assert routed(accelerate(nn.Sequential(nn.Linear(16, 8)))) == []
+
+
+class TestCompiled:
+    """By PyTorch's compiler without its last stage, which would call a C++ compiler for a minute."""
+
+    @pytest.fixture
+    def counter(self, monkeypatch):
+        torch._dynamo.reset()
+        counter = CompileCounterWithBackend("eager")
+        monkeypatch.setattr(model_module, "compile_blocks", partial(compile_blocks, backend=counter))
+        return counter
+
+    @pytest.fixture
+    def deep(self):
+        torch.manual_seed(0)
+        return VTAMIQ(replace(TINY, num_blocks=4)).eval()
+
+    def test_one_code_for_all_blocks_and_any_number_of_patches(self, deep, counter):
+        plain = copy.deepcopy(deep)
+        assert deep.optimize_for_inference(compile=True) is deep
+        for items, patches in ((2, 9), (1, 5), (3, 20), (2, 64)):
+            images, uv = torch.randn(items, 2, patches, 3, 16, 16), torch.rand(items, patches, 2)
+            with torch.inference_mode():
+                torch.testing.assert_close(deep(images, uv), plain(images, uv), atol=1e-5, rtol=0)
+        assert counter.frame_count == 1
+
+    def test_golden_vectors(self, counter):
+        golden = Golden(NETWORKS[0])
+        golden.model.optimize_for_inference(compile=True)
+        with torch.inference_mode():
+            q = golden.model(golden.patches, golden.uv, golden.scale)
+        assert counter.frame_count == 1
+        np.testing.assert_allclose(q[:, 0], golden["out/q"], atol=1e-5, rtol=0)
+
+    def test_state_saving_and_copies_are_those_of_the_plain_model(self, deep, batch, counter, tmp_path):
+        plain = copy.deepcopy(deep)
+        deep.optimize_for_inference(compile=True)
+        assert list(deep.state_dict()) == list(plain.state_dict())
+        assert fingerprint(deep) == fingerprint(plain)
+        deep.save_pretrained(tmp_path)
+        copies = copy.deepcopy(deep), pickle.loads(pickle.dumps(deep)), VTAMIQ.from_pretrained(tmp_path)
+        with torch.inference_mode():
+            expected = plain(*batch)
+            for twin in copies:
+                torch.testing.assert_close(twin(*batch), expected, atol=1e-5, rtol=0)
+            assert counter.frame_count == 1  # of the original alone
+            deep.load_state_dict({name: value / 2 for name, value in plain.state_dict().items()})
+            plain.load_state_dict(deep.state_dict())
+            torch.testing.assert_close(deep(*batch), plain(*batch), atol=1e-5, rtol=0)  # not those compiled for
+            assert deep.optimize_for_inference(False) is deep
+            torch._dynamo.reset()
+            assert torch.equal(deep(*batch), plain(*batch))
+        assert counter.frame_count == 1
+
+    def test_maps_of_attention_can_be_read(self, deep, counter):
+        images = np.random.default_rng(0).integers(256, size=(2, 40, 50, 3), dtype=np.uint8)
+        sample = CAPS(num_patches=9)(images, 0)
+        expected = capture(deep, sample)
+        deep.optimize_for_inference(compile=True)
+        for ours, theirs in zip(capture(deep, sample).attention, expected.attention, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+    def test_gradients_of_blocks_that_are_computed_anew(self, deep, batch):
+        plain = copy.deepcopy(deep)
+        assert compile_blocks(deep.encoder.blocks, 32, training=True, backend="aot_eager") is deep.encoder.blocks
+        assert all(parameter.grad is None for parameter in deep.parameters())
+        deep.encoder.recompute = True
+        for network in (deep, plain):
+            network(*batch).square().sum().backward()
+        for (name, ours), theirs in zip(deep.named_parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-4, msg=name)
+
+    @pytest.mark.parametrize("training", [False, True])
+    def test_where_it_fails_a_warning_says_why(self, deep, batch, caplog, training):
+        def broken(graph, inputs):
+            raise RuntimeError("there is no compiler here")
+
+        expected = deep(*batch)
+        compile_blocks(deep.encoder.blocks, 32, training=training, backend=broken)
+        told = [record.getMessage() for record in caplog.records if record.name == "vtamiq.fast"]
+        assert told == ["torch.compile fails here (RuntimeError: there is no compiler here), so no block is compiled"]
+        assert torch.equal(deep(*batch), expected)
 
 
 def test_restore_leaves_plain_modules_alone():

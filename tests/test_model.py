@@ -14,6 +14,7 @@ from timm.layers import SwiGLU
 from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 
 from vtamiq.checkpoints import _ratio, resize_position_table
+from vtamiq.fast import accelerate
 from vtamiq.model import VTAMIQ, CheckpointError, VTAMIQConfig, preference
 
 DATA = Path(__file__).parent / "data"
@@ -238,6 +239,37 @@ def test_gradients_and_drop_path_of_the_class_token_alone():
 # ------------------------------------------------------------------------------------------------------- pre-trained ViTs
 
 JAX = {"backbone": "vit_base_patch16_384", "width": 96, "num_heads": 4, "mlp_ratio": 2.0}
+
+
+@pytest.mark.parametrize("onednn", [False, True])
+def test_blocks_computed_anew_give_the_same_gradients_to_the_last_bit(onednn):
+    """With all randomness that the network has, and fewer bytes kept on the way."""
+    random = dict.fromkeys(("embedding_dropout", "mlp_dropout", "encoder_drop_path", "decoder_drop_path"), 0.2)
+    torch.manual_seed(0)
+    model = VTAMIQ(replace(TINY, num_blocks=4, head_dropout=0.2, **random))
+    if onednn:
+        accelerate(model, training=True, shapes=[(96, 32), (32, 32), (128, 32), (32, 128)])
+    images, uv = torch.randn(3, 2, 9, 3, 16, 16), torch.rand(3, 9, 2)
+    found, kept = [], []
+    for recompute in (False, True):
+        model.encoder.recompute = recompute
+        kept.append(0)
+
+        def count(value):
+            kept[-1] += value.nbytes
+            return value
+
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda value: value):
+            q = model(images, uv)
+        gradients = torch.autograd.grad(q.square().sum(), list(model.parameters()))
+        found.append((q, *gradients, torch.get_rng_state()))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
+    assert kept[1] < kept[0] / 2
+    with torch.inference_mode():
+        again = model.eval()(images, uv)
+        model.encoder.recompute = False
+        assert torch.equal(model(images, uv), again)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,9 @@ import pytest
 import torch
 
 from tests.small import TINY, small_database
+from vtamiq import fast
 from vtamiq.caps import CAPS
+from vtamiq.fast import accelerated
 from vtamiq.fitting import Fitting
 from vtamiq.model import VTAMIQ
 from vtamiq.training import Run, Stage, train
@@ -99,6 +101,31 @@ def test_goes_on_within_an_epoch(whole, parts, tmp_path, monkeypatch, name):
     assert len(trained) - len(set(trained)) == again
     monkeypatch.undo()
     assert_alike(run, whole(name))
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
+def test_goes_on_with_the_products_that_it_began_with(parts, tmp_path, monkeypatch):
+    """A timing may say otherwise after an interruption, on a machine that is busy: it is not asked again."""
+    stage = replace(STAGE, epochs=2, onednn=True, ema=0.8)
+    timed, products = [], []
+    monkeypatch.setattr(fast, "_worth_it", lambda *shape: timed.append(shape[:2]) or shape[:2] != (32, 32))
+    product = fast._onednn_product
+    monkeypatch.setattr(fast, "_onednn_product", lambda *inputs: products.append(1) or product(*inputs))
+    undisturbed = train(fresh(), stage, *parts, out=tmp_path / "whole", progress=False)
+    assert timed
+    assert products
+    begun = list(timed)
+    stopping_at(monkeypatch, (0, 2), (1, 4))
+    for _ in range(2):
+        model = fresh()
+        with pytest.raises(Stop):
+            train(model, stage, *parts, out=tmp_path / "r", progress=False)
+        assert not accelerated(model)
+        assert all(torch.equal(value, fresh().state_dict()[name]) for name, value in model.state_dict().items())
+    run = train(model, stage, *parts, out=tmp_path / "r", progress=False)
+    assert timed == 2 * begun
+    assert not accelerated(model)
+    assert_alike(run, undisturbed)
 
 
 def test_without_timed_checkpoints_an_epoch_begins_anew(whole, parts, tmp_path, monkeypatch):

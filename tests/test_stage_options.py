@@ -3,6 +3,7 @@
 import json
 import platform
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from tests.small import TINY, small_database
+from vtamiq import callbacks, fast
 from vtamiq.caps import CAPS
 from vtamiq.databases import LabelScale
 from vtamiq.fitting import Fitting, frozen_parameters
@@ -184,6 +186,90 @@ def test_rates_are_in_the_history(fit):
     assert run.history["rate"].iloc[-1] == pytest.approx(1e-4)
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
+def test_onednn_trains_to_the_same_weights_but_for_rounding(fit, monkeypatch):
+    monkeypatch.setattr(fast, "_worth_it", lambda *_: True)
+    options = {"optimizer": "sgd", "momentum": 0.0, "epochs": 2}
+    plain, ours = fit(**options), fit(**options, onednn=True)
+    assert list(ours.model.state_dict()) == list(plain.model.state_dict())
+    state = torch.load(ours.folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["state_dict"].keys() == {f"model.{name}" for name in plain.model.state_dict()}
+    assert (96, 32) in map(tuple, state["callbacks"]["OneDNN"]["shapes"])
+    for name, value in weights(plain).items():
+        torch.testing.assert_close(weights(ours)[name], value, atol=1e-5, rtol=1e-4, msg=name)
+    np.testing.assert_allclose(ours.predictions["q"], plain.predictions["q"], atol=1e-5, rtol=0)
+
+
+def test_onednn_that_pays_nowhere_changes_nothing(fit, monkeypatch):
+    monkeypatch.setattr(fast, "_worth_it", lambda *_: False)
+    plain, ours = fit(), fit(onednn=True)
+    assert all(torch.equal(weights(ours)[name], value) for name, value in weights(plain).items())
+    pd.testing.assert_frame_equal(ours.history, plain.history)
+
+
+def test_blocks_computed_anew_give_the_same_run(parts, tmp_path, monkeypatch):
+    """All of it to the last bit, also where memory ran out, and the training goes on with the option."""
+    config = replace(TINY, num_blocks=3, mlp_dropout=0.1, embedding_dropout=0.1, encoder_drop_path=0.2)
+    seen = []
+
+    def fit(folder, anew, stop=None):
+        torch.manual_seed(11)
+        model = VTAMIQ(config)
+        step = Fitting.training_step
+
+        def watched(self, batch, index):
+            seen.append(self.model.encoder.recompute)
+            if (self.current_epoch, index) == stop:
+                raise MemoryError
+            return step(self, batch, index)
+
+        stage = replace(STAGE, epochs=2, gradient_checkpointing=anew, checkpoint_minutes=1e-9)
+        with monkeypatch.context() as patch:
+            patch.setattr(Fitting, "training_step", watched)
+            run = train(model, stage, *parts, out=tmp_path / folder, progress=False)
+        assert model.encoder.recompute is False
+        return run
+
+    plain, anew = fit("plain", False), fit("anew", True)
+    assert seen == 12 * [False] + 12 * [True]
+    with pytest.raises(MemoryError):
+        fit("both", False, stop=(1, 2))
+    both = fit("both", True)
+    assert seen[24:] == 9 * [False] + 4 * [True]
+    for run in (anew, both):
+        pd.testing.assert_frame_equal(run.history, plain.history)
+        pd.testing.assert_frame_equal(run.predictions, plain.predictions)
+        assert all(torch.equal(weights(run)[name], value) for name, value in weights(plain).items())
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_compiled_blocks_train_to_the_same_weights(parts, tmp_path, monkeypatch, caplog, works):
+    compiled, run = [], []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        if not works:
+            raise RuntimeError("no compiler")
+        return lambda *inputs: run.append(1) or graph.forward(*inputs)
+
+    def fit(compile):
+        torch.manual_seed(11)
+        model = VTAMIQ(replace(TINY, num_blocks=2))  # the last one is not called as a whole
+        return train(model, replace(STAGE, compile=compile), *parts, out=tmp_path / str(compile), progress=False)
+
+    monkeypatch.setattr(callbacks, "compile_blocks", partial(fast.compile_blocks, backend=backend))
+    torch._dynamo.reset()
+    plain, ours = fit(False), fit(True)
+    assert compiled
+    assert (len(run) > 6) is works  # steps and validation
+    assert ("no block is compiled" in caplog.text) is not works
+    assert ours.model.encoder.blocks[0]._compiled_call_impl is None
+    for name, value in weights(plain).items():
+        torch.testing.assert_close(weights(ours)[name], value, atol=1e-5, rtol=1e-4, msg=name)
+    state = torch.load(ours.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert state.keys() == {f"model.{name}" for name in plain.model.state_dict()}
+
+
 # ---- data -------------------------------------------------------------------------------------------------------
 
 
@@ -272,6 +358,7 @@ def test_environment_names_packages_but_no_machine(fit):
         {"optimizer": "adam"}, {"momentum": 1.0}, {"accumulate": 0}, {"encoder_rate": 0.0}, {"ema": 1.0}, {"patience": -1},
         {"zero_error": 1.5}, {"bad_images": "ignore"}, {"labels": "ranks"}, {"checkpoint_minutes": 0.0}, {"mae_decay": 0.0},
         {"schedule": "multistep", "milestones": (0.7, 0.2)}, {"schedule": "multistep", "step_factor": 2.0},
+        {"onednn": True, "compile": True},
     ],
     ids=str,
 )  # fmt: skip
@@ -285,6 +372,7 @@ def test_bad_options_are_refused(change):
     [
         {"momentum": 0.5}, {"milestones": (0.3,)}, {"step_factor": 0.5}, {"squared": True}, {"mae_decay": 0.9},
         {"auxiliary_weight": 2.0}, {"final_rate": 0.5, "schedule": "constant"},
+        {"onednn": True, "precision": "bf16-mixed"},
     ],
     ids=str,
 )  # fmt: skip

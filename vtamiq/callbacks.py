@@ -18,13 +18,23 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm.auto import tqdm
 
+from vtamiq.fast import accelerate, accelerated, compile_blocks
 from vtamiq.files import replacing, write_text
 from vtamiq.fitting import Fitting
 from vtamiq.patches import ImagePatches
 from vtamiq.predictions import write_table
 from vtamiq.stage import Stage
 
-__all__ = ["AtomicCheckpointIO", "History", "Progress", "Termination", "checkpoints", "readable_checkpoint"]
+__all__ = [
+    "AtomicCheckpointIO",
+    "Compiled",
+    "History",
+    "OneDNN",
+    "Progress",
+    "Termination",
+    "checkpoints",
+    "readable_checkpoint",
+]
 
 log = logging.getLogger(__name__)
 PREVIOUS = "previous.ckpt"
@@ -208,6 +218,38 @@ class Termination(Callback):
 
         if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, end)  # Lightning brings back at the end what was there before
+
+
+class OneDNN(Callback):
+    """Linear layers of the model through oneDNN where that pays: timed once in a run, the same in all its processes."""
+
+    def __init__(self):
+        self.shapes: list[tuple[int, int]] | None = None
+
+    def on_fit_start(self, trainer: lightning.Trainer, module: Fitting) -> None:
+        if module.device.type != "cpu":
+            log.warning("onednn: of no effect on %s, oneDNN is for CPUs", module.device.type)
+            return
+        if self.shapes is None:
+            self.shapes = trainer.strategy.broadcast(accelerated(accelerate(module.model, training=True)))
+        accelerate(module.model, training=True, shapes=self.shapes)
+        if accelerated(module.model) != sorted(self.shapes):
+            log.warning("onednn: began where oneDNN computes what it cannot here; results change by rounding")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"shapes": self.shapes}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.shapes = state["shapes"] and [tuple(shape) for shape in state["shapes"]]
+
+
+class Compiled(Callback):
+    """The encoder's blocks compiled, once they are on their device."""
+
+    def on_fit_start(self, trainer: lightning.Trainer, module: Fitting) -> None:
+        encoder = module.model.encoder
+        with trainer.precision_plugin.forward_context():
+            compile_blocks(encoder.blocks, encoder.class_token.shape[-1], training=True)
 
 
 # ---- checkpoints ------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The same products faster, on CPUs where oneDNN beats PyTorch's default BLAS; chosen by a quick timing.
+"""The same computation faster: products by oneDNN on CPUs where that pays, and blocks compiled by torch.compile.
 
 PyTorch multiplies float32 matrices on x86 with its BLAS, which uses half of what some CPUs can do. oneDNN, which PyTorch
 ships for convolutions and for its compiler, often does better, the more so with weights that are laid out for it ahead.
@@ -6,6 +6,7 @@ ships for convolutions and for its compiler, often does better, the more so with
 
 import logging
 import time
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -13,7 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-__all__ = ["OneDNNLinear", "accelerate", "linear_rows", "onednn_works", "restore"]
+__all__ = [
+    "OneDNNLinear",
+    "accelerate",
+    "accelerated",
+    "compile_blocks",
+    "decompile_blocks",
+    "linear_rows",
+    "onednn_works",
+    "restore",
+]
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +39,8 @@ class OneDNNLinear(nn.Linear):
 
     It has the parameters of the linear that it stands for, so it is saved, loaded, moved and trained as before. A packed
     copy of the weights (as much memory again) is made on first use without gradients, and anew after the weights changed.
-    Gradients go through oneDNN too if `training_too`, else the default way.
+    With `training_too`, gradients go through oneDNN as well, and nothing is packed: the weights change at every step, also
+    in ways that nobody is told of, such as an exchange with their moving average.
     """
 
     _packed: dict[tuple[int, int], tuple[tuple[int, int], Tensor]]
@@ -48,7 +59,7 @@ class OneDNNLinear(nn.Linear):
             return F.linear(x, weight, bias)
         if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (x, weight, bias)):
             return _Product.apply(x, weight, bias) if self.training_too else F.linear(x, weight, bias)
-        return _onednn_product(x, self._pack(weight, start, stop), bias)
+        return _onednn_product(x, weight if self.training_too else self._pack(weight, start, stop), bias)
 
     def _pack(self, weight: Tensor, start: int, stop: int) -> Tensor:
         # Two threads may both pack: what they store is the same.
@@ -92,7 +103,10 @@ def linear_rows(linear: nn.Linear, x: Tensor, start: int, stop: int) -> Tensor:
     return F.linear(x, *_sliced(linear, start, stop))
 
 
-def accelerate(module: nn.Module, *, training: bool = False) -> nn.Module:
+Shape = tuple[int, int]  # outputs and inputs of a linear layer
+
+
+def accelerate(module: nn.Module, *, training: bool = False, shapes: Collection[Shape] | None = None) -> nn.Module:
     """Let the linear layers of a module compute with oneDNN, in place, where a quick timing says that it pays here.
 
     Each distinct shape is timed for some milliseconds with the threads that PyTorch has now, and its result compared; where
@@ -101,24 +115,33 @@ def accelerate(module: nn.Module, *, training: bool = False) -> nn.Module:
 
     Args:
         training: take oneDNN for training steps too. Off: gradients are computed as before.
+        shapes: take it for linear layers of these (outputs, inputs) and no others, without timing, if it is right here.
 
     Returns:
         The module. `restore` undoes it.
     """
     restore(module)
-    worth: dict[tuple[int, int], bool] = {}
+    worth: dict[Shape, bool] = {}
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is not nn.Linear or child._forward_hooks or child._forward_pre_hooks:
                 continue
             shape = (child.out_features, child.in_features)
             if shape not in worth:
-                worth[shape] = _worth_it(*shape, training)
+                if shapes is None:
+                    worth[shape] = _worth_it(*shape, training)
+                else:
+                    worth[shape] = shape in shapes and onednn_works(*shape)
             if worth[shape]:
                 setattr(parent, name, OneDNNLinear(child, training))
     taken = ", ".join(f"{inputs} → {outputs}" for (outputs, inputs), pays in worth.items() if pays)
     log.debug("oneDNN is taken for: %s", taken or "nothing, it is not faster here")
     return module
+
+
+def accelerated(module: nn.Module) -> list[Shape]:
+    """Shapes of the linear layers that compute with oneDNN."""
+    return sorted({tuple(part.weight.shape) for part in module.modules() if isinstance(part, OneDNNLinear)})
 
 
 def restore(module: nn.Module) -> nn.Module:
@@ -130,6 +153,48 @@ def restore(module: nn.Module) -> nn.Module:
                 _take_parameters(plain, child)
                 setattr(parent, name, plain)
     return module
+
+
+# --------------------------------------------------------------------------------------------------------- torch.compile
+
+
+def compile_blocks(
+    blocks: nn.ModuleList, width: int, *, training: bool = False, backend: str = "inductor"
+) -> nn.ModuleList:
+    """Compile transformer blocks (B, T, width) → (B, T, width) in place: one code for all of them, for any B and T.
+
+    The first one is run at once, which takes from seconds to minutes. Where that fails, for want of a C++ compiler for
+    example, a warning says why and the blocks stay as they were. Parameters, state and saving are as before; copies are not
+    compiled. Hooks that are set later are not called.
+
+    Args:
+        training: also compile gradients now; scoring compiles on its first use then.
+    """
+    for block in blocks:
+        block.compile(dynamic=True, backend=backend)
+    weight = next(blocks.parameters())
+    try:
+        with torch.inference_mode(not training), torch.set_grad_enabled(training):
+            x = torch.zeros(2, 5, width, device=weight.device, dtype=weight.dtype, requires_grad=training)
+            y = blocks[0](x)
+            if training:
+                torch.autograd.grad(y.sum(), x)
+    except Exception as error:  # each stage of the compiler has its own ways of failing
+        decompile_blocks(blocks)
+        cause = getattr(error, "inner_exception", error)  # of what names the stage only
+        reason = f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}" if str(cause).strip() else repr(cause)
+        log.warning("torch.compile fails here (%s), so no block is compiled", reason)
+    return blocks
+
+
+def decompile_blocks(blocks: nn.ModuleList) -> nn.ModuleList:
+    """Undo `compile_blocks`, in place."""
+    for block in blocks:
+        block._compiled_call_impl = None  # PyTorch has no public way back
+    return blocks
+
+
+# ------------------------------------------------------------------------------------------------------ oneDNN, in detail
 
 
 def _take_parameters(linear: nn.Linear, other: nn.Linear) -> None:

@@ -29,10 +29,11 @@ from safetensors.torch import load_file
 from timm.layers import Attention, DropPath, LayerScale
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vtamiq.checkpoints import CheckpointError, convert_original, read_original, resize_position_table
 from vtamiq.configs import build, conform, require
-from vtamiq.fast import OneDNNLinear, accelerate, linear_rows, restore
+from vtamiq.fast import OneDNNLinear, accelerate, compile_blocks, decompile_blocks, linear_rows, restore
 
 __all__ = ["VTAMIQ", "CheckpointError", "VTAMIQConfig", "preference"]
 
@@ -167,7 +168,13 @@ class PatchEncoder(nn.Module):
 
     Takes over the ViT's patch projection, class token, position table, first blocks and final norm. The network is
     invariant to the order of the patches, and their number is free.
+
+    Attributes:
+        recompute: keep no more than the input of each block for the gradient, and compute it anew in the backward pass
+            (gradient checkpointing): less memory, about a third more time, the same gradients.
     """
+
+    recompute = False
 
     def __init__(self, config: VTAMIQConfig, vit: VisionTransformer):
         super().__init__()
@@ -245,7 +252,7 @@ class PatchEncoder(nn.Module):
         """
         x = self.norm_pre(self.embed(patches, uv, scale))
         for block in self.blocks[:-1]:
-            x = block(x)
+            x = checkpoint(block, x, use_reentrant=False) if self.recompute else block(x)
         last = self.blocks[-1]
         return self.norm(_first_token(last, x) if class_token_only else last(x))
 
@@ -542,13 +549,22 @@ class VTAMIQ(
             q = q.masked_fill((difference == 0).all(-1), 0.0)
         return q
 
-    def optimize_for_inference(self, enable: bool = True) -> "VTAMIQ":
+    def optimize_for_inference(self, enable: bool = True, *, compile: bool = False) -> "VTAMIQ":
         """Compute with oneDNN where a timing of a second says that it is faster on this CPU, in place; returns the model.
 
         Scores change by rounding only (1e-5). Weights, saving, training and other devices are as before. Packed weights
         take as much memory again. False undoes it.
+
+        Args:
+            compile: also compile the encoder's blocks with torch.compile, on the device where the model is: seconds to
+                minutes once, for GPUs and long work. They use the compiler's products then, which on CPUs are rarely
+                faster than oneDNN's: `python -m vtamiq benchmark --only precision` measures it.
         """
-        return accelerate(self) if enable else restore(self)
+        decompile_blocks(self.encoder.blocks)
+        accelerate(self) if enable else restore(self)
+        if enable and compile:
+            compile_blocks(self.encoder.blocks, self.encoder.class_token.shape[-1])
+        return self
 
     def modulate(self, difference: Tensor, reference: Tensor) -> Tensor:
         """Difference of class tokens (B, D) → what the head reads (B, D): scaled, gated, through DiffNet."""

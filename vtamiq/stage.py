@@ -60,6 +60,13 @@ class Stage:
         precision: "32-true", "bf16-mixed" or "16-mixed".
         bad_images: "stop" ends the training with the name of an image that cannot be read; "skip" trains on the next pair
             instead and counts (`history.csv`, and `skipped.csv` with names). Validation and test rows are never skipped.
+        onednn: on a CPU, let linear layers compute with oneDNN where a timing at the start says that it pays; same weights,
+            results that differ by rounding only, from machine to machine as well. What was chosen is kept in the
+            checkpoint, so that an interrupted run goes on with it.
+        compile: compile the encoder's blocks with torch.compile, for GPUs: minutes at the start; results differ by rounding
+            only, but `mlp_dropout` and `encoder_drop_path` of the model draw other numbers. A warning says where it fails.
+        gradient_checkpointing: compute the encoder's blocks anew in the backward pass instead of keeping all of their
+            results: less memory, about a third more time, the same weights.
         workers: processes that load patches, for each device.
         in_memory: decode every pair once and keep it, in each worker of training and validation; for small databases.
         checkpoint_minutes: an interrupted run loses at most about so much, however long its epochs are.
@@ -101,6 +108,9 @@ class Stage:
     flips: Flips = field(default_factory=lambda: Flips(horizontal=0.5, vertical=0.5))
     precision: str = "32-true"
     bad_images: str = "stop"
+    onednn: bool = False
+    compile: bool = False
+    gradient_checkpointing: bool = False
     workers: int = 0
     in_memory: bool = False
     checkpoint_minutes: float = 10.0
@@ -137,6 +147,7 @@ class Stage:
             (self.freeze_epochs >= 1) == bool(self.freeze),
             "must be from 1 where `freeze` names parts, else 0",
         )
+        require(self, "compile", not (self.compile and self.onednn), "takes the place of onednn: choose one of them")
         self._refuse_what_would_not_act()
 
     def _refuse_what_would_not_act(self) -> None:
@@ -150,6 +161,7 @@ class Stage:
             ),
             "labels='preferences'": ("squared",) if scores else (),
             "labels='scores'": ON_SCORES if preferences else (),
+            "precision='32-true'": ("onednn",) if self.precision != "32-true" else (),
             "mae above 0": ("mae_decay",) if scores and not self.mae else (),
             "auxiliary columns": ("auxiliary_weight",) if scores and not self.auxiliary else (),
         }

@@ -79,7 +79,7 @@ WEAK = Stage(
     caps=CAPS(num_patches=64),
     test_patches=256,
     test_repeats=1,
-    epochs=12,
+    epochs=8,
     batch_size=32,
     learning_rate=1e-3,
     schedule="cosine",
@@ -87,6 +87,7 @@ WEAK = Stage(
     mae=1.0,
     auxiliary=tuple(f"iqm_{name}" for name in IQMS),
     in_memory=True,
+    onednn=True,
 )
 PREFERENCES = Stage(
     name="preferences",
@@ -142,7 +143,7 @@ class TinyRecipe:
     preferences: Stage = PREFERENCES
     left_out: tuple[str, ...] = ("lblur", "colorquantize", "jpeg", "noiseimpulse", "pixelate")
     accelerator: str = "cpu"
-    devices: int = 1
+    devices: int = 2
     measures: Measures = Measures()  # noqa: RUF009
     demos: tuple[str, ...] = DEMO_NAMES
     demo_preset: str = "demo"
@@ -182,6 +183,7 @@ SIZES: Mapping[str, TinyRecipe] = {
             epochs=16,
             batch_size=64,
             precision="bf16-mixed",
+            onednn=False,
             workers=14,
             in_memory=False,
         ),
@@ -189,6 +191,7 @@ SIZES: Mapping[str, TinyRecipe] = {
             PREFERENCES, caps=CAPS(num_patches=256), batch_size=64, precision="bf16-mixed", workers=14, in_memory=False
         ),
         accelerator="gpu",
+        devices=1,
         measures=Measures(batch_size=64, workers=14),
     ),
 }

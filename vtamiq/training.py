@@ -36,9 +36,19 @@ from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.utils.data import DataLoader, Subset
 
-from vtamiq.callbacks import AtomicCheckpointIO, History, Progress, Termination, checkpoints, readable_checkpoint
+from vtamiq.callbacks import (
+    AtomicCheckpointIO,
+    Compiled,
+    History,
+    OneDNN,
+    Progress,
+    Termination,
+    checkpoints,
+    readable_checkpoint,
+)
 from vtamiq.configs import build
 from vtamiq.databases import Database, LabelScale, Linearisation
+from vtamiq.fast import decompile_blocks, restore
 from vtamiq.files import clear_unfinished, holding, write_text
 from vtamiq.fitting import fitting_for
 from vtamiq.lineage import pictures_of
@@ -52,7 +62,8 @@ __all__ = ["Run", "Stage", "train"]
 
 log = logging.getLogger(__name__)
 Labels = LabelScale | Linearisation | None  # None: preferences are taken as they are
-NO_MATTER = ("workers", "in_memory", "checkpoint_minutes")  # settings that make no difference to the result
+# Settings that make no difference to the result:
+NO_MATTER = ("workers", "in_memory", "checkpoint_minutes", "gradient_checkpointing")
 PATIENCE = 600  # seconds that a process waits for the main one to claim the run folder
 TIMEOUT = timedelta(days=1)  # for the other processes, while the main one scores the test rows
 
@@ -212,6 +223,12 @@ def train(
             state, model.seen, model.config = before
             model.cpu().eval().load_state_dict(state)  # so that the same call can be made again
             raise
+        finally:
+            if stage.onednn:
+                restore(model)
+            if stage.compile:
+                decompile_blocks(model.encoder.blocks)
+            model.encoder.recompute = False
     return _adopt(model, Run.load(out))
 
 
@@ -247,6 +264,10 @@ def _fit(
     held_out = _dataset(validation, test_caps, stage, labels, augmented=False)
     history, folder = History(out, rows), out / "checkpoints"
     callbacks = [history, Termination(), *checkpoints(folder, stage)]
+    if stage.onednn:
+        callbacks.append(OneDNN())
+    if stage.compile:
+        callbacks.append(Compiled())
     if stage.ema:
         callbacks.append(EMAWeightAveraging(decay=stage.ema))
     if stage.patience:  # NaN is a validation without an order, no reason to stop
@@ -278,6 +299,7 @@ def _fit(
             use_distributed_sampler=False,
         )
         loaders = _loaders(rows, held_out, stage, trainer)
+        model.encoder.recompute = stage.gradient_checkpointing
         model.train()  # Lightning keeps the mode: a loaded model would be trained without dropout
         on_interrupt = signal.getsignal(signal.SIGINT)
         resumed = readable_checkpoint(folder)
@@ -473,7 +495,7 @@ def _code_digest() -> str:
     """Tells a run of other code from this one: of the files that decide what training computes."""
     digest = hashlib.sha256()
     for name in (
-        "caps", "distortions", "fitting", "images", "losses", "model", "pairs", "patches", "predictions", "stage",
+        "caps", "distortions", "fast", "fitting", "images", "losses", "model", "pairs", "patches", "predictions", "stage",
         "training",
     ):  # fmt: skip
         digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
