@@ -34,7 +34,7 @@ from vtamiq.tiny import (
 from vtamiq.training import Run
 
 QUICK = {
-    "train": 0, "val": 0, "test": 0, "size": [192, 160], "turn": True, "demos": [],
+    "train": 0, "val": 0, "test": 0, "size": [192, 160], "turn": True, "demos": [], "devices": 1,
     "types": ["gblur", "jpeg", "noisegauss"], "levels": [1, 3, 5], "metrics": ["ssim", "gmsd", "ms_ssim", "haarpsi"],
     "left_out": ["jpeg"], "network.width": 32, "network.num_heads": 2, "network.num_blocks": 1, "network.reduction": 4,
     "weak.epochs": 2, "weak.batch_size": 8, "weak.caps.num_patches": 8, "weak.test_patches": 8,
@@ -161,8 +161,10 @@ class TestGiven:
         same = [VTAMIQ.from_pretrained(folder / NAME) for folder in (out, tmp_path)]
         assert fingerprint(same[0]) == fingerprint(same[1])
         card = (tmp_path / NAME / "README.md").read_text()
-        assert "weights --database FOLDER --out FOLDER --size cpu --run FOLDER" in card
-        assert "2 for training, 1 for validation, 3 for testing;" in card
+        assert "the database and the training had been made before by the same settings" in card
+        assert "python -m vtamiq weights --images FOLDER --out FOLDER --size cpu --set train=0" in card
+        assert "2 for training, 1 for validation, 3 for testing;" in card  # of how many is not known
+        assert "seconds" not in card
         assert not (tmp_path / NAME / "left_out.csv").exists()
         assert "Types that were not trained on" not in card
 
@@ -202,15 +204,39 @@ class TestGiven:
         changes = {"weak.in_memory": False, "left_out": []}
         assert make_weights(None, tmp_path, "cpu", QUICK | changes, **given, **OPTIONS) is not None
 
-    def test_first_weights_of_another_seed_are_said(self, made, tmp_path):
+    def test_photographs_are_compared_with_those_of_the_database(self, made, photographs, tmp_path):
+        settings = QUICK | {"left_out": []}
         given = {"database": made[0] / "database" / "bsds", "run": made[0] / "weak_pretraining"}
-        make_weights(None, tmp_path, "cpu", QUICK | {"left_out": [], "seed": 1}, **given, **OPTIONS)
+        make_weights(photographs, tmp_path / "out", "cpu", settings, **given, **OPTIONS)
+        assert "2 of the 2 for training, 1 of the 1" in (tmp_path / "out" / NAME / "README.md").read_text()
+        others = Path(shutil.copytree(photographs, tmp_path / "others"))
+        photograph(99).save(others / "test" / "p0.png")
+        with pytest.raises(ValueError, match="bsds is not what the recipe would make: other photographs"):
+            make_weights(others, tmp_path / "out", "cpu", settings, **given, **OPTIONS)
+
+    @pytest.mark.parametrize(
+        ("changes", "what"),
+        [
+            ({"seed": 1}, "seed"),
+            ({"turn": False, "size": [64, 64]}, "turn, size"),
+            ({"metrics": []}, "metrics"),
+            ({"types": ["gblur", "jpeg"], "levels": [1, 3]}, "types, levels"),
+            ({"test": 2}, "number of photographs for test"),
+        ],
+    )
+    def test_another_database_is_refused(self, made, tmp_path, changes, what):
+        with pytest.raises(ValueError, match=f"is not what the recipe would make: other {what}$"):
+            make_weights(None, tmp_path, "cpu", QUICK | changes, database=made[0] / "database" / "bsds", **OPTIONS)
+
+    def test_first_weights_of_another_seed_are_said(self, made, tmp_path, monkeypatch):
+        given = {"database": made[0] / "database" / "bsds", "run": made[0] / "weak_pretraining"}
+        monkeypatch.setattr(tiny, "first_model", lambda recipe: first_model(replace(recipe, seed=1)))
+        make_weights(None, tmp_path, "cpu", QUICK | {"left_out": []}, **given, **OPTIONS)
         assert "The first weights were not those of the command's seed" in (tmp_path / NAME / "README.md").read_text()
 
     def test_refused(self, photographs, tmp_path):
-        for images, database in ((None, None), (photographs, tmp_path)):
-            with pytest.raises(ValueError, match="either a folder of photographs or a database"):
-                make_weights(images, tmp_path / "out", database=database)
+        with pytest.raises(ValueError, match="give a folder of photographs, or a database"):
+            make_weights(None, tmp_path / "out")
         with pytest.raises(ValueError, match="no size 'cpus'; did you mean `cpu`"):
             make_weights(photographs, tmp_path / "out", "cpus")
         with pytest.raises(ValueError, match="has 2 image files, train=160 are asked for"):
@@ -272,11 +298,10 @@ class TestShell:
         assert f"{made[0] / NAME}: made, see README.md" in said
         assert f"{tmp_path / NAME}: ships now" in said
 
-    @pytest.mark.parametrize("given", [[], ["--images", "a", "--database", "b"]])
-    def test_photographs_or_a_database(self, given, capsys):
+    def test_photographs_or_a_database(self, capsys):
         with pytest.raises(SystemExit):
-            main(["weights", "--out", "out", *given])
-        assert "give either --images or --database" in capsys.readouterr().err
+            main(["weights", "--out", "out"])
+        assert "give --images, or --database" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("words", "message"),
