@@ -147,6 +147,7 @@ class TestCard:
             assert said in card.replace("\n  ", " "), said
         assert "It reaches all goals" not in card
         assert "copy on bsds" not in card
+        assert "types of distortion that it was not trained on was not measured" in card
         assert "Types that were not trained on" not in card
 
     def test_header_is_of_hugging_face(self, folder):
@@ -191,6 +192,7 @@ class TestCard:
             assert said in card, said
         assert "Please cite" not in card
         assert "falls short" not in card
+        assert "was not measured" not in card
         assert "look-up, which opens no image, orders" not in card
         assert "agree better" not in card
 
