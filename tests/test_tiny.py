@@ -1,6 +1,7 @@
 """The command that makes the weights that ship: all of it once on six small photographs, and what must be refused."""
 
 import json
+import operator
 import shlex
 import shutil
 from dataclasses import asdict, replace
@@ -101,6 +102,17 @@ class TestMade:
         assert 0 < facts["half"]["largest"] < 1e-3
         assert facts["weights"] == fingerprint(model)
         assert facts["first_weights"] is True
+
+    def test_goals_are_those_of_the_tables(self, made):
+        out, goals = made
+        agreement = pd.read_csv(out / NAME / "agreement.csv")
+        ours = agreement[(agreement["method"] == "VTAMIQ") & (agreement["target"] == "all")].iloc[0]
+        reached = goals.set_index("measure")["reached"]
+        assert reached["SROCC"] == pytest.approx(ours["srocc"])
+        assert reached["within cells"] == pytest.approx(ours["within_cell"])
+        compare = {"≥": operator.ge, "≤": operator.le, "=": operator.eq}
+        for row in goals.itertuples():
+            assert row.met == compare[row.sign](row.reached, row.goal)
 
     def test_photographs_are_of_their_folders_and_turned(self, made):
         manifest = read_manifest(made[0] / "database" / "bsds")

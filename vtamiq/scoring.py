@@ -1,8 +1,9 @@
 """Score image pairs with a model: one reference against one or many distorted versions, or pair by pair.
 
 A score is made from a few hundred patches, so the network costs the same for every size of image; reading the images and
-finding the places to look at grow with the number of pixels. One pair is held at a time, and finding the places takes about
-35 bytes a pixel beside what the caller holds: 0.4 GB at 12 megapixels, and what the model takes, whatever the size.
+finding the places to look at grow with the number of pixels, the latter by less (`CAPS.map_pixels`). One pair is held at a
+time. Beside the images and the model, finding the places takes about 60 MB at most, whatever their size (30 bytes a pixel
+up to 2 megapixels); with several scales, whose images are pooled as a whole, 13 bytes a pixel where that is more.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
