@@ -1,6 +1,7 @@
 """The weights that ship, whichever they are: small, whole, sane, and used wherever no model is given."""
 
 import json
+import shlex
 import subprocess
 import threading
 import tomllib
@@ -16,11 +17,15 @@ from skimage import data
 import vtamiq
 from vtamiq import VTAMIQ, CheckpointError, distort, inference
 from vtamiq.batch import score_table
+from vtamiq.cards import render_card
+from vtamiq.chain import parse_setting
+from vtamiq.configs import build
 from vtamiq.explore import explore_attention, explore_score
 from vtamiq.inference import DEFAULT, DEFAULT_LABELS, check_model, fingerprint, load_default
 from vtamiq.model import SHIPPED
 from vtamiq.modules import VTAMIQLoss
 from vtamiq.scoring import ReferenceEmbedding, score
+from vtamiq.tiny import TinyRecipe, changed_recipe
 from vtamiq.torchmetric import VTAMIQMetric
 from vtamiq.views import attention_view, score_view
 
@@ -73,8 +78,42 @@ class TestFiles:
         assert ignored.stdout == ""
         assert {"config.json", "model.safetensors", "README.md", "seen.json"} <= {Path(name).name for name in names}
 
-    def test_the_pictures_of_the_demo_are_known_or_unseen_by_name(self):
-        assert isinstance(VTAMIQ.from_pretrained(DEFAULT).seen, tuple)
+
+class TestCard:
+    def test_is_made_from_the_files_beside_it(self):
+        assert (FOLDER / "README.md").read_text(encoding="utf-8") == render_card(FOLDER)
+
+    def test_files_are_of_these_weights_and_small(self):
+        facts = json.loads((FOLDER / "facts.json").read_text(encoding="utf-8"))
+        assert facts["weights"] == fingerprint(load_default())
+        assert facts["half"]["stored"] == "float16"
+        assert facts["half"]["largest"] < 1e-3
+        assert (FOLDER / "curves.png").stat().st_size <= 100_000
+        assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 13_000_000
+
+    def test_says_what_it_must(self):
+        facts = json.loads((FOLDER / "facts.json").read_text(encoding="utf-8"))
+        card = (FOLDER / "README.md").read_text(encoding="utf-8")
+        for said in (
+            "BSDS500", "non-commercial research and education", "33(5):898-916", "The photographs are not included",
+            facts["command"], "Seeds: 0", "SYNTHETIC", "not human opinion", "must not be used for", "research use",
+            "Apache-2.0", facts["weights"], "### Goals", "![",
+        ):  # fmt: skip
+            assert said in card, said
+
+    def test_the_recipe_is_that_of_the_command(self):
+        facts = json.loads((FOLDER / "facts.json").read_text(encoding="utf-8"))
+        words = shlex.split(facts["command"])
+        settings = dict(parse_setting(words[at + 1]) for at, word in enumerate(words) if word == "--set")
+        recipe = changed_recipe(words[words.index("--size") + 1], settings)
+        assert build(TinyRecipe, facts["recipe"]) == recipe
+        assert load_default().config == recipe.network
+
+    def test_it_has_not_seen_what_it_is_measured_on(self):
+        measured = pd.read_csv(FOLDER / "agreement.csv")["database"].unique()
+        assert {"photos", "textures"} <= set(measured)
+        known = {entry["database"] for entry in load_default().seen}
+        assert not known & {"photos", "textures"}
 
 
 class TestSane:

@@ -360,8 +360,8 @@ def run_weights(arguments: argparse.Namespace) -> int:
     from vtamiq.chain import parse_setting
     from vtamiq.tiny import NAME, make_weights
 
-    if (arguments.images is None) == (arguments.database is None):
-        arguments.refuse("give either --images or --database")
+    if arguments.images is None and arguments.database is None:
+        arguments.refuse("give --images, or --database with a database that was made of them")
     if not _is_first():  # it only helps to train
         logging.getLogger("vtamiq").setLevel(logging.ERROR)
     goals = make_weights(
@@ -601,7 +601,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="another value in the recipe, as in weak.epochs=3 or train=40; repeatable",
     )
-    command.add_argument("--database", metavar="DIR", help="instead of --images: a database that was made already")
+    command.add_argument("--database", metavar="DIR", help="a database that was made by the same recipe already")
     command.add_argument(
         "--run", dest="run_folder", metavar="DIR", help="a finished training by the same recipe, to be used as it is"
     )

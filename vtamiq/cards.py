@@ -125,10 +125,9 @@ def _write(path: Path, content: bytes) -> None:
 # ---- what the card is made from ---------------------------------------------------------------------------------------
 
 
-def command(size: str, settings: Mapping[str, Any], *, database: bool = False, run: bool = False) -> str:
+def command(size: str, settings: Mapping[str, Any]) -> str:
     """The shell command that makes the weights; folders stand as FOLDER."""
-    parts = ["python -m vtamiq weights", "--database FOLDER" if database else "--images FOLDER", "--out FOLDER"]
-    parts += [f"--size {size}", *(["--run FOLDER"] if run else [])]
+    parts = ["python -m vtamiq weights --images FOLDER --out FOLDER", f"--size {size}"]
     parts += [f"--set {shlex.quote(f'{name}={json.dumps(value)}')}" for name, value in settings.items()]
     return " ".join(parts)
 
@@ -145,7 +144,8 @@ def write_card(
 
     Args:
         folder: holds the weights already.
-        facts: `command`, `data`, `first_weights`, `half` and `seconds`, as `vtamiq.tiny.make_weights` collects them.
+        facts: `command`, `made_before`, `data`, `first_weights`, `half` and `seconds`, as `vtamiq.tiny.make_weights`
+            collects them.
         recipe: plain values, with the `source` of the photographs.
         stages: runs of training, the last one that of these weights.
         tables: of `vtamiq.measures.measure`.
@@ -229,6 +229,7 @@ def render_card(folder: str | Path) -> str:
         metrics=[IQMS[name].label for name in facts["data"]["metrics"]],
         goals=_goals(tables["goals"]),
         short=_short(tables["goals"]),
+        standing=_standing(agreement),
         agreement={
             name: _agreement(agreement[agreement["database"] == name]) for name in agreement["database"].unique()
         },
@@ -286,6 +287,27 @@ def _short(goals: pd.DataFrame) -> list[str]:
         for row in goals.to_dict("records")
         if not row["met"]
     ]
+
+
+def _standing(agreement: pd.DataFrame) -> list[str]:
+    """A line for each database on which the look-up or single metrics do better, by SROCC over all pairs."""
+    lines = []
+    for name, table in agreement.groupby("database", sort=False):
+        srocc = table.set_index(["target", "method"])["srocc"]
+        ours, lookup = srocc[ALL, "VTAMIQ"], srocc[ALL, "look-up"]
+        if lookup > ours:
+            lines.append(
+                f"On {name} the look-up, which opens no image, orders all pairs better ({_number(lookup)}) than this model "
+                f"does ({_number(ours)})."
+            )
+        metrics = srocc[[target != ALL and method not in ("VTAMIQ", "look-up") for target, method in srocc.index]]
+        better = [method for (target, method), value in metrics.items() if value > srocc[target, "VTAMIQ"]]
+        if better:
+            lines.append(
+                f"On {name} {len(better)} of {len(metrics)} metrics agree better with the consensus of the others than "
+                f"this model does: {', '.join(better)}."
+            )
+    return lines
 
 
 def _agreement(table: pd.DataFrame) -> dict[str, str]:

@@ -31,7 +31,7 @@ from vtamiq.caps import CAPS
 from vtamiq.cards import Source, command, export_weights, write_card
 from vtamiq.configs import build, conform, did_you_mean, require
 from vtamiq.databases import Database, load_database
-from vtamiq.databases.synthetic import read_manifest
+from vtamiq.databases.synthetic import file_digest, read_manifest
 from vtamiq.distortions import find_distortion
 from vtamiq.files import write_text
 from vtamiq.inference import choose_device
@@ -43,7 +43,7 @@ from vtamiq.processes import is_first_process
 from vtamiq.protocol import worth_testing
 from vtamiq.simulated import simulate_preferences
 from vtamiq.stage import Stage
-from vtamiq.synthesis import DEMO_NAMES, demo_database, synthesize
+from vtamiq.synthesis import DEMO_NAMES, Recipe, demo_database, synthesize
 from vtamiq.training import NO_MATTER, Run, train
 
 __all__ = [
@@ -225,10 +225,11 @@ def list_photographs(folder: str | Path) -> dict[str, list[Path]]:
     """
     known = {suffix for suffix, format in Image.registered_extensions().items() if format in Image.OPEN}
     found = {}
+    missing = [part for part in PARTS if not (Path(folder) / part).is_dir()]
+    if missing:
+        raise ValueError(f"no folder {missing[0]} in {folder}: photographs are expected in its train, val and test")
     for part in PARTS:
         place = Path(folder) / part
-        if not place.is_dir():
-            raise ValueError(f"no folder {part} in {folder}: photographs are expected in its train, val and test")
         files = [path for path in place.iterdir() if path.suffix.lower() in known and not path.name.startswith(".")]
         if not files:
             raise ValueError(f"{place} has no image files")
@@ -279,9 +280,11 @@ def make_weights(
     """Make the database, train, measure, and write what ships into `out`/vtamiq-tiny; or go on with what `out` holds.
 
     Args:
-        images: folder with folders train, val and test of photographs, such as BSDS500's; None with `database`.
-        size, settings: the recipe, see `changed_recipe`.
-        database: folder of a synthetic database that was made already, with a train, val and test part.
+        images: folder with folders train, val and test of photographs, such as BSDS500's; may be None with `database`.
+        size, settings: the recipe, see `changed_recipe`. With more than one of its `devices`, call this from a script, not
+            from a notebook (see `vtamiq.training.train`).
+        database: folder of the database, if it was made already; compared with the recipe, and with the photographs
+            where they are given.
         run: folder of a finished training by the recipe's stage `weak`, to be used instead of training.
         workers: processes that make databases; None takes one per core.
 
@@ -290,22 +293,23 @@ def make_weights(
         one to train.
 
     Raises:
-        ValueError: a bad argument or recipe, `out` holds something else, or `run` is not what the recipe would train.
+        ValueError: a bad argument or recipe, `out` holds something else, or `database` or `run` is not what the recipe
+            would make.
         FileNotFoundError: `run` is no finished run.
         KeyboardInterrupt: after Ctrl-C; the same call goes on.
     """
     recipe, out, first = changed_recipe(size, settings), Path(out), is_first_process()
-    if (images is None) == (database is None):
-        raise ValueError("give either a folder of photographs or a database that was made of them")
+    if images is None and database is None:
+        raise ValueError("give a folder of photographs, or a database that was made of them")
+    found = {} if images is None else list_photographs(images)
     if first:
         write_text(out / "recipe.yaml", yaml.safe_dump(json.loads(json.dumps(asdict(recipe))), sort_keys=False))
     making = {"workers": workers, "progress": progress and first}
-    with _timed(out, "database", first):
-        made, available = (
-            (load_database("synthetic", database, check_images=False), {})
-            if images is None
-            else _make_database(images, out, recipe, **making)
-        )
+    if database is None:
+        with _timed(out, "database", first):
+            made = _make_database(found, out, recipe, **making)
+    else:
+        made = _given_database(found, recipe, database)
     parts = dict(zip(PARTS, made.distributed_split(), strict=True))
     stages = _train_stages(recipe, parts, out, run, progress and first)
     without = _train_without(recipe, parts, out, progress and first)
@@ -323,8 +327,9 @@ def make_weights(
         )  # fmt: skip
     trained = {run.stage.name: run for run in stages} | ({"left_out": without} if without else {})
     facts = {
-        "command": command(size, settings or {}, database=database is not None, run=run is not None),
-        "data": _data_facts(parts, available),
+        "command": command(size, settings or {}),
+        "made_before": {"database": database is not None, "run": run is not None},
+        "data": _data_facts(parts, {part: len(files) for part, files in found.items()}),
         "first_weights": replace(stages[0], model=first_model(recipe)).digest == stages[0].started_from,
         "half": half,
         "seconds": {name: entry["seconds"] for name, entry in _times(out).items()}
@@ -336,12 +341,10 @@ def make_weights(
 
 
 def _make_database(
-    images: str | Path, out: Path, recipe: TinyRecipe, workers: int | None, progress: bool
-) -> tuple[Database, dict[str, int]]:
-    """The database, and how many photographs there were to choose from."""
-    found = list_photographs(images)
+    found: Mapping[str, Sequence[Path]], out: Path, recipe: TinyRecipe, workers: int | None, progress: bool
+) -> Database:
     photographs = pick_photographs(found, recipe)
-    made = synthesize(
+    return synthesize(
         photographs,
         out / "database" / recipe.database,
         types=recipe.types or None,
@@ -355,7 +358,34 @@ def _make_database(
         workers=workers,
         progress=progress,
     )
-    return made, {part: len(files) for part, files in found.items()}
+
+
+def _given_database(found: Mapping[str, Sequence[Path]], recipe: TinyRecipe, folder: str | Path) -> Database:
+    """A database that was made before; ValueError if the recipe, or these photographs, would have given another one."""
+    made = load_database("synthetic", folder, check_images=False)
+    manifest = read_manifest(made.root)
+    wanted = Recipe(
+        recipe.types or None,
+        recipe.levels,
+        recipe.metrics or None,
+        recipe.size,
+        recipe.seed,
+        device=recipe.labels_on,
+        turn=recipe.turn,
+    ).to_dict()
+    held, wanted = {"turn": False} | manifest, {"turn": False} | wanted
+    wrong = [name for name, value in wanted.items() if held.get(name) != value]
+    entries = manifest["references"]
+    if found:
+        photographs = pick_photographs(found, recipe).items()
+        asked = [(name, path.parent.name, file_digest(path)) for name, path in photographs]
+        wrong += [] if asked == [(e["source"], e["subset"], e["sha256"]) for e in entries] else ["photographs"]
+    for part in PARTS:
+        count = sum(entry["subset"] == part for entry in entries)
+        wrong += [] if count == (getattr(recipe, part) or count) else [f"number of photographs for {part}"]
+    if wrong:
+        raise ValueError(f"{folder} is not what the recipe would make: other {', '.join(wrong)}")
+    return made
 
 
 def _train_stages(
