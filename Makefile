@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 help:
 	@echo "make setup                   create $(VENV) from requirements.lock (the others do so by themselves)"
 	@echo "make reproduce               run the notebooks; PRESET=smoke|demo|full (now: $(PRESET)), ARGS='--only 03 --force'"
-	@echo "make test                    lint and all tests"
+	@echo "make test                    lint and all tests, in a process per core"
 	@echo "make lint                    ruff check and format check"
 	@echo "make lab                     open the notebooks in JupyterLab"
 	@echo "make lock                    recompile requirements.lock from pyproject.toml; ARGS=--upgrade for newer releases"
@@ -48,7 +48,7 @@ reproduce: $(READY)
 	@$(BIN)/python -m vtamiq reproduce --preset $(PRESET) $(ARGS)
 
 test: lint
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	@$(BIN)/ruff check .

@@ -789,8 +789,8 @@ class TestMaps:
             look(model, images[0], "no-such-file.png")
         with pytest.raises(ImageError, match="smaller than a patch"):
             look(model, images[0][:8], images[1][:8])
-        with pytest.raises(ValueError, match="model must be a VTAMIQ, got NoneType"):
-            look(None, *images)
+        with pytest.raises(ValueError, match="model must be a VTAMIQ, got str"):
+            look("model", *images)
 
 
 # ---------------------------------------------------------------------------------------------------------------- DiffNet

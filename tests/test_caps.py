@@ -1,6 +1,7 @@
 """CAPS: places agree with the reference vectors, densities with the map, patches with the images."""
 
-from dataclasses import FrozenInstanceError, asdict
+import tracemalloc
+from dataclasses import FrozenInstanceError, asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,11 @@ from skimage.metrics import structural_similarity
 
 from vtamiq.caps import (
     CAPS,
+    DIFFERENCE_METRICS,
     PatchSample,
+    WeightMap,
+    block_difference,
+    block_side,
     cell_side,
     difference_map,
     draw_multinomial,
@@ -287,6 +292,20 @@ def test_density_equals_the_map_at_every_scale(stratified):
     assert_density(sampler, local_pair(), 500)
 
 
+@pytest.mark.parametrize("stratified", [True, False])
+@pytest.mark.parametrize("map_pixels", [1, 40, 600])  # blocks of 64, 8 and 2 pixels
+def test_density_equals_the_map_of_blocks_at_every_scale(stratified, map_pixels):
+    options = {"num_patches": 300, "patch_size": 5, "num_scales": 2, "patch_ratio": 1.0, "map_pixels": map_pixels}
+    assert_density(CAPS(stratified=stratified, **options), local_pair(41, 51), 500)
+
+
+def test_a_constant_map_of_blocks_is_uniform_over_all_places():
+    images = noise(21, 30, 1)
+    sampler = CAPS(num_patches=200, patch_size=6, difference=0, centre=0, map_pixels=30)  # centres in parts of blocks
+    np.testing.assert_allclose(sampler.probability(images)[3:-2, 3:-2], 1 / (16 * 25), rtol=1e-12)
+    assert_density(sampler, images, 200)
+
+
 @pytest.mark.parametrize("count", [1, 3, 7, 40])
 def test_every_place_is_drawn_as_often_as_its_weight_says(count):
     """Place by place, against the scatter that the draws themselves show: χ² would not notice a small bias of draws that
@@ -385,6 +404,143 @@ def test_patches_prefer_where_the_images_differ():
     assert inside.float().mean() > 0.6  # 3% of the area; the rest is the tail of the Gaussian
 
 
+# ---- one weight per block of pixels ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "most", "side"),
+    [
+        (1024, 2048, 2**21, 1),
+        (1024, 2049, 2**21, 2),
+        (2160, 3840, 2**21, 2),
+        (3000, 4000, 2**21, 4),
+        (5, 7, 6, 4),
+        (3, 9, 1, 16),
+    ],
+)
+def test_side_of_the_blocks(height, width, most, side):
+    assert block_side(height, width, most) == side
+
+
+@pytest.mark.parametrize("metric", DIFFERENCE_METRICS)
+@pytest.mark.parametrize("block", [1, 2, 8, 64])
+@pytest.mark.parametrize("size", [(64, 40), (33, 70), (101, 9), (6, 131)])  # whole strips, a low one, parts of blocks
+def test_difference_of_blocks_is_the_mean_of_their_pixels(size, block, metric):
+    reference, distorted = noise(*size)
+    difference = difference_map(reference, reference // 2 + distorted // 4, metric)
+    padded = np.pad(difference, [(0, -side % block) for side in size], mode="edge")
+    height, width = (side // block for side in padded.shape)
+    expected = padded.reshape(height, block, width, block).mean(axis=(1, 3))
+    found = block_difference(reference, reference // 2 + distorted // 4, metric, block)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.tuples(st.integers(9, 60), st.integers(9, 60)),
+    patch_size=st.integers(1, 9),
+    block=st.sampled_from([2, 4, 8, 64]),
+    seed=st.integers(0, 1000),
+)
+def test_every_place_belongs_to_the_block_of_its_centre(size, patch_size, block, seed):
+    rng = np.random.default_rng(seed)
+    height, width = size
+    blocks = rng.integers(1, 9, (-(-height // block), -(-width // block))).astype(np.float32)
+    weights = WeightMap(blocks, size, block)
+    rows, columns = (np.arange(side - patch_size + 1) + patch_size // 2 for side in size)  # centres of patches that fit
+    of_places = blocks[np.ix_(rows // block, columns // block)]
+    np.testing.assert_array_equal(weights.of_pixels().fitting(patch_size), of_places)
+
+    fitting = weights.fitting(patch_size)
+    first = patch_size // 2 // block
+    expected = np.zeros_like(blocks)
+    np.add.at(expected, tuple(np.meshgrid(rows // block, columns // block, indexing="ij")), of_places)
+    np.testing.assert_array_equal(fitting, expected[first:, first:][: fitting.shape[0], : fitting.shape[1]])
+    assert fitting.sum() == expected.sum()
+
+    entries = np.argwhere(fitting).repeat(4, axis=0)
+    centres = weights.places(entries, patch_size, rng) + patch_size // 2
+    np.testing.assert_array_equal(centres // block, entries + first)
+    assert ((centres >= patch_size // 2) & (centres < np.array(size) - patch_size + 1 + patch_size // 2)).all()
+
+
+@pytest.mark.parametrize("size", [(64, 48), (45, 51)])
+def test_blocks_of_a_coarser_scale_are_its_pixels_weights(size):
+    blocks = np.random.default_rng(0).random([-(-side // 8) for side in size], dtype=np.float32)
+    weights = WeightMap(blocks, size, block=8)
+    pixels = weights.of_pixels()
+    for _ in range(4):
+        weights, pixels = weights.pooled(), pixels.pooled()
+        assert weights.size == pixels.size == pixels.weights.shape
+        np.testing.assert_allclose(weights.of_pixels().weights, pixels.weights, rtol=1e-6)
+
+
+def test_all_pixels_of_a_block_are_drawn():
+    weights = WeightMap(np.ones((3, 4), np.float32), (10, 15), block=4)
+    entries = np.zeros((500, 2), int)  # the block of the first centres, (2, 2) to (3, 3)
+    drawn = weights.places(entries, 4, np.random.default_rng(0))
+    assert {tuple(place) for place in drawn.tolist()} == {(0, 0), (0, 1), (1, 0), (1, 1)}
+
+
+@pytest.mark.parametrize("options", [{}, {"num_scales": 3, "aligned": False, "shuffle": True}, {"stratified": False}])
+def test_an_image_within_the_bound_has_a_weight_for_each_pixel(options):
+    images = local_pair(60, 70)
+    unbounded, exactly, below = (CAPS(64, 8, map_pixels=n, **options) for n in (10**12, 60 * 70, 60 * 70 - 1))
+    assert torch.equal(unbounded(images, 0).position, exactly(images, 0).position)
+    assert not torch.equal(unbounded(images, 0).position, below(images, 0).position)
+    assert (unbounded.probability(images) == exactly.probability(images)).all()
+    assert (unbounded.probability(images) != below.probability(images)).any()
+
+
+def test_places_of_small_images_are_those_of_every_version():
+    """Scores that were published stay what they were: the map of pixels, its draw and the order of random numbers."""
+    sample = CAPS(num_patches=8, patch_size=8)(local_pair(), seed=7)
+    assert sample.position.tolist() == [[6, 5], [11, 0], [3, 14], [5, 41], [25, 29], [14, 14], [24, 13], [31, 1]]
+    several = CAPS(num_patches=6, patch_size=5, num_scales=2, stratified=False, aligned=False)(local_pair(), seed=7)
+    assert several.position.tolist() == [
+        [[19, 38], [30, 21], [25, 13], [8, 0], [11, 13], [6, 8]],
+        [[10, 0], [29, 17], [0, 12], [27, 3], [4, 4], [3, 19]],
+    ]
+
+
+def test_the_map_of_blocks_is_nearly_that_of_pixels():
+    images = np.repeat(local_pair(300, 400)[:1], 2, axis=0)
+    images[1, 100:120, 250:270] += 60
+    sampler = CAPS(num_patches=100)
+    exact = sampler.probability(images)
+    for block in (2, 4):
+        coarse = replace(sampler, map_pixels=300 * 400 // block**2).probability(images)
+        assert 0 < abs(coarse - exact).sum() / 2 < 0.005
+        spot = np.s_[80:140, 230:290]
+        assert coarse[spot].sum() == pytest.approx(exact[spot].sum(), rel=0.02)
+
+
+def test_components_of_blocks_have_one_value_in_each():
+    images = local_pair(43, 50)
+    maps = CAPS(patch_size=8, map_pixels=150).components(images)  # blocks of 4 x 4
+    for values in maps.values():
+        assert values.shape == (43, 50)
+        np.testing.assert_array_equal(values, values[::4, ::4].repeat(4, axis=0).repeat(4, axis=1)[:43, :50])
+    assert maps["difference"].max() == maps["centre"].max() == 1
+
+
+@pytest.mark.parametrize("metric", ["mse", "absolute"])
+@pytest.mark.parametrize("spot", [(1234, 567), (0, 0), (2000, 1502)])  # the last one in a part of a block
+def test_a_tiny_difference_in_a_huge_picture_is_found_with_little_memory(spot, metric):
+    images = np.zeros((2, 2001, 1503, 3), np.uint8)
+    images[(1, *spot)] = 200
+    sampler = CAPS(num_patches=100, difference=1, centre=0, uniform=0, difference_metric=metric)
+    assert block_side(2001, 1503, sampler.map_pixels) == 2
+    tracemalloc.start()
+    position = sampler(images, seed=0).position.numpy()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    nearest = np.clip(np.array(spot) - 8, 0, [2001 - 16, 1503 - 16])
+    assert np.abs(position - nearest).max() <= 4 * 4.76 + 2  # the reach of the Gaussian, and a block
+    assert peak < 8 * images[0, ..., 0].size  # bytes; a map of pixels takes three times as much
+
+
 # ---- the sample ------------------------------------------------------------------------------------------------------
 
 
@@ -406,15 +562,15 @@ def reference_level(image, scale):
     stratified=st.booleans(),
     aligned=st.booleans(),
     shuffle=st.booleans(),
+    map_pixels=st.sampled_from([1, 30, 500, 2**21]),
     seed=st.integers(0, 1000),
 )
 def test_patches_are_the_image_at_their_position(
-    size, patch_size, num_images, num_patches, num_scales, stratified, aligned, shuffle, seed
+    size, patch_size, num_images, num_patches, num_scales, stratified, aligned, shuffle, map_pixels, seed
 ):
     images = noise(*size, num_images, seed)
-    sampler = CAPS(
-        num_patches, patch_size, num_scales, stratified=stratified, aligned=aligned, shuffle=shuffle, smoothing=1.0
-    )
+    drawn = {"stratified": stratified, "aligned": aligned, "shuffle": shuffle, "map_pixels": map_pixels}
+    sampler = CAPS(num_patches, patch_size, num_scales, smoothing=1.0, **drawn)
     sample = sampler(images, seed)
     leading = () if aligned else (num_images,)
     assert sample.patches.shape == (num_images, num_patches, 3, patch_size, patch_size)
@@ -451,7 +607,15 @@ def test_aligned_images_share_places_and_others_do_not():
         assert (own.patches[a] != own.patches[b]).any()
 
 
-@pytest.mark.parametrize("options", [{}, {"stratified": False}, {"num_scales": 2, "shuffle": True, "aligned": False}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"stratified": False},
+        {"num_scales": 2, "shuffle": True, "aligned": False},
+        {"num_scales": 2, "map_pixels": 99},
+    ],
+)
 def test_same_seed_same_sample_and_other_seed_another(options):
     sampler, images = CAPS(num_patches=64, patch_size=8, **options), local_pair()
     first, again, other = sampler(images, 7), sampler(list(images), np.random.default_rng(7)), sampler(images, 8)
@@ -488,6 +652,7 @@ def test_bad_seeds_are_refused(seed):
         {"patch_ratio": 0.0},
         {"shuffle": True},
         {"uv_anchor": "corner"},
+        {"map_pixels": 1000},
     ],
     ids=str,
 )
@@ -590,6 +755,8 @@ def test_bad_images_are_refused(images, message):
         ("patch_ratio", 1e9),
         ("shuffle", "no"),
         ("uv_anchor", "center"),
+        ("map_pixels", 0),
+        ("map_pixels", 1e6),
     ],
 )
 def test_bad_options_are_refused(name, value):
@@ -647,7 +814,7 @@ def test_torch_generator_is_a_seed_and_is_advanced():
     assert not torch.equal(draws[0], draws[1])
 
 
-@pytest.mark.parametrize("size", [(1, 1), (5, 300), (31, 33), (32, 64), (100, 161)])
+@pytest.mark.parametrize("size", [(1, 1), (5, 300), (23, 25), (24, 48), (100, 161)])
 @pytest.mark.parametrize("sigma", [0.01, 0.3, 4.757, 15.9, 20.0])
 def test_smoothing_is_scipys_gaussian(size, sigma):
     values = np.random.default_rng(0).random(size, dtype=np.float32) ** 8

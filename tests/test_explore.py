@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from tests.small import TINY
-from vtamiq import CAPS, VTAMIQ, CheckpointError, ImageError, distort
+from vtamiq import CAPS, VTAMIQ, ImageError, distort
 from vtamiq.attention import METHODS
 from vtamiq.explore import (
     Explorer,
@@ -164,8 +164,8 @@ class TestAttention:
         assert_shows(explorer, attention_view(model, *pair, **options))
 
     def test_refused(self, images, model):
-        with pytest.raises(CheckpointError, match="make reproduce"):
-            explore_attention(None, images)
+        with pytest.raises(TypeError, match="from_pretrained"):
+            explore_attention("folder", images)
         with pytest.raises(ValueError, match=r"no method 'rolout'.*rollout"):
             explore_attention(model, images, method="rolout")
 
@@ -225,8 +225,6 @@ class TestScore:
         assert "smaller than a patch" in explorer.error
 
     def test_refused(self, images):
-        with pytest.raises(CheckpointError, match="make reproduce"):
-            explore_score()
         with pytest.raises(TypeError, match="VTAMIQ"):
             explore_score("runs/model")
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+import vtamiq
 from tests.small import TINY, small_table
 from vtamiq import __version__, chain, pipeline, repeat, scoring
 from vtamiq.__main__ import main
@@ -179,7 +180,8 @@ class TestScore:
             hub = " (or the id of a model on the Hugging Face Hub: --download fetches it)"
             assert capsys.readouterr().err == (
                 f"vtamiq: no such folder: {missing}{hub if missing.startswith('someone') else ''}; `make reproduce` trains "
-                "one into runs/demo/03_weak_pretraining/run/model\n"
+                "one into runs/demo/03_weak_pretraining/run/model; without --model the one that ships with the package "
+                "scores\n"
             )
 
     def test_folder_without_a_model_is_named(self, images, tmp_path, capsys):
@@ -223,10 +225,20 @@ class TestScore:
             assert found == expected
         assert found["precision"] == (options[1] if options[0] == "--precision" else "float32")
 
-    def test_without_a_model(self, images, capsys):
+    def test_without_a_model_the_one_that_ships_scores(self, images, capsys, caplog):
         pair = [str(images / "reference.png"), str(images / "noisy.png")]
-        assert main(["score", *pair]) == 2
-        assert "no weights ship" in capsys.readouterr().err
+        assert main(["score", *pair, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["model"] == "vtamiq-tiny"
+        assert found["q"] == vtamiq.score(*pair)
+        assert f"vtamiq-tiny, trained on synthetic labels (weights {found['weights']})" in caplog.text
+        assert main(["score", *pair, "--json", "--model", "vtamiq-tiny"]) == 0
+        assert json.loads(capsys.readouterr().out) == found
+
+    def test_an_installation_without_weights(self, images, monkeypatch, tmp_path, capsys):
+        monkeypatch.setattr("vtamiq.inference.SHIPPED", tmp_path)
+        assert main(["score", str(images / "reference.png"), str(images / "noisy.png")]) == 2
+        assert "vtamiq-tiny, which ships with vtamiq, is missing from this installation" in capsys.readouterr().err
 
     def test_errors_of_libraries_keep_their_traceback(self, images, model, monkeypatch):
         monkeypatch.setattr(scoring, "score", lambda *_, **__: pd.to_datetime("no date"))

@@ -1,5 +1,6 @@
 """A training that is interrupted anywhere, in any way, ends like one that was not."""
 
+import multiprocessing
 import os
 import random
 import signal
@@ -275,37 +276,48 @@ def test_a_terminated_epoch_is_not_kept_as_a_whole_one(whole, parts, tmp_path, m
     assert_alike(train(fresh(), stage, *parts, out=tmp_path / "r", progress=False), whole("plain"))
 
 
-SCRIPT = """
-import sys, torch
-sys.path.insert(0, {root!r})
-torch.set_num_threads({threads})
-from pathlib import Path
-from tests.small import small_database
-from tests.test_resume import STAGE, fresh
-from dataclasses import replace
-from vtamiq.training import train
-if __name__ == "__main__":
-    parts = small_database(Path({data!r}), references=10).split(seed=1)
-    train(fresh(), replace(STAGE, workers=1), *parts, out={out!r}, progress=False)
-"""
+def train_elsewhere(data, out, threads, start_method):
+    """What each process of the next test does; its loader starts as everywhere else."""
+    multiprocessing.set_start_method(start_method, force=True)
+    torch.set_num_threads(threads)
+    parts = small_database(data, references=10).split(seed=1)
+    train(fresh(), replace(STAGE, workers=1), *parts, out=out, progress=False)
 
 
+@pytest.fixture(scope="module")
+def processes():
+    """Makes processes that have torch and Lightning imported when they start, which takes longer than the training."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["vtamiq.training"])
+    return context
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals there")
 @pytest.mark.parametrize(("how", "times"), [(signal.SIGKILL, 3), (signal.SIGTERM, 1)])
-def test_killed_at_random_moments(whole, tmp_path, how, times):
+def test_killed_at_random_moments(whole, processes, tmp_path, how, times):
     """Whatever the moments are: reading, training, validating, writing."""
-    script, out = tmp_path / "script.py", tmp_path / "r"
-    names = {"root": os.getcwd(), "data": str(tmp_path / "pairs"), "out": str(out), "threads": torch.get_num_threads()}
-    script.write_text(SCRIPT.format(**names))
+    out = tmp_path / "r"
+    steps = out / "steps.csv"
+
+    def start():
+        settings = torch.get_num_threads(), multiprocessing.get_start_method()
+        process = processes.Process(target=train_elsewhere, args=(tmp_path / "pairs", out, *settings))
+        process.start()
+        return process
+
     waits, killed = random.Random(how), 0
     for _ in range(times):
-        steps = out / "steps.csv"
         before = steps.stat().st_mtime_ns if steps.exists() else None
-        process = subprocess.Popen([sys.executable, str(script)])
-        while process.poll() is None and (steps.stat().st_mtime_ns if steps.exists() else None) == before:
+        process = start()
+        while process.is_alive() and (steps.stat().st_mtime_ns if steps.exists() else None) == before:
             time.sleep(0.02)  # until it trains
         time.sleep(waits.uniform(0, 0.6))
-        process.send_signal(how)
-        killed += process.wait() in (-how, 128 + how)
+        if process.is_alive():
+            os.kill(process.pid, how)
+        process.join()
+        killed += process.exitcode in (-how, 128 + how)
     assert killed >= 1
-    assert subprocess.run([sys.executable, str(script)], check=False).returncode == 0
+    process = start()
+    process.join()
+    assert process.exitcode == 0
     assert_alike(Run.load(out), whole("plain"))

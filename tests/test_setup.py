@@ -14,6 +14,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from tests.conftest import LONGEST
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vtamiq"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -37,16 +39,20 @@ FLOORS = {
     "plots": 4, "attention_plots": 4, "diagrams": 4, "result_plots": 4, "redraw": 4, "explore": 4, "views": 4,
     "cost_plots": 4,
     "benchmark": 4, "survey": 4, "protocol": 4, "pipeline": 4, "presets": 4, "chain": 4, "repeat": 4, "ablation": 4,
+    "measures": 4, "cards": 4, "tiny": 4,
     "__main__": 5,
 }  # fmt: skip
 SAME_FLOOR = {
     ("databases", "distortions"), ("databases", "metrics"), ("patches", "pairs"), ("stage", "patches"),
     ("callbacks", "fitting"), ("training", "fitting"), ("training", "callbacks"),
     ("predictions", "patches"),
-    ("predictions", "inference"),
+    ("predictions", "inference"), ("attention", "inference"),
     ("synthesis", "simulated"), ("attention", "predictions"), ("batch", "scoring"), ("torchmetric", "modules"),
     ("diagrams", "plots"), ("attention_plots", "plots"), ("presets", "protocol"),
     ("chain", "protocol"), ("repeat", "chain"),
+    ("cards", "measures"), ("cards", "plots"), ("cards", "protocol"),
+    ("tiny", "cards"), ("tiny", "measures"), ("tiny", "protocol"),
+    ("measures", "ablation"), ("measures", "protocol"),
     ("ablation", "chain"), ("ablation", "protocol"), ("ablation", "repeat"),
     ("result_plots", "plots"), ("redraw", "plots"), ("redraw", "attention_plots"), ("redraw", "diagrams"),
     ("redraw", "result_plots"), ("presets", "redraw"), ("presets", "chain"),
@@ -133,7 +139,7 @@ class TestCommands:
             ("setup", "pip .*--require-hashes -r requirements.lock"),
             ("setup", "pip .*--no-deps --editable"),
             ("reproduce", "-m vtamiq reproduce --preset demo"),
-            ("test", "ruff check .*ruff format --check .*-m pytest"),
+            ("test", "ruff check .*ruff format --check .*-m pytest -n auto --dist loadfile --no-loadscope-reorder"),
             ("lint", "ruff check .*ruff format --check"),
             ("lab", "jupyter lab notebooks"),
             ("lock", "uv pip compile pyproject.toml .*--universal .*--generate-hashes .*--no-emit-index-url"),
@@ -149,6 +155,9 @@ class TestCommands:
         assert re.search(expected, dry.stdout, re.DOTALL), dry.stdout
         if target in ("reproduce", "test", "lint", "lab", "lock"):  # they set the environment up first
             assert "--require-hashes" in dry.stdout
+
+    def test_files_that_begin_first_are_there(self):
+        assert [name for name in LONGEST if not (ROOT / "tests" / f"{name}.py").is_file()] == []
 
     @pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
     @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Databases made from photographs: layout, labels, determinism, resuming, refusals; and the demo databases."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -22,6 +23,7 @@ from vtamiq.distortions import distort
 from vtamiq.images import read_image, write_png
 from vtamiq.metrics import IQMS, QuantileTables, iqm_scores, scale_regime, weak_labels
 from vtamiq.pairs import PairImages
+from vtamiq.processes import executor
 from vtamiq.synthesis import PHOTOGRAPHS, Recipe, cache_folder, demo_database, demo_photographs, synthesize
 
 QUICK = {"types": [11, "jpeg"], "levels": [1, 5], "metrics": ["gmsd", "ssim"], "workers": 0, "progress": False}
@@ -258,6 +260,28 @@ def test_recipe_keeps_plain_numbers_in_one_order():
     assert json.loads(json.dumps(odd.to_dict())) == plain.to_dict()
 
 
+def test_upright_photographs_are_turned_if_asked(tmp_path):
+    images = {"upright": picture(3, height=40, width=30), "wide": picture(4, height=32, width=40)}
+    options = QUICK | {"size": (36, 24)}
+    made = synthesize(images, tmp_path / "turned", **options, turn=True)
+    assert made.references == ["I01", "I02"]
+    turned = np.rot90(images["upright"])
+    np.testing.assert_array_equal(read_image(tmp_path / "turned" / "images" / "I01.png"), turned[3:27, 2:38])
+    np.testing.assert_array_equal(read_image(tmp_path / "turned" / "images" / "I02.png"), images["wide"][4:28, 2:38])
+    assert synthesize(images, tmp_path / "turned", **options, turn=True).references == made.references  # loaded
+    with pytest.raises(DatabaseError, match="turn: there true, now false"):
+        synthesize(images, tmp_path / "turned", **options)
+    assert synthesize(images, tmp_path / "as they are", **options).references == ["I02"]  # the other one is too narrow
+    with pytest.raises(DatabaseError, match="turn: there false, now true"):
+        synthesize(images, tmp_path / "as they are", **options, turn=True)
+
+
+@pytest.mark.parametrize("options", [{"turn": True}, {"turn": True, "size": (9, 8), "recipes_only": True}])
+def test_turning_needs_a_crop_that_is_written(options):
+    with pytest.raises(ValueError, match="turn needs a size to crop to, and cannot be combined with recipes_only"):
+        Recipe(**options)
+
+
 def test_names_that_become_the_same_are_refused(tmp_path):
     with pytest.raises(DatabaseError, match="two photographs have the same name among 1, '1'"):
         synthesize({1: PICTURES["a"], "1": PICTURES["b"]}, tmp_path / "out", **QUICK)
@@ -291,6 +315,18 @@ def test_distortions_that_change_nothing_cannot_be_ranked(tmp_path):
 
 
 # ---- determinism and resuming -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_processes():
+    with executor(2) as pool:
+        yield pool
+
+
+@pytest.fixture
+def pool(two_processes, monkeypatch):
+    """One pool for the tests that do not look at how its processes start and end, which takes longer than their work."""
+    monkeypatch.setattr(synthesis, "executor", lambda n: contextlib.nullcontext(two_processes if n > 1 else None))
 
 
 def test_files_do_not_depend_on_the_number_of_workers(tmp_path):
@@ -495,7 +531,7 @@ def test_recipes_of_photographs_that_changed_are_refused(photos, tmp_path):
     assert len(load_database("synthetic", tmp_path / "made", check_images=False)) == len(made)
 
 
-def test_recipes_do_not_depend_on_workers_and_can_be_finished(photos, tmp_path, monkeypatch):
+def test_recipes_do_not_depend_on_workers_and_can_be_finished(photos, pool, tmp_path, monkeypatch):
     write_png(photos / "small.png", picture(3, 12, 10))
     options = QUICK | {"size": (16, 16), "recipes_only": True}
     synthesize(photos, tmp_path / "1" / "made", **options)
@@ -589,7 +625,7 @@ def test_other_seeds_deal_otherwise():
 
 
 @pytest.mark.parametrize("recipes_only", [False, True])
-def test_one_type_for_each_photograph(tmp_path, recipes_only):
+def test_one_type_for_each_photograph(pool, tmp_path, recipes_only):
     options = QUICK | {"types": [10, 11, 17], "levels": [2, 4], "one_type": True, "recipes_only": recipes_only}
     made = synthesize(many(6), tmp_path / "1" / "made", **options)
     assert len(made) == 12

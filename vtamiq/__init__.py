@@ -6,8 +6,13 @@ nearly perfect copy a score slightly below 0: see `VTAMIQ.score_range`. What a n
 labels that they were trained on: compare scores of one model only. `model.origin` says where its weights come from, and
 `vtamiq.inference.fingerprint(model)` tells them from any others.
 
+Where no model is given, the one that ships with the package scores, `vtamiq-tiny`. It was trained on SYNTHETIC labels: it
+imitates a consensus of conventional metrics, not human opinion. `VTAMIQ.from_pretrained("vtamiq-tiny")` gives one of your
+own, and its model card, beside its weights in `vtamiq/weights`, says how well it does and what it must not be used for.
+
 >>> import vtamiq
->>> q = vtamiq.score(reference, distorted, model=model)  # paths, PIL images, arrays, tensors, or lists of them
+>>> q = vtamiq.score(reference, distorted)  # paths, PIL images, arrays, tensors, or lists of them
+>>> q = vtamiq.score(reference, distorted, model=model)  # VTAMIQ.from_pretrained(folder), or one that you have trained
 >>> mean, standard_error = vtamiq.score(reference, distorted, model=model, repeats=8, return_std=True)
 >>> table = vtamiq.score_table("pairs.csv", "scores.csv", model=model)  # resumable; columns reference, distorted
 >>> embedding = vtamiq.ReferenceEmbedding(reference, model=model)  # one reference, many versions
@@ -26,8 +31,9 @@ Coming from pyiqa, piq or LPIPS
                         in [0, 1]                      in [0, 1]              in [0, data_range]    in [-1, 1]
     result              float, or array (M,)           tensor                 tensor, reduced       tensor (N, 1, 1, 1)
     direction           lower_better is True           lower_better           by metric             lower is better
-    weights             from where you say; nothing    downloaded when made   downloaded when made  backbone downloaded,
-                        is fetched unasked                                                          the rest shipped
+    weights             a small model ships, others    downloaded when made   downloaded when made  backbone downloaded,
+                        from where you say; nothing                                                 the rest shipped
+                        is fetched unasked
     randomness          patches drawn by seed          none                   none                  none
     ==================  =============================  =====================  ====================  ======================
 

@@ -1,4 +1,5 @@
-"""The command line: `python -m vtamiq score`, `train`, `databases`, `synthesize`, `reproduce`, `figures`, `benchmark`.
+"""The command line: `python -m vtamiq score`, `train`, `databases`, `synthesize`, `weights`, `reproduce`, `figures`,
+`benchmark`.
 
 Parses, calls, prints.
 """
@@ -49,6 +50,12 @@ or SLURM, with --num-nodes.
 
 --repeats, --folds and --grid train the last stage many times, those before it once. runs.csv in the run folder has the
 results of all runs, summary.csv the statistics. The exit status is 1 if some runs failed; the others are finished then."""
+WEIGHTS_HELP = """\
+Make the small model that ships: a database from photographs, training, measures, model card. --size cpu takes hours on two
+cores; --size gpu is for a GPU and 16 cores.
+
+The folder of photographs has the folders train, val and test, as BSDS500 has. The result is DIR/vtamiq-tiny; what was
+reached is printed beside the goals. The command can be interrupted at any time: the same one goes on."""
 TRAIN_COLUMNS = ("folder", "database", "synthetic", "epochs", "best_epoch", "val_srocc", "n", "srocc_start", "srocc",
                  "krocc", "plcc_fitted", "rmse_fitted")  # fmt: skip
 CHECK_COLUMNS = ("folder", "start", "labels", "database", "synthetic", "train", "val", "test", "left_out", "preferences",
@@ -83,7 +90,7 @@ def run_score(arguments: argparse.Namespace) -> int:
 
 
 def _score_one(arguments: argparse.Namespace) -> int:
-    from vtamiq.inference import fingerprint
+    from vtamiq.inference import DEFAULT, fingerprint
     from vtamiq.scoring import score
 
     for option in ("out", "root", "workers"):
@@ -98,7 +105,7 @@ def _score_one(arguments: argparse.Namespace) -> int:
             "q": float(q),
             "standard_error": float(error) if arguments.repeats > 1 else None,
             "lower_better": True,
-            "model": arguments.model,
+            "model": arguments.model or DEFAULT,
             "weights": fingerprint(model),
             "num_patches": options["caps"].num_patches,
             "repeats": arguments.repeats,
@@ -167,10 +174,10 @@ def _report(table: "pd.DataFrame", arguments: argparse.Namespace) -> int:
 
 def _scorer(arguments: argparse.Namespace) -> "tuple[VTAMIQ, dict]":
     """The model on its device, and the options that scoring one pair and scoring many have in common."""
-    from vtamiq.inference import check_model, choose_device
+    from vtamiq.inference import choose_device, load_default
     from vtamiq.predictions import caps_for
 
-    model = check_model(_load(arguments.model, arguments.download) if arguments.model else None)
+    model = _load(arguments.model, arguments.download) if arguments.model else load_default()
     device = choose_device(arguments.device)
     if arguments.fast:
         model.optimize_for_inference()
@@ -198,7 +205,8 @@ def _load(folder_or_id: str, download: bool) -> "VTAMIQ":
             else ""
         )
         raise CheckpointError(
-            f"no such folder: {folder_or_id}{hub}; `make reproduce` trains one into {TRAINED}"
+            f"no such folder: {folder_or_id}{hub}; `make reproduce` trains one into {TRAINED}; without --model "
+            "the one that ships with the package scores"
         ) from error
 
 
@@ -362,6 +370,36 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_weights(arguments: argparse.Namespace) -> int:
+    from vtamiq.chain import parse_setting
+    from vtamiq.tiny import NAME, make_weights
+
+    if arguments.images is None and arguments.database is None:
+        arguments.refuse("give --images, or --database with a database that was made of them")
+    if not _is_first():  # it only helps to train
+        logging.getLogger("vtamiq").setLevel(logging.ERROR)
+    goals = make_weights(
+        arguments.images,
+        arguments.out,
+        arguments.size,
+        dict(map(parse_setting, arguments.set)),
+        database=arguments.database,
+        run=arguments.run_folder,
+        workers=arguments.workers,
+        progress=sys.stderr.isatty(),
+    )
+    if goals is None:
+        return 0
+    _print_table(goals, goals.columns)
+    made = Path(arguments.out) / NAME
+    print(f"{made}: made, see README.md")
+    if arguments.ship:
+        from vtamiq.cards import ship
+
+        print(f"{_from_here(ship(made))}: ships now")
+    return 0
+
+
 def run_reproduce(arguments: argparse.Namespace) -> int:
     from vtamiq.pipeline import FINISHED, parse_parameter, plan, reproduce
 
@@ -488,7 +526,12 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--out", metavar="FILE", help="table to write, .csv, .parquet or .json; without: CSV is printed"
     )
-    command.add_argument("--model", metavar="FOLDER", help="what `save_pretrained` wrote, or a Hugging Face id")
+    command.add_argument(
+        "--model",
+        metavar="FOLDER",
+        help="what `save_pretrained` wrote, or a Hugging Face id (default: vtamiq-tiny, which ships with the package: "
+        "trained on synthetic labels, not on human opinion)",
+    )
     command.add_argument("--download", action="store_true", help="fetch the model of a Hugging Face id if need be")
     command.add_argument("--patches", type=_positive, metavar="N", help="patches per image")
     command.add_argument("--repeats", type=_positive, default=1, metavar="K", help="draws of patches to average")
@@ -573,6 +616,35 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     command.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where the metrics are computed")
     command.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the random distortions")
+
+    command = commands.add_parser(
+        "weights",
+        allow_abbrev=False,
+        help="make the small model that ships, resuming",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=WEIGHTS_HELP,
+    )
+    command.set_defaults(run=run_weights, refuse=command.error)
+    command.add_argument("--images", metavar="DIR", help="folder with folders train, val and test of photographs")
+    command.add_argument("--out", required=True, metavar="DIR", help="folder for all that is made")
+    command.add_argument("--size", default="cpu", metavar="NAME", help="cpu or gpu (default: cpu)")
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another value in the recipe, as in weak.epochs=3 or train=40; repeatable",
+    )
+    command.add_argument("--database", metavar="DIR", help="a database that was made by the same recipe already")
+    command.add_argument(
+        "--run", dest="run_folder", metavar="DIR", help="a finished training by the same recipe, to be used as it is"
+    )
+    command.add_argument(
+        "--workers", type=int, metavar="N", help="processes that make databases (default: one per core)"
+    )
+    command.add_argument(
+        "--ship", action="store_true", help="then copy it into the package, in place of what ships now"
+    )
 
     command = commands.add_parser(
         "reproduce", allow_abbrev=False, help="run the numbered notebooks, in order, resuming"

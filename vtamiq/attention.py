@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from vtamiq.caps import CAPS, PatchSample
 from vtamiq.configs import did_you_mean
 from vtamiq.images import ImageError, ImageSource, describe, read_images
+from vtamiq.inference import check_model
 from vtamiq.model import VTAMIQ, CheckpointError
 from vtamiq.predictions import caps_for
 
@@ -474,7 +475,7 @@ def average_maps(
 
 
 def attention_maps(
-    model: VTAMIQ,
+    model: VTAMIQ | None,
     reference: ImageSource,
     distorted: ImageSource,
     *,
@@ -503,6 +504,7 @@ def attention_maps(
     The last three are about places, not images: both maps are the same.
 
     Args:
+        model: a trained VTAMIQ; None takes the one that ships with the package.
         reference, distorted: anything `vtamiq.images.read_image` takes, of one size.
         token, block, head: for "attention" only; default the class token, the last block, the mean over heads.
         draws, until, max_draws, seed: as in `average_maps`.
@@ -513,6 +515,7 @@ def attention_maps(
         ValueError: an unknown method, an option that the method has no use for, or as `average_maps`, `capture`.
         ImageError: an image cannot be read, is smaller than a patch, or differs in size from the reference.
     """
+    model = check_model(None) if model is None else model
     weigh = _weigher(model, method, {"token": token, "block": block, "head": head})
     options = {"draws": draws, "until": until, "max_draws": max_draws, "seed": seed}
     averaged = _averaged(weigh, model, reference, distorted, caps, options)
@@ -520,7 +523,7 @@ def attention_maps(
 
 
 def head_maps(
-    model: VTAMIQ,
+    model: VTAMIQ | None,
     reference: ImageSource,
     distorted: ImageSource,
     *,
@@ -530,6 +533,7 @@ def head_maps(
     seed: int = 0,
 ) -> Maps:
     """Attention of one token in every block and head, maps (L, A, 2, H, W); the rest as in `attention_maps`."""
+    model = check_model(None) if model is None else model
 
     def weigh(sample: PatchSample) -> np.ndarray:
         captured = capture(model, sample)

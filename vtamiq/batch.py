@@ -222,7 +222,7 @@ def score_table(
     Args:
         pairs: DataFrame with columns `reference` and `distorted`, or a file for `read_pairs`.
         out: `.csv`, `.parquet` or `.json` (a list of objects).
-        model: a trained VTAMIQ, used in evaluation mode on the device where it is.
+        model: a trained VTAMIQ, used in evaluation mode on the device where it is; None takes the one that ships.
         root: folder that paths are relative to; None: the folder of the file of pairs, or the current folder.
         caps, repeats, seed, precision: as for `vtamiq.score`, whose scores these are (with larger batches, but for
             rounding).
@@ -238,7 +238,7 @@ def score_table(
 
     Raises:
         ValueError: a bad argument or table, or `out` holds something else or was made with other settings.
-        CheckpointError, TypeError: no model.
+        CheckpointError, TypeError: as for `vtamiq.score`.
     """
     model = check_model(model)
     if out is None and world_size != 1:

@@ -5,7 +5,11 @@ how likely a patch is *centred* at each pixel. A stratified draw places the patc
 exactly that map, but without the clumps and holes of independent draws. Every scale of a 2x2 mean pyramid is sampled on
 its own, and all images of an item are cut at the same places. Images stay uint8 until the patches are cut.
 
-Shapes: K images, N patches, P patch side, H W image, h w image at a scale, R C = h-P+1, w-P+1 places that fit a patch.
+The map of a large image has one weight per block of pixels, those of a coarser scale of the same pyramid, so that drawing
+stays cheap beside decoding the image: a block is drawn, and then any of its pixels.
+
+Shapes: K images, N patches, P patch side, H W image, h w image at a scale, R C = h-P+1, w-P+1 places that fit a patch, b
+side of a block in pixels.
 """
 
 from collections.abc import Sequence
@@ -25,8 +29,10 @@ from vtamiq.images import ImageError, check_uint8_rgb
 DIFFERENCE_METRICS = ("mse", "absolute", "ssim")
 UV_ANCHORS = ("centre", "corner")
 MAX_SCALES = 5
-TILE = 32  # side of the tiles of `smooth`
+TILE = 24  # side of the tiles of `smooth`
 WIDEST = 64  # radius in pixels up to which tiles pay
+STRIP = 32  # rows that `block_difference` compares at a time
+SSIM_WINDOW = 7  # pixels
 
 Seed: TypeAlias = int | Sequence[int] | np.random.SeedSequence | np.random.Generator | torch.Generator
 
@@ -41,7 +47,9 @@ def pool(image: np.ndarray) -> np.ndarray:
     height, width = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
     dtype = np.result_type(image.dtype, np.float32)
     pairs = np.add(image[0:height:2, :width], image[1:height:2, :width], dtype=dtype)
-    return (pairs[:, 0::2] + pairs[:, 1::2]) / 4
+    means = pairs[:, 0::2] + pairs[:, 1::2]
+    means /= 4
+    return means
 
 
 def effective_scales(height: int, width: int, patch_size: int, num_scales: int) -> int:
@@ -112,19 +120,47 @@ def difference_map(reference: np.ndarray, distorted: np.ndarray, metric: str = "
     colours in [0, 1]); `"ssim"`: 1 - SSIM, mean of the channels (Wang et al. 2004).
     """
     if metric == "ssim":
-        side = min(7, *reference.shape[:2])
+        side = min(SSIM_WINDOW, *reference.shape[:2])
         images = reference.astype(np.float32), distorted.astype(np.float32)
         options = {"channel_axis": -1, "data_range": 255, "use_sample_covariance": False, "full": True}
         similarity = structural_similarity(*images, win_size=side - 1 + side % 2, **options)[1]
         return np.maximum(1 - similarity.mean(axis=-1), 0)
-    squared = np.subtract(distorted, reference, dtype=np.float32)  # never in uint8, where differences wrap around
+    absolute = np.maximum(reference, distorted)
+    absolute -= np.minimum(reference, distorted)  # in uint8, where this order alone does not wrap around
+    squared = absolute.astype(np.float32)
     np.square(squared, out=squared)
     energy = squared @ np.full(3, 1 / 255**2, np.float32)  # sum over the channels
     if metric == "mse":
-        return energy / 3
+        energy /= 3
+        return energy
     if metric == "absolute":
-        return np.sqrt(energy)
+        return np.sqrt(energy, out=energy)
     raise ValueError(f"metric must be one of {DIFFERENCE_METRICS}, got {metric!r}")
+
+
+def block_difference(reference: np.ndarray, distorted: np.ndarray, metric: str, block: int) -> np.ndarray:
+    """Mean of `difference_map` over blocks of b x b pixels, b a power of two, (⌈H/b⌉, ⌈W/b⌉) float32. Where the image ends
+    within a block, its last row and column are repeated.
+
+    The differences are averaged, not the images, in which noise would cancel out. In strips, which need little memory.
+    """
+    if block == 1:
+        return difference_map(reference, distorted, metric)
+    height = len(reference)
+    rows = -(-STRIP // block) * block
+    halo = SSIM_WINDOW // 2 if metric == "ssim" else 0  # rows around a strip that it depends on
+    strips = []
+    for top in range(0, height, rows):
+        begin = max(0, min(top, height - rows) - halo)  # so that the last strip has room for a window too
+        seen = slice(begin, top + rows + halo)
+        difference = difference_map(reference[seen], distorted[seen], metric)[top - begin :][:rows]
+        missing = [-length % block for length in difference.shape]
+        if any(missing):
+            difference = np.pad(difference, [(0, n) for n in missing], mode="edge")
+        for _ in range(block.bit_length() - 1):
+            difference = pool(difference)
+        strips.append(difference)
+    return np.concatenate(strips)
 
 
 def gaussian_centre(height: int, width: int, sigma: float) -> np.ndarray:
@@ -176,6 +212,7 @@ def smooth(values: np.ndarray, sigma: float) -> np.ndarray:
     radius = int(4 * sigma + 0.5)
     if radius > WIDEST:
         return gaussian_filter(values, sigma, mode="nearest")
+    values = np.ascontiguousarray(values)  # of a strided array, `take` copies all, every time
     (height, width), tile = values.shape, TILE
     kernel = np.exp(-0.5 / sigma**2 * np.arange(-radius, radius + 1) ** 2)
     kernel /= kernel.sum()
@@ -185,15 +222,16 @@ def smooth(values: np.ndarray, sigma: float) -> np.ndarray:
     count = -(-width // tile)  # tiles side by side
     above, beside = np.zeros((tile + 2 * radius, count * tile)), np.empty((tile, count * tile + 2 * radius))
     middle, result = beside[:, radius : radius + count * tile], np.empty((tile, count * tile))
+    tiles_above, tiles_middle, tiles_result = (_tiles(array, count, tile) for array in (above, middle, result))
+    tiles_beside = _tiles(beside, count, tile + 2 * radius)
     smoothed = np.empty_like(values)
     for top in range(0, height, tile):
-        rows = np.arange(top - radius, top + tile + radius).clip(0, height - 1)
-        above[:, :width] = values[rows]
-        np.matmul(band, _tiles(above, count, tile), out=_tiles(middle, count, tile))
+        above[:, :width] = values.take(range(top - radius, top + tile + radius), axis=0, mode="clip")
+        np.matmul(band, tiles_above, out=tiles_middle)
         middle[:, :width] = middle[:, :width].astype(values.dtype)
         beside[:, :radius] = beside[:, radius : radius + 1]
         beside[:, radius + width :] = beside[:, radius + width - 1 : radius + width]
-        np.matmul(_tiles(beside, count, tile + 2 * radius), band.T, out=_tiles(result, count, tile))
+        np.matmul(tiles_beside, band.T, out=tiles_result)
         smoothed[top : top + tile] = result[: height - top, :width]
     return smoothed
 
@@ -204,12 +242,65 @@ def _tiles(array: np.ndarray, count: int, width: int) -> np.ndarray:
     return np.lib.stride_tricks.as_strided(array, (count, len(array), width), (TILE * column, row, column))
 
 
-def fitting_weights(weights: np.ndarray, patch_size: int) -> np.ndarray:
-    """Weights of the centres around which a patch fits, (h, w) -> (R, C). Entry (y, x) belongs to the patch with its
-    top-left pixel at (y, x), its centre at (y + P // 2, x + P // 2). Uniform if no such centre has weight."""
-    (height, width), half = weights.shape, patch_size // 2
-    inside = weights[half : half + height - patch_size + 1, half : half + width - patch_size + 1]
-    return inside if inside.any() else np.ones_like(inside)
+def block_side(height: int, width: int, most: int) -> int:
+    """Smallest power of two b such that at most `most` blocks of b x b pixels cover an image."""
+    side = 1
+    while -(-height // side) * -(-width // side) > most:
+        side *= 2
+    return side
+
+
+@dataclass(frozen=True)
+class WeightMap:
+    """How likely a patch is centred at each pixel of an image, up to a factor; one weight for each block of pixels.
+
+    The patch with its top-left pixel at (y, x) is centred at (y + P // 2, x + P // 2).
+    """
+
+    weights: np.ndarray  # (⌈h/b⌉, ⌈w/b⌉) or larger, float >= 0
+    size: tuple[int, int]  # of the image, (h, w)
+    block: int = 1  # b, a power of two
+
+    def pooled(self) -> "WeightMap":
+        """The map of the image pooled once more."""
+        size = self.size[0] // 2, self.size[1] // 2
+        if self.block > 1:  # these are its weights already
+            return WeightMap(self.weights, size, self.block // 2)
+        return WeightMap(pool(self.weights), size)
+
+    def of_pixels(self) -> "WeightMap":
+        """The same with a weight for each pixel, (h, w)."""
+        weights = self.weights.repeat(self.block, axis=0).repeat(self.block, axis=1)
+        return WeightMap(weights[: self.size[0], : self.size[1]], self.size)
+
+    def fitting(self, patch_size: int) -> np.ndarray:
+        """Weights of the blocks in which patches that fit are centred, each times the number of those patches; uniform over
+        all places if they have no weight. Of pixels it is (R, C), and entry (y, x) belongs to the patch at (y, x)."""
+        first = patch_size // 2 // self.block
+        rows, columns = (np.diff(edges) for edges in self._edges(patch_size))
+        inside = self.weights[first : first + len(rows), first : first + len(columns)]
+        if not inside.any():
+            inside = np.ones_like(inside)
+        return inside if self.block == 1 else inside * np.outer(rows, columns).astype(inside.dtype)
+
+    def places(self, entries: np.ndarray, patch_size: int, rng: np.random.Generator) -> np.ndarray:
+        """Entries (N, 2) of `fitting` -> top-left pixels (N, 2) of patches: any that are centred in the block, all equally
+        likely."""
+        if self.block == 1:
+            return entries
+        (rows, columns), (i, j) = self._edges(patch_size), entries.T
+        begin = np.stack([rows[i], columns[j]], axis=-1)
+        end = np.stack([rows[i + 1], columns[j + 1]], axis=-1)
+        return rng.integers(begin, end)
+
+    def _edges(self, patch_size: int) -> list[np.ndarray]:
+        """Rows, and columns, of the first patch centred in each block, and after the last one: (blocks + 1,)."""
+        half, edges = patch_size // 2, []
+        for length in self.size:
+            count = length - patch_size + 1
+            blocks = np.arange(half // self.block, (half + count - 1) // self.block + 2)
+            edges.append((blocks * self.block - half).clip(0, count))
+        return edges
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -254,7 +345,8 @@ def draw_stratified(weights: np.ndarray, count: int, rng: np.random.Generator) -
 
 def _cumulative(weights: np.ndarray, total: float) -> np.ndarray:
     """Running sum of all weights, (size,) float64, ending at exactly `total`."""
-    cumulative = np.cumsum(weights, dtype=np.float64)
+    flat = torch.from_numpy(np.ascontiguousarray(weights).ravel())
+    cumulative = flat.cumsum(0, dtype=torch.float64).numpy()  # as NumPy's to the last bit, in a quarter of its time
     cumulative /= cumulative[-1]
     cumulative *= total
     return cumulative
@@ -322,6 +414,8 @@ class CAPS:
         patch_ratio: every scale has 2^patch_ratio times the patches of the next coarser one.
         shuffle: patches in random order; False: scale 0 first.
         uv_anchor: "centre" or "corner", the convention of `uv` (`patch_uv`).
+        map_pixels: most weights that a map has. A larger image has one for each block of 2 x 2, 4 x 4, … pixels, the mean
+            of their differences; a patch is centred at any pixel of a drawn block.
 
     Raises:
         ValueError: an option is out of its range; the message names the value.
@@ -342,6 +436,7 @@ class CAPS:
     patch_ratio: float = 1.75
     shuffle: bool = False
     uv_anchor: str = "centre"
+    map_pixels: int = 2**21
 
     def __post_init__(self):
         rules = {
@@ -360,6 +455,7 @@ class CAPS:
             "patch_ratio": (_is_number(self.patch_ratio, 0, 10), "a number from 0 to 10"),
             "shuffle": (isinstance(self.shuffle, bool), "True or False"),
             "uv_anchor": (self.uv_anchor in UV_ANCHORS, f"one of {UV_ANCHORS}"),
+            "map_pixels": (_is_integer(self.map_pixels, 1), "an integer >= 1"),
         }
         for name, (valid, expected) in rules.items():
             if not valid:
@@ -386,15 +482,21 @@ class CAPS:
         images = _check_images(images, self.patch_size)
         rng = _generator(seed)
         weights = self._weights(images)
-        counts = self._counts(*weights.shape)
+        counts = self._counts(*weights.size)
 
-        parts, levels = [], images
+        patches = np.empty((len(images), self.num_patches, 3, self.patch_size, self.patch_size), np.uint8)
+        levels, placed, done = images, [], 0
         for scale, count in enumerate(counts):
             if scale > 0:
-                levels, weights = [pool(image) for image in levels], pool(weights)
+                levels, weights = [pool(image) for image in levels], weights.pooled()
             if count > 0:
-                parts.append(self._sample_scale(levels, weights, count, rng))
-        patches, uv, position = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
+                position = self._draw(weights, count, len(images), rng)
+                placed.append((patch_uv(position, *weights.size, self.patch_size, self.uv_anchor), position))
+                for k, top_left in enumerate(np.broadcast_to(position, (len(images), count, 2))):
+                    cut = extract_patches(levels[k], top_left, self.patch_size)
+                    patches[k, done : done + count] = cut if cut.dtype == np.uint8 else np.rint(cut)  # means of pixels
+                done += count
+        uv, position = (np.concatenate(part, axis=1) for part in zip(*placed, strict=True))
         scale = np.repeat(np.arange(len(counts)), counts)[None]  # one row, like uv and position of aligned images
 
         if self.shuffle:
@@ -422,15 +524,16 @@ class CAPS:
             ImageError: as for drawing a sample.
             ValueError: `scale` is none of those that a sample of these images has.
         """
-        weights = self._weights(_check_images(images, self.patch_size))
-        num_scales = len(self._counts(*weights.shape))
+        images = _check_images(images, self.patch_size)
+        num_scales = len(self._counts(*images[0].shape[:2]))
         if not _is_integer(scale, 0, num_scales - 1):
             raise ValueError(f"scale must be an integer from 0 to {num_scales - 1} for these images, got {scale!r}")
+        weights = self._weights(images)
         for _ in range(scale):
-            weights = pool(weights)
-        places = fitting_weights(weights, self.patch_size)
+            weights = weights.pooled()
+        places = weights.of_pixels().fitting(self.patch_size)
         (rows, columns), half = places.shape, self.patch_size // 2
-        probability = np.zeros(weights.shape)
+        probability = np.zeros(weights.size)
         probability[half : half + rows, half : half + columns] = places
         return probability / probability.sum()
 
@@ -445,44 +548,46 @@ class CAPS:
         """
         images = _check_images(images, self.patch_size)
         size = images[0].shape[:2]
-        return {"difference": self._difference(images), "centre": self._centre(*size), "uniform": np.ones(size, "f4")}
+        shape, block = self._map_shape(*size)
+        maps = {"difference": self._difference(images, block), "centre": self._centre(*shape)}
+        maps["uniform"] = np.ones(shape, np.float32)
+        return {name: WeightMap(values, size, block).of_pixels().weights for name, values in maps.items()}
 
-    def _sample_scale(
-        self, levels: list[np.ndarray], weights: np.ndarray, count: int, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Patches (K, n, 3, P, P), uv and position (1, n, 2) of one scale, or (K, n, 2) if images are not aligned."""
+    def _draw(self, weights: WeightMap, count: int, num_images: int, rng: np.random.Generator) -> np.ndarray:
+        """Places (1, n, 2) in the images of a scale, or (K, n, 2) if they are not aligned."""
         draw = draw_stratified if self.stratified else draw_multinomial
-        places = fitting_weights(weights, self.patch_size)
-        position = np.stack([draw(places, count, rng) for _ in range(1 if self.aligned else len(levels))])
-        uv = patch_uv(position, *weights.shape, self.patch_size, self.uv_anchor)
-        per_image = np.broadcast_to(position, (len(levels), *position.shape[1:]))
-        patches = np.stack([extract_patches(*pair, self.patch_size) for pair in zip(levels, per_image, strict=True)])
-        if patches.dtype != np.uint8:  # means of pixels
-            patches = np.rint(patches).astype(np.uint8)
-        return patches, uv, position
+        fitting = weights.fitting(self.patch_size)
+        draws = 1 if self.aligned else num_images
+        return np.stack([weights.places(draw(fitting, count, rng), self.patch_size, rng) for _ in range(draws)])
 
     def _counts(self, height: int, width: int) -> np.ndarray:
         """Patches per scale, finest first."""
         num_scales = effective_scales(height, width, self.patch_size, self.num_scales)
         return patches_per_scale(self.num_patches, num_scales, self.patch_ratio)[::-1]
 
-    def _weights(self, images: list[np.ndarray]) -> np.ndarray:
-        """Weighted mean of the three maps, (H, W) float32; maps without weight are not computed."""
+    def _weights(self, images: list[np.ndarray]) -> WeightMap:
+        """Weighted mean of the three maps; maps without weight are not computed."""
         size, total = images[0].shape[:2], self.difference + self.centre + self.uniform
-        weights = np.full(size, self.uniform / total, np.float32)
+        shape, block = self._map_shape(*size)
+        weights = np.full(shape, self.uniform / total, np.float32)
         if self.centre > 0:
-            _add(weights, self.centre / total, self._centre(*size))
+            _add(weights, self.centre / total, self._centre(*shape))
         if self.difference > 0:
-            _add(weights, self.difference / total, self._difference(images))
-        return weights
+            _add(weights, self.difference / total, self._difference(images, block))
+        return WeightMap(weights, size, block)
 
-    def _difference(self, images: list[np.ndarray]) -> np.ndarray:
+    def _map_shape(self, height: int, width: int) -> tuple[tuple[int, int], int]:
+        block = block_side(height, width, self.map_pixels)
+        return (-(-height // block), -(-width // block)), block
+
+    def _difference(self, images: list[np.ndarray], block: int) -> np.ndarray:
         reference, *distorted = images
-        difference = np.zeros(reference.shape[:2], np.float32)
+        shape, _ = self._map_shape(*reference.shape[:2])
+        difference = np.zeros(shape, np.float32)
         for image in distorted:
-            difference += difference_map(reference, image, self.difference_metric)  # sum or mean: rescaled below
+            difference += block_difference(reference, image, self.difference_metric, block)  # a mean, once rescaled
         sigma = (2 * self.patch_size**2) ** 0.25 if self.smoothing is None else self.smoothing
-        return rescale(smooth(difference, sigma) if sigma > 0 else difference)
+        return rescale(smooth(difference, sigma / block) if sigma > 0 else difference)
 
     def _centre(self, height: int, width: int) -> np.ndarray:
         if self.centre_map is not None:

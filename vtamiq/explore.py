@@ -39,6 +39,7 @@ from vtamiq.views import (
     View,
     attention_view,
     encoded,
+    said_of,
     sampling_view,
     score_view,
     shown,
@@ -280,7 +281,7 @@ def explore_sampling(
 
 
 def explore_attention(
-    model: VTAMIQ | None,
+    model: VTAMIQ | None = None,
     images: Mapping[str, ImageSource] | None = None,
     *,
     photograph: str | None = None,
@@ -298,18 +299,18 @@ def explore_attention(
     model must not change meanwhile: after training it, make a new explorer.
 
     Args:
-        model: a trained VTAMIQ.
+        model: a trained VTAMIQ; None takes the one that ships with the package, and says so.
         images, photograph, distortion, level: as in `explore_sampling`.
         method, draws, caps: to begin with, as in `vtamiq.attention_maps`.
         seed: of the distortion, and of the patches to begin with.
         trained: what the model was trained on, to be said beside every score; say so if labels were synthetic.
 
     Raises:
-        CheckpointError, TypeError: there is no model, or it is something else.
+        CheckpointError, TypeError: the model is something else, or none is given and the one that ships is missing.
         ValueError: a photograph, distortion, level or method that there is not.
     """
-    known, source = Known(check_model(model)), _Source(images, seed)
-    blocks, heads = len(model.encoder.blocks), model.encoder.blocks[-1].attn.num_heads
+    known, source, trained = Known(check_model(model)), _Source(images, seed), said_of(model, trained)
+    blocks, heads = len(known.model.encoder.blocks), known.model.encoder.blocks[-1].attn.num_heads
     controls = source.controls(photograph, distortion, level) | {
         "method": _method_control(method),
         "block": _choice("block", [(str(b + 1), b) for b in range(blocks)], blocks - 1),
@@ -354,17 +355,17 @@ def explore_score(
     """Explore what a model scores: a distorted photograph, or two image files of one's own; with a map.
 
     Args:
-        model: a trained VTAMIQ; its weights must not change meanwhile.
+        model: a trained VTAMIQ, whose weights must not change meanwhile; None takes the one that ships with the package.
         images, photograph, distortion, level: as in `explore_sampling`.
         method, repeats, caps: to begin with, as in `score_view`.
         seed: of the distortion, and of the patches to begin with.
         trained: what the model was trained on, to be said beside every score; say so if labels were synthetic.
 
     Raises:
-        CheckpointError, TypeError: there is no model, or it is something else.
+        CheckpointError, TypeError: the model is something else, or none is given and the one that ships is missing.
         ValueError: a photograph, distortion, level or method that there is not.
     """
-    known, source = Known(check_model(model)), _Source(images, seed)
+    known, source, trained = Known(check_model(model)), _Source(images, seed), said_of(model, trained)
     kinds = [("photograph", "photograph"), ("your files", "files")]
     switch = widgets.ToggleButtons(options=kinds, value="photograph", style={"button_width": "144px"})
     of_photograph = source.controls(photograph, distortion, level)

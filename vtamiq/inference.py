@@ -1,42 +1,84 @@
 """What everything that runs a trained model needs: evaluation mode that threads can share, half precision, provenance."""
 
 import contextlib
+import functools
 import hashlib
+import logging
 import os
 import threading
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from vtamiq.model import VTAMIQ, CheckpointError
+from vtamiq.model import SHIPPED, VTAMIQ, CheckpointError
 
-__all__ = ["check_model", "choose_device", "evaluation", "fingerprint", "half_precision"]
+__all__ = [
+    "DEFAULT",
+    "DEFAULT_LABELS",
+    "check_model",
+    "choose_device",
+    "evaluation",
+    "fingerprint",
+    "half_precision",
+    "load_default",
+]
+
+log = logging.getLogger(__name__)
+
+DEFAULT = "vtamiq-tiny"  # the model that scores where none is given
+DEFAULT_LABELS = f"{DEFAULT}, trained on synthetic labels"  # to be said beside its scores
 
 NOT_FINITE = "the score is not finite: are the weights damaged, or is half precision too coarse for them?"
 HALF = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-_lock = threading.Lock()
+_lock, _loading = threading.Lock(), threading.Lock()
 _users: "weakref.WeakKeyDictionary[nn.Module, tuple[int, list[nn.Module]]]" = weakref.WeakKeyDictionary()
 
 
 def check_model(model: VTAMIQ | None) -> VTAMIQ:
-    """The model itself.
+    """The model itself; for None the one that ships with the package, `vtamiq-tiny`, which all callers share: do not change
+    it, `load_default` gives one of your own.
 
     Raises:
-        CheckpointError: there is none; no weights ship with this version.
+        CheckpointError: none is given, and the one that ships is missing or damaged.
         TypeError: it is something else, a path for example.
     """
     if model is None:
-        raise CheckpointError(
-            "no weights ship with this version of vtamiq: pass model=VTAMIQ.from_pretrained(folder), or --model FOLDER in "
-            "the shell; `make reproduce` trains one into runs/demo/03_weak_pretraining/run/model"
-        )
+        with _loading:  # or two threads would load it at once
+            return _shared_default(SHIPPED / DEFAULT)
     if not isinstance(model, VTAMIQ):
         hint = "; load it with VTAMIQ.from_pretrained" if isinstance(model, str) else ""
         raise TypeError(f"model must be a VTAMIQ, got {type(model).__name__}{hint}")
     return model
+
+
+def load_default() -> VTAMIQ:
+    """The model that ships with the package, in evaluation mode on the CPU: loaded anew, so that it may be changed.
+
+    It imitates a consensus of conventional metrics, not human opinion; its model card, `README.md` beside its weights, has
+    what it was trained on and how well it does.
+
+    Raises:
+        CheckpointError: its files are missing from this installation, or damaged.
+    """
+    folder = SHIPPED / DEFAULT
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{DEFAULT}, which ships with vtamiq, is missing from this installation (no {folder.name} in {folder.parent}): "
+            "install it again, or pass model=VTAMIQ.from_pretrained(folder), in the shell --model FOLDER"
+        )
+    model = VTAMIQ.from_pretrained(folder)
+    log.info("no model is given: %s (weights %s)", DEFAULT_LABELS, fingerprint(model))
+    return model
+
+
+@functools.cache
+def _shared_default(folder: Path) -> VTAMIQ:
+    """By its folder, so that a test may put another in its place."""
+    return load_default()
 
 
 @contextlib.contextmanager

@@ -40,6 +40,7 @@ __all__ = ["VTAMIQ", "CheckpointError", "VTAMIQConfig", "preference"]
 log = logging.getLogger(__name__)
 
 SEEN = "seen.json"  # beside the weights of a trained model
+SHIPPED = Path(__file__).parent / "weights"  # models that come with the package, each in a folder of its name
 
 
 @dataclass(frozen=True)
@@ -659,9 +660,11 @@ class VTAMIQ(
     def from_pretrained(
         cls, folder_or_id: str | Path, *, download: bool = False, revision: str | None = None
     ) -> "VTAMIQ":
-        """Load what `save_pretrained` wrote: a folder, or a Hugging Face Hub id.
+        """Load what `save_pretrained` wrote: a folder, the name of a model that comes with the package ("vtamiq-tiny"), or
+        a Hugging Face Hub id.
 
-        Nothing touches the network unless `download=True`; without it a hub id is looked up in the local cache.
+        Nothing touches the network unless `download=True`; without it a hub id is looked up in the local cache. Weights
+        that are kept in half precision are widened to float32.
 
         Returns:
             The model in evaluation mode, on the CPU.
@@ -672,7 +675,7 @@ class VTAMIQ(
         """
         folder = Path(folder_or_id)
         if not os.path.isdir(folder):  # Path.is_dir raises where a name is too long
-            folder = _snapshot(str(folder_or_id), download, revision)
+            folder = _shipped(str(folder_or_id)) or _snapshot(str(folder_or_id), download, revision)
         config_file, weights_file = folder / "config.json", folder / "model.safetensors"
         for file in (config_file, weights_file):
             if not file.is_file():
@@ -697,6 +700,8 @@ class VTAMIQ(
             raise CheckpointError(f"{weights_file}: `{broken[0]}` holds NaN or infinite values")
         from_hub = revision and folder != Path(folder_or_id)
         model.origin = f"{folder_or_id}@{revision}" if from_hub else str(folder_or_id)
+        if folder.parent == SHIPPED:
+            model.origin = f"{folder.name}, which ships with vtamiq"
         model.seen = _read_seen(folder / SEEN)
         return model.eval()
 
@@ -778,6 +783,11 @@ def _with_grid(vit: VisionTransformer, image_size: int) -> VisionTransformer:
     vit.patch_embed.grid_size = (grid, grid)
     vit.patch_embed.num_patches = grid * grid
     return vit
+
+
+def _shipped(name: str) -> Path | None:
+    """The folder of a model that comes with the package."""
+    return next((path for path in SHIPPED.glob("*") if path.name == name), None)
 
 
 def _snapshot(hub_id: str, download: bool, revision: str | None) -> Path:

@@ -40,7 +40,7 @@ class VTAMIQLoss(nn.Module):
     seen. An exact copy of a model with `zero_anchor` has loss 0 and gradient 0: start from something else.
 
     Args:
-        model: a trained VTAMIQ.
+        model: a trained VTAMIQ; None takes the one that ships with the package.
         caps: patch sampling; None takes `CAPS()` with what the model prescribes.
         seed: of the places.
         new_places: draw other places on every call (the n-th call takes draw n of `score`'s `repeats`); False: the same
@@ -48,12 +48,12 @@ class VTAMIQLoss(nn.Module):
         reduction: "mean" or "sum" over the batch, or "none".
 
     Raises:
-        ValueError, TypeError, CheckpointError: an argument is out of range or no model.
+        ValueError, TypeError, CheckpointError: an argument is out of range or no model, or the one that ships is missing.
     """
 
     def __init__(
         self,
-        model: VTAMIQ,
+        model: VTAMIQ | None = None,
         *,
         caps: CAPS | None = None,
         seed: int = 0,
@@ -65,7 +65,8 @@ class VTAMIQLoss(nn.Module):
             raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ValueError(f"seed must be an integer, at least 0, got {seed!r}")
-        self.caps = caps_for(check_model(model), caps)
+        model = check_model(model)
+        self.caps = caps_for(model, caps)
         if not self.caps.aligned:
             raise ValueError("VTAMIQLoss compares images at the same places, but caps.aligned is off")
         self.model = copy.deepcopy(model).requires_grad_(False).eval()

@@ -1,8 +1,9 @@
 """Score image pairs with a model: one reference against one or many distorted versions, or pair by pair.
 
 A score is made from a few hundred patches, so the network costs the same for every size of image; reading the images and
-finding the places to look at grow with the number of pixels. One pair is held at a time, and finding the places takes about
-35 bytes a pixel beside what the caller holds: 0.4 GB at 12 megapixels, and what the model takes, whatever the size.
+finding the places to look at grow with the number of pixels, the latter by less (`CAPS.map_pixels`). One pair is held at a
+time. Beside the images and the model, finding the places takes about 60 MB at most, whatever their size (30 bytes a pixel
+up to 2 megapixels); with several scales, whose images are pooled as a whole, 13 bytes a pixel where that is more.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -41,7 +42,9 @@ def score(
     larger batches, up to rounding). A perfect copy scores exactly 0 if the model has `zero_anchor`; nothing keeps a model
     from giving a nearly perfect one a score slightly below 0. May be called from several threads at once.
 
-    >>> q = score(reference, distorted, model=model)  # paths, PIL images, arrays or tensors
+    >>> score(reference, distorted) > 0  # paths, PIL images, arrays or tensors; by the model that ships with the package
+    True
+    >>> q = score(reference, distorted, model=model)
     >>> score(reference, [reference, distorted], model=model).tolist() == [0.0, q]
     True
     >>> mean, error = score(reference, distorted, model=model, repeats=8, return_std=True)
@@ -50,7 +53,8 @@ def score(
         reference: anything `vtamiq.images.read_image` takes; or a list of references, one for each distorted image.
         distorted: one image, or several of their references' sizes: a list, an array (M, H, W, C) or a tensor
             (M, C, H, W).
-        model: a trained VTAMIQ. Used in evaluation mode on the device where it is; its mode is restored.
+        model: a trained VTAMIQ; None takes `vtamiq-tiny`, which ships with the package. Used in evaluation mode on the
+            device where it is; its mode is restored.
         repeats: draws of patches that are averaged.
         caps: patch sampling; None takes `CAPS()` with what the model prescribes.
         return_std: also return the standard error of the mean over the draws (NaN for one draw).
@@ -66,7 +70,7 @@ def score(
 
     Raises:
         ImageError: an image cannot be read, is smaller than a patch, or differs in size from its reference.
-        CheckpointError: no model given (no weights ship with this version), or its scores are not finite.
+        CheckpointError: the scores are not finite, or no model is given and the one that ships is missing.
         ValueError: an argument is out of range, an empty list, or lists of different lengths.
         TypeError: `model` is something else.
     """
@@ -125,7 +129,7 @@ class ReferenceEmbedding:
     ):
         self.model, self.repeats, self.precision = check_model(model), repeats, precision
         _check_draws(repeats, seed)
-        caps = caps_for(model, caps)
+        caps = caps_for(self.model, caps)
         if not caps.aligned:
             raise ValueError("ReferenceEmbedding compares images at the same places, but caps.aligned is off")
         images = list(read_images([reference, *guides]))

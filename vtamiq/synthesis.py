@@ -71,6 +71,8 @@ class Recipe:
         metrics: keys of `vtamiq.metrics.IQMS` that vote on the labels; None takes all eleven. Kept in the order of `IQMS`.
             None at all, (), leaves recipes without labels.
         size: (width, height) of the centre crop, or None to keep photographs whole.
+        turn: turn upright photographs by 90° before a crop that is wide, and wide ones before an upright crop, so that
+            more is left of them.
         seed: of the random distortions, and of the choice of types if each photograph gets one.
         recipes_only: write no distorted image.
         one_type: one of the types for each photograph instead of all.
@@ -89,6 +91,7 @@ class Recipe:
     recipes_only: bool = False
     one_type: bool = False
     device: str = "cpu"
+    turn: bool = False
 
     def __post_init__(self):
         types = range(1, 26) if self.types is None else self.types
@@ -114,6 +117,8 @@ class Recipe:
             if len(sides) != 2 or None in sides or min(sides) < 8:
                 raise ValueError(f"size must be (width, height) of at least 8 whole pixels, got {self.size!r}")
             kept["size"] = tuple(sides)
+        if self.turn and (self.size is None or self.recipes_only):
+            raise ValueError("turn needs a size to crop to, and cannot be combined with recipes_only")
         for name, value in kept.items():  # plain numbers: a manifest is JSON
             object.__setattr__(self, name, value)
 
@@ -127,7 +132,7 @@ class Recipe:
             "recipes_only": self.recipes_only,
             "one_type": self.one_type,
             "device": self.device,
-        }
+        } | ({"turn": True} if self.turn else {})  # folders of earlier versions do not know it
 
 
 @dataclass(frozen=True)
@@ -152,17 +157,24 @@ class Source:
         content = f"{self.image.dtype} {self.image.shape} ".encode() + np.ascontiguousarray(self.image).tobytes()
         return hashlib.sha256(content).hexdigest()[:16]
 
-    def crop(self, size: tuple[int, int] | None) -> np.ndarray:
+    def crop(self, size: tuple[int, int] | None, turn: bool = False) -> np.ndarray:
         """The reference image; ImageError, without the folder of a file, if there is none to be had."""
         try:
             image = read_image(self.image)
             if size is not None:
-                return centre_crop(image, size)
+                return centre_crop(_turned(image, size) if turn else image, size)
             if min(image.shape[:2]) < 8:
                 raise ImageError(f"{image.shape[1]} x {image.shape[0]} pixels are too few, 8 x 8 are needed")
         except ImageError as error:  # manifests carry no machine paths
             raise ImageError(str(error).replace(str(self.image), self.key)) from error
         return image
+
+
+def _turned(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The image, by 90° to the left if it lies across a crop of this (width, height)."""
+    height, width = image.shape[:2]
+    across = (height - width) * (size[1] - size[0]) < 0
+    return np.rot90(image) if across else image
 
 
 @dataclass(frozen=True)
@@ -217,6 +229,7 @@ def synthesize(
     tables: QuantileTables | None = None,
     seed: int = 0,
     device: str = "cpu",
+    turn: bool = False,
     workers: int | None = None,
     progress: bool = True,
 ) -> Database:
@@ -227,7 +240,7 @@ def synthesize(
     Args:
         images: a folder (its image files, in order of name), image files with different names, or name → image.
         out: folder to make, new or left by a call with the same arguments. The database is called after it.
-        types, levels, size, seed, device: see `Recipe`. Each photograph has its own random streams, which depend on
+        types, levels, size, seed, device, turn: see `Recipe`. Each photograph has its own random streams, which depend on
             `seed` and its name only.
         metrics: the labels are their consensus. None takes all eleven; with `recipes_only`, () leaves the pairs without
             labels (their scores are NaN), which takes no longer than to look at each photograph.
@@ -260,7 +273,7 @@ def synthesize(
     metrics = None if metrics is None else (metrics,) if isinstance(metrics, str) else tuple(metrics)
     types = None if types is None else (types,) if isinstance(types, Integral | str) else tuple(types)
     levels = (levels,) if isinstance(levels, Integral) else tuple(levels)
-    recipe = Recipe(types, levels, metrics, size, seed, recipes_only, one_type, device)
+    recipe = Recipe(types, levels, metrics, size, seed, recipes_only, one_type, device, turn)
     workers = count_workers(workers)
     folder = Path(out)
     sources = _together(_list_sources(images, subsets or {}, contents or {}, recipe), contents or {})
@@ -379,15 +392,14 @@ def _claim(folder: Path, request: dict[str, Any]) -> bool:
             raise DatabaseError(f"{folder} is not empty and was not made by vtamiq; choose a new folder")
         _begin(folder, request)
         return False
-    different = [name for name, wanted in request.items() if manifest.get(name) != wanted]
+    asked, held = {"turn": False} | request, {"turn": False} | manifest
+    different = [name for name, wanted in asked.items() if held.get(name) != wanted]
     if different and not manifest["complete"] and not (folder / PARTS).exists():  # it came to nothing: begin anew
         shutil.rmtree(folder / "images", ignore_errors=True)
         _begin(folder, request)
         return False
     if different:
-        details = "; ".join(
-            f"{name}: there {_short(manifest.get(name))}, now {_short(request[name])}" for name in different
-        )
+        details = "; ".join(f"{name}: there {_short(held.get(name))}, now {_short(asked[name])}" for name in different)
         raise DatabaseError(f"{folder} was made with other arguments ({details}); remove it or choose a new folder")
     if not manifest["complete"]:
         log.info("%s is unfinished; going on", folder.name)
@@ -424,7 +436,7 @@ def _prepare_references(
     if place is None:
         (folder / "images").mkdir(exist_ok=True)
     usable, skipped, regimes = {}, {}, {}
-    jobs = [(source, folder, recipe.size, place is not None) for source in sources]
+    jobs = [(source, folder, recipe.size, recipe.turn, place is not None) for source in sources]
     with tqdm(total=len(jobs), desc="photographs", unit="image", disable=not progress, leave=False) as bar:
         for (source, *_), (image, shape, reason) in run_jobs(pool, _prepare_reference, jobs):
             if reason is None:
@@ -449,10 +461,10 @@ def _prepare_references(
 
 
 def _prepare_reference(
-    job: tuple[Source, Path, tuple[int, int] | None, bool],
+    job: tuple[Source, Path, tuple[int, int] | None, bool, bool],
 ) -> tuple[Path | np.ndarray, tuple[int, int], str | None]:
     """Where the reference is, its (height, width), and None; or the reason in its place why it cannot be used."""
-    source, folder, size, in_place = job
+    source, folder, size, turn, in_place = job
     path = source.image if in_place else folder / "images" / f"{source.ref_id}.png"
     part = folder / PARTS / f"{source.ref_id}.json"  # says that a photograph that stays in place was decoded
     with contextlib.suppress(OSError, ValueError):  # none yet, or damaged by a power cut
@@ -460,7 +472,7 @@ def _prepare_reference(
             return path, tuple(json.loads(part.read_text(encoding="utf-8"))), None
         return path, image_size(path)[::-1], None
     try:
-        image = source.crop(size)
+        image = source.crop(size, turn)
     except ImageError as error:
         return path, (0, 0), str(error)
     if in_place:

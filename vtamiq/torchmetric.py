@@ -24,13 +24,13 @@ class VTAMIQMetric(Metric):
     True
 
     Args:
-        model: a trained VTAMIQ; it is copied, frozen and kept in evaluation mode.
+        model: a trained VTAMIQ, None for the one that ships; it is copied, frozen and kept in evaluation mode.
         caps, seed: patch sampling, as for `VTAMIQLoss`: the same pair has the same score.
         reduction: "mean" or "sum".
         kwargs: of `torchmetrics.Metric`.
 
     Raises:
-        ValueError, TypeError, CheckpointError: an argument is out of range or no model.
+        ValueError, TypeError, CheckpointError: as for `VTAMIQLoss`.
     """
 
     is_differentiable = True
@@ -41,7 +41,15 @@ class VTAMIQMetric(Metric):
     count: Tensor
     told: Tensor
 
-    def __init__(self, model: VTAMIQ, *, caps: CAPS | None = None, seed: int = 0, reduction: str = "mean", **kwargs):
+    def __init__(
+        self,
+        model: VTAMIQ | None = None,
+        *,
+        caps: CAPS | None = None,
+        seed: int = 0,
+        reduction: str = "mean",
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction must be mean or sum, got {reduction!r}")
@@ -50,7 +58,7 @@ class VTAMIQMetric(Metric):
         self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
         # A MetricCollection takes metrics of equal states for one, and copies have the score 0 by any model.
-        told = hashlib.sha256(f"{fingerprint(model)} {self.loss.caps} {seed}".encode()).hexdigest()
+        told = hashlib.sha256(f"{fingerprint(self.loss.model)} {self.loss.caps} {seed}".encode()).hexdigest()
         self.add_state("told", torch.tensor(int(told[:12], 16)), dist_reduce_fx="max")
 
     def update(self, preds: Tensor, target: Tensor) -> None:

@@ -38,7 +38,7 @@ from vtamiq.attention_plots import DIVERGING, UNSIGNED, _colours, _limits
 from vtamiq.caps import CAPS, MAX_SCALES, PatchSample, difference_map
 from vtamiq.configs import did_you_mean
 from vtamiq.images import ImageSource, read_images
-from vtamiq.inference import check_model
+from vtamiq.inference import DEFAULT_LABELS, check_model
 from vtamiq.model import VTAMIQ
 from vtamiq.plots import (
     MAX_OUTLINES,
@@ -161,7 +161,7 @@ def attention_view(
     `pixels_seen` by some patch of some draw. Map and score are those of `vtamiq.attention_maps` and `vtamiq.score`.
 
     Args:
-        model: a trained VTAMIQ.
+        model: a trained VTAMIQ; None takes the one that ships with the package, and says so.
         reference, distorted: anything `vtamiq.images.read_image` takes, of one size.
         method, block, head, draws, caps, seed: as in `vtamiq.attention_maps`; `block` and `head` count from 0.
         trained: what the model was trained on, for the sentence; say so if labels were synthetic.
@@ -171,7 +171,8 @@ def attention_view(
         CheckpointError, TypeError: as `vtamiq.score`.
     """
     pair = read_images([reference, distorted])
-    return view_attention(Known(check_model(model)), pair, method, block, head, draws, caps, seed, trained)
+    known, trained = Known(check_model(model)), said_of(model, trained)
+    return view_attention(known, pair, method, block, head, draws, caps, seed, trained)
 
 
 def score_view(
@@ -192,7 +193,7 @@ def score_view(
 
     Args:
         reference, distorted: anything `vtamiq.images.read_image` takes, of one size.
-        model: a trained VTAMIQ.
+        model: a trained VTAMIQ; None takes the one that ships with the package, and says so.
         repeats: draws of patches that score and map are means of.
         method: of the map, see `vtamiq.attention_maps`.
         caps, seed: as for `vtamiq.score`.
@@ -202,7 +203,13 @@ def score_view(
         ImageError, CheckpointError, ValueError, TypeError: as `vtamiq.score` and `vtamiq.attention_maps`.
     """
     pair = read_images([reference, distorted])
-    return view_score(Known(check_model(model)), pair, method, repeats, caps, seed, trained)
+    known, trained = Known(check_model(model)), said_of(model, trained)
+    return view_score(known, pair, method, repeats, caps, seed, trained)
+
+
+def said_of(model: VTAMIQ | None, trained: str) -> str:
+    """What is said beside every score: `trained`, or of the model that ships which it is and what it learnt from."""
+    return trained or ("" if model is not None else DEFAULT_LABELS)
 
 
 def view_attention(
