@@ -68,7 +68,7 @@ def test_comparisons_and_shares(monkeypatch):
         "xy", "twin", 3.0, 2.0, 4.0, 2.0, 0.25, 2.5,
     ]  # fmt: skip
     assert [second[name] for name in ("what", "against", "ratio", "lowest", "highest", "goal")] == [
-        "xy", "best float32 rate", 1 / 3, 0.25, 0.5, 0.8,
+        "xy", "best float32 rate", 0.25, 1 / 6, 0.5, 0.8,
     ]  # fmt: skip
 
 

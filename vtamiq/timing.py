@@ -142,7 +142,7 @@ def compare(
     **options: Any,
 ) -> list[Row]:
     """Rows of each of `others` (by what is added to the name) against the base, and given its floating-point operations,
-    against this machine's best rate in the same rounds; `goals` are of the first, `share` is that of the last."""
+    against this machine's best rate in any of these rounds; `goals` are of the first, `share` is that of the last."""
     functions = [base[1], *others.values(), *(squares() if flops else [])]
     seconds, results = interleaved(functions, rounds, **options)
     rows, goals = [], goals or {}
@@ -150,7 +150,7 @@ def compare(
         found = {"error": difference(results[k], results[0]), "goal": goals.get(name, math.nan)}
         rows.append(row(what + name, seconds[:, k], base[0], seconds[:, 0], **found))
     if flops:
-        best = SQUARE_FLOPS / seconds[:, 1 + len(others) :].min(axis=1)
+        best = SQUARE_FLOPS / seconds[:, 1 + len(others) :].min()  # of all rounds: noise only ever slows a product down
         for k, name in enumerate(others, start=1):
             goal = share if k == len(others) else math.nan
             rows.append(row(what + name, seconds[:, k], "best float32 rate", flops / best, goal=goal))
