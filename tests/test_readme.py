@@ -17,7 +17,7 @@ METHODS = {"look-up of (distortion, level)": "look-up"}  # others have the name 
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    return re.findall(rf"^ *```{language}\n(.*?)^ *```", README, re.DOTALL | re.MULTILINE)
 
 
 def commands() -> list[list[str]]:
@@ -86,6 +86,7 @@ def test_commands_were_found():
         "score",
         "synthesize",
         "train",
+        "weights",
     }
 
 
