@@ -48,6 +48,30 @@ def test_results_are_those_of_the_run():
     assert "synthetic" in README
 
 
+def test_speeds_are_those_of_the_run():
+    """The table and the text below it are `figures/benchmark_speed.csv`, of `python -m vtamiq benchmark --all`."""
+    measured = pd.read_csv(ROOT / "figures" / "benchmark_speed.csv").set_index(["against", "what"])
+    rows = re.findall(r"^\| (.+ patches.*?) \| (.+) \| (.+) \| (.+) \| (.+) \|$", README, re.MULTILINE)
+    assert len(rows) == 4
+    for what, *numbers in rows:
+        expected = [measured.loc[("plain twin", what + kind)] for kind in ("", ", optimised")]
+        assert numbers == [text for row in expected for text in (f"{row['ratio']:.2f}", f"{row['goal']:g}")]
+    shares = [measured.loc[("best float32 rate", f"{what}, optimised"), "ratio"] for what, *_ in rows[:2]]
+    assert "reaches {:.2f} and {:.2f} of the best float32 rate".format(*shares) in README
+    decoding = 1 / measured.loc["decoding two PNG files", "ratio"]
+    sampled, item = (decoding[decoding.index.str.contains(kind)] for kind in ("sampled", "item"))
+    words = " ".join(README.split())
+    assert f"takes {sampled.iloc[0]:.2f} of the time of decoding" in words
+    assert "and {:.2f} at 12, a whole item {:.2f} and {:.2f}.".format(sampled.iloc[1], *item) in words
+    versions = measured.loc["score, optimised", "ratio"].item()
+    assert f"{versions:.2f} times as fast by `ReferenceEmbedding`" in words
+    for name, value in {"blocks": 6, "rounds": 5, "threads": 1}.items():
+        assert measured[name].eq(value).all()
+    measured = pd.read_csv(ROOT / "figures" / "benchmark_precision_tiny.csv").set_index("what")
+    half = measured.loc["CPU: bfloat16"]
+    assert f"by up to {half['error']:.4f} of a range of {half['score_range']:.2f}" in words
+
+
 def test_pictures_are_there_with_their_data():
     pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
     assert len(set(pictures)) == len(pictures) > 8
