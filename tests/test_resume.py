@@ -311,7 +311,7 @@ def test_killed_at_random_moments(whole, processes, tmp_path, how, times):
         process = start()
         while process.is_alive() and (steps.stat().st_mtime_ns if steps.exists() else None) == before:
             time.sleep(0.02)  # until it trains
-        time.sleep(waits.uniform(0, 0.6))
+        time.sleep(waits.uniform(0, 0.25))  # of the 0.8 s from there to the end
         if process.is_alive():
             os.kill(process.pid, how)
         process.join()
