@@ -669,7 +669,7 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(run=run_benchmark)
     parts = command.add_mutually_exclusive_group()
     parts.add_argument("--only", nargs="+", choices=BENCHMARKS, help="parts to measure (default: network data)")
-    parts.add_argument("--all", action="store_true", help="all parts that this machine has: half an hour of one core")
+    parts.add_argument("--all", action="store_true", help="all parts that this machine has: a quarter of an hour")
     command.add_argument("--backbone", metavar="NAME", help="timm Vision Transformer (default: vit_base_patch16_384)")
     command.add_argument("--blocks", type=_positive, metavar="L", help="transformer blocks (default: 6)")
     command.add_argument("--width", type=_positive, metavar="D", help="instead of the backbone's, for a quick look")

@@ -183,7 +183,7 @@ PRESETS = {
             mae=1.0,
             in_memory=True,
         ),
-        benchmark=Benchmark(  # of the network of the paper: about a minute
+        benchmark=Benchmark(  # of the network of the paper: about two minutes
             patches=48, batch=2, versions=8, megapixels=(0.2, 3.0), compile=False, rounds=2
         ),
         simulate=60,
