@@ -139,6 +139,45 @@ def test_flip_probabilities_are_checked(bad):
         Flips(**bad)
 
 
+def test_an_item_of_several_versions(tmp_path):
+    """Three references of five versions, two to an item: six items an epoch, and in time every row has been in one."""
+    data = small_database(tmp_path, references=3, levels=5)
+    data = replace(data, pairs=data.pairs.assign(iqm_a=np.arange(15.0)))
+    pairs = PairPatches(data, CAPS_8, labels=LabelScale.fit(data), auxiliary=["iqm_a"], versions=2, seed=4)
+    assert len(pairs) == 6
+    item = pairs[2]
+    assert item["patches"].shape == (3, 8, 3, 16, 16)
+    assert item["uv"].shape == (8, 2)
+    rows = item["row"].tolist()
+    assert item["auxiliary"].tolist() == [[float(row)] for row in rows]
+    assert item["target"].tolist() == pytest.approx([row % 5 / 4 for row in rows])
+    y, x = ((item["uv"][0] * (48 - 8)) - 8).round().long().tolist()
+    paths = [data.pairs.loc[rows[0], "ref_path"], *data.pairs.loc[rows, "dist_path"]]
+    for patches, path in zip(item["patches"], paths, strict=True):
+        assert np.array_equal(patches[0].permute(1, 2, 0).numpy(), read_image(data.path(path))[y : y + 16, x : x + 16])
+
+    epochs = [[pairs[6 * epoch + k]["row"].tolist() for k in range(6)] for epoch in range(8)]
+    for groups in epochs:
+        taken = [row for group in groups for row in group]
+        assert len(set(taken)) == 12
+        assert all(a // 5 == b // 5 for a, b in groups)
+        assert [sum(row // 5 == r for row in taken) for r in range(3)] == [4, 4, 4]
+    assert {row for groups in epochs for group in groups for row in group} == set(range(15))
+    assert epochs[0] != epochs[1]
+    again = PairPatches(data, CAPS_8, labels=LabelScale.fit(data), auxiliary=["iqm_a"], versions=2, seed=4)
+    assert same(again[6 + 2], pairs[6 + 2])
+
+    copies = PairPatches(data, CAPS_8, labels=LabelScale.fit(data), auxiliary=["iqm_a"], versions=5, zero_error=0.5)
+    for item in (copies[k] for k in range(9)):
+        copied = (item["patches"][1:] == item["patches"][:1]).flatten(1).all(1)
+        assert torch.equal(item["auxiliary"][:, 0] == 0, copied | (item["row"] == 0))
+        assert (item["target"][copied] == 0).all()
+    with pytest.raises(ValueError, match=r"versions=6, but images/r0.png has 5 distorted images only"):
+        PairPatches(data, CAPS_8, versions=6)
+    with pytest.raises(ValueError, match="versions above 1 and skip_bad"):
+        PairPatches(data, CAPS_8, versions=2, skip_bad=True)
+
+
 def test_auxiliary_columns_come_with_the_item(tmp_path):
     data = small_database(tmp_path, references=2, levels=2)
     data = replace(data, pairs=data.pairs.assign(iqm_a=[0.0, 0.5, 0.25, 1.0], iqm_b=0.75))

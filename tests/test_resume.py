@@ -50,6 +50,7 @@ VARIANTS = {
     "freeze": replace(STAGE, freeze=("encoder",), freeze_epochs=2),
     "workers": replace(STAGE, workers=1),
     "sgd": replace(STAGE, optimizer="sgd", learning_rate=1e-2),
+    "muon": replace(STAGE, optimizer="muon", momentum=0.95, versions=2),
 }
 
 

@@ -14,7 +14,7 @@ from tests.small import TINY, small_database
 from vtamiq import callbacks, fast
 from vtamiq.caps import CAPS
 from vtamiq.databases import LabelScale
-from vtamiq.fitting import Fitting, frozen_parameters
+from vtamiq.fitting import Fitting, frozen_parameters, muon_groups
 from vtamiq.images import ImageError
 from vtamiq.model import VTAMIQ
 from vtamiq.patches import PairPatches
@@ -99,6 +99,39 @@ def test_momentum_acts_from_the_second_step(fit):
     options = {"optimizer": "sgd", "learning_rate": 1e-2, "gradient_clip": 0.0}
     one, other = (fit(**options, momentum=momentum) for momentum in (0.0, 0.9))
     assert not torch.equal(weights(one)["head.hidden.weight"], weights(other)["head.hidden.weight"])
+
+
+def test_muon_makes_orthogonal_steps(fit):
+    """A first step at rate r: a matrix's has singular values near 0.2 r √(longer side), a table's entries are below 2 r."""
+    rate, longest = STAGE.learning_rate, 32
+    options = {"batch_size": 24, "weight_decay": 0.0, "schedule": "constant"}
+    run, start = fit(**options, optimizer="muon", momentum=0.95), fresh().state_dict()
+    steps = {name: value - start[name] for name, value in weights(run).items()}
+    matrix = steps["encoder.blocks.0.attn.proj.weight"]
+    assert matrix.shape == (longest, longest)
+    sizes = torch.linalg.svdvals(matrix) / (0.2 * rate * longest**0.5)
+    assert sizes.max() < 1.4
+    assert sizes.median() > 0.6  # directions without gradient do not move
+    for name in ("encoder.class_token", "head.hidden.weight"):
+        assert rate < steps[name].abs().median() < 2 * rate, name  # Nesterov looks ahead: nearly twice Adam's
+
+
+def test_what_muon_moves(parts):
+    model = VTAMIQ(replace(TINY, difference_gate=True))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    fitting = Fitting(model, replace(STAGE, optimizer="muon", auxiliary=("iqm_vsi",)))
+    groups = muon_groups(model, [{"params": list(fitting.parameters()), "lr": 0.5}])
+    by_muon, by_adam = ([names.get(id(p), "auxiliary") for p in group["params"]] for group in groups)
+    assert [group.get("use_fallback", False) for group in groups] == [False, True]
+    assert {group["lr"] for group in groups} == {0.5}
+    assert {"encoder.patch_projection.weight", "encoder.blocks.0.mlp.fc1.weight", "diffnet.linear.weight"} < set(
+        by_muon
+    )
+    assert any(name.startswith("difference_gate.") for name in by_muon)
+    assert all(name.endswith(".weight") and model.get_parameter(name).ndim == 2 for name in by_muon)
+    assert {"encoder.position_table", "encoder.class_token", "head.hidden.weight", "diffnet.linear.bias"} < set(by_adam)
+    assert by_adam.count("auxiliary") == 2  # their weight and bias
+    assert len(by_muon) + len(by_adam) == len(list(fitting.parameters()))
 
 
 def test_accumulated_batches_make_one_step(fit):
@@ -289,6 +322,34 @@ def test_pairs_without_an_error(parts):
         assert item["target"].item() == 0.0 or not copy
 
 
+def test_versions_share_their_reference(parts, fit, monkeypatch):
+    """Two versions in an item score as the two pairs do, and a batch of 8 pairs is 4 references with 2 versions each."""
+    rich = replace(parts[0], pairs=parts[0].pairs.assign(iqm_one=np.linspace(0, 1, len(parts[0]))))
+    options = {"labels": LabelScale.fit(rich), "auxiliary": ["iqm_one"], "versions": 2}
+    data = PairPatches(rich, CAPS(num_patches=6), **options)
+    batch = torch.utils.data.default_collate([data[k] for k in range(4)])
+    fitting = Fitting(fresh().eval(), replace(STAGE, versions=2, auxiliary=("iqm_one",)))
+    with torch.no_grad():
+        predicted, targets = fitting.predict_all(batch)
+        for k, row in enumerate(batch["row"].flatten().tolist()):
+            item, version = divmod(k, 2)
+            pair = {name: batch[name][[item]] for name in ("patches", "uv", "scale")}
+            pair |= {name: batch[name][[item], version] for name in ("target", "auxiliary")}
+            pair["patches"] = pair["patches"][:, [0, 1 + version]]
+            one, target = fitting.predict_all(pair)
+            torch.testing.assert_close(predicted[[k]], one, rtol=1e-5, atol=1e-6)
+            assert torch.equal(targets[[k]], target)
+            assert target[0, 1] == pytest.approx(rich.pairs["iqm_one"].iloc[row])
+
+    seen = []
+    step = Fitting.training_step
+    monkeypatch.setattr(Fitting, "training_step", lambda self, batch, k: seen.append(batch) or step(self, batch, k))
+    run = fit(versions=2, batch_size=8)
+    assert [tuple(batch["patches"].shape[:2]) for batch in seen] == [(4, 3)] * 3
+    assert run.history["step"].tolist() == [3]
+    assert len(moved(run)) > 10
+
+
 @pytest.fixture
 def damaged(parts, tmp_path):
     """The same pairs, one training image cut off."""
@@ -358,7 +419,7 @@ def test_environment_names_packages_but_no_machine(fit):
         {"optimizer": "adam"}, {"momentum": 1.0}, {"accumulate": 0}, {"encoder_rate": 0.0}, {"ema": 1.0}, {"patience": -1},
         {"zero_error": 1.5}, {"bad_images": "ignore"}, {"labels": "ranks"}, {"checkpoint_minutes": 0.0}, {"mae_decay": 0.0},
         {"schedule": "multistep", "milestones": (0.7, 0.2)}, {"schedule": "multistep", "step_factor": 2.0},
-        {"onednn": True, "compile": True},
+        {"onednn": True, "compile": True}, {"versions": 0}, {"versions": 3}, {"bad_images": "skip", "versions": 2},
     ],
     ids=str,
 )  # fmt: skip

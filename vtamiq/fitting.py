@@ -13,13 +13,17 @@ import lightning.pytorch as lightning
 import numpy as np
 import torch
 from scipy.stats import spearmanr
+from timm.optim import Muon
 from torch import Tensor, nn
 
 from vtamiq.losses import combined_loss, preference_loss
 from vtamiq.model import VTAMIQ, preference
 from vtamiq.stage import Stage
 
-__all__ = ["Fitting", "PreferenceFitting", "fitting_for"]
+__all__ = ["Fitting", "PreferenceFitting", "fitting_for", "muon_groups"]
+
+
+ADAM_BETAS = (0.9, 0.999)  # PyTorch's, for what Muon leaves to Adam
 
 
 class Fitting(lightning.LightningModule):
@@ -63,14 +67,16 @@ class Fitting(lightning.LightningModule):
     def predict_all(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """What is predicted for the rows of a batch and what it should be, (B, C) each: q, then the auxiliary heads."""
         inputs = batch["patches"], batch["uv"], batch["scale"]
+        target = batch["target"].reshape(-1, 1)  # of (B,), or of (B, V) versions of one reference each
         if self.heads is None:
-            return self.model(*inputs).float(), batch["target"][:, None]
-        embedding = self.model.encode(*inputs)  # (B, 2, D)
+            return self.model(*inputs).float().reshape(-1, 1), target
+        embedding = self.model.encode(*inputs)  # (B, 1 + V, D)
         reference, distorted = embedding[:, :1], embedding[:, 1:]
-        q = self.model.compare(reference, distorted)
-        vector = self.model.modulate((reference - distorted)[:, 0], reference[:, 0])  # (B, D), what the head reads
-        targets = torch.cat([batch["target"][:, None], batch["auxiliary"]], dim=1)
-        return torch.cat([q, self.heads(vector)], dim=1).float(), targets
+        q = self.model.compare(reference, distorted).reshape(-1, 1)
+        difference = reference - distorted
+        vector = self.model.modulate(difference.flatten(0, 1), reference.expand_as(difference).flatten(0, 1))
+        auxiliary = batch["auxiliary"].reshape(len(target), -1)
+        return torch.cat([q, self.heads(vector)], dim=1).float(), torch.cat([target, auxiliary], dim=1)
 
     def loss(self, predicted: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of the whole batch, and its parts for the log."""
@@ -121,6 +127,9 @@ class Fitting(lightning.LightningModule):
         options = {"lr": stage.learning_rate, "weight_decay": stage.weight_decay}
         if stage.optimizer == "sgd":
             optimizer = torch.optim.SGD(groups, momentum=stage.momentum, **options)
+        elif stage.optimizer == "muon":
+            groups = muon_groups(self.model, groups)
+            optimizer = Muon(groups, momentum=stage.momentum, nesterov=True, betas=ADAM_BETAS, **options)
         else:
             optimizer = torch.optim.AdamW(groups, **options)
         # Step k uses the middle of its share: the first step of a warm-up must not have rate 0.
@@ -163,6 +172,26 @@ class PreferenceFitting(Fitting):
 def fitting_for(model: VTAMIQ, stage: Stage) -> Fitting:
     """What trains this model as the stage says."""
     return (PreferenceFitting if stage.labels == "preferences" else Fitting)(model, stage)
+
+
+def muon_groups(model: VTAMIQ, groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The optimiser's groups, each parted into what Muon moves and what stays with AdamW (with Nesterov momentum).
+
+    Muon (K. Jordan 2024; here timm's) makes every step of a matrix orthogonal: all directions of its input learn at one
+    pace, also those that hardly show in the gradient. That suits the linear layers of encoder and DiffNet. Tables, tokens,
+    gains, biases and the heads, whose outputs are scores, stay with AdamW, as does a matrix with fewer than four rows or
+    columns. Steps are scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982), so that one rate serves both.
+    """
+    parts = [part for part in (model.encoder, model.diffnet, model.difference_gate) if part is not None]
+    linears = [layer for part in parts for layer in part.modules() if isinstance(layer, nn.Linear)]
+    matrices = {id(layer.weight) for layer in linears}
+    parted = []
+    for group in groups:
+        for by_muon in (True, False):
+            parameters = [p for p in group["params"] if (id(p) in matrices) == by_muon]
+            if parameters:
+                parted.append(group | {"params": parameters} | ({} if by_muon else {"use_fallback": True}))
+    return parted
 
 
 def frozen_parameters(model: VTAMIQ, names: Sequence[str]) -> list[nn.Parameter]:

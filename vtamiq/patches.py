@@ -72,9 +72,18 @@ class ImagePatches(Dataset, ABC):
     def labels(self, row: int) -> dict[str, torch.Tensor]:
         """What is to be learnt of a row."""
 
-    def _item(self, epoch: int, row: int) -> dict[str, torch.Tensor]:
-        rng = np.random.default_rng([self.seed, epoch, row])
-        images = self.images[row]
+    def _rows(self, epoch: int, item: int) -> Any:
+        """What the images and labels of an item are found by."""
+        return item
+
+    def _images(self, rows: Any) -> np.ndarray:
+        """(K, H, W, 3), the reference first."""
+        return self.images[rows]
+
+    def _item(self, epoch: int, item: int) -> dict[str, torch.Tensor]:
+        rng = np.random.default_rng([self.seed, epoch, item])
+        row = self._rows(epoch, item)
+        images = self._images(row)
         if rng.random() < self.flips.horizontal:
             images = images[:, :, ::-1]
         if rng.random() < self.flips.vertical:
@@ -101,8 +110,13 @@ class PairPatches(ImagePatches):
     distortion, 0 best and 1 worst of the rows that the scale was fitted on; for `auxiliary` columns of the pairs, their
     values `auxiliary` (A,) float32; with `skip_bad`, `failed` int64: the row whose place this item takes, or -1.
 
+    With `versions` = V above 1, an item is V rows of one reference, which is in it once: `patches` (1 + V, N, 3, P, P),
+    `row` and `target` (V,), `auxiliary` (V, A). All are cut at the same places, found by their mean difference. Each epoch
+    groups the rows anew; those that fill no group wait for another epoch. `len` is the number of items.
+
     Args:
-        zero_error: probability that the distorted image is replaced by the reference, and every label by 0 (no error).
+        versions: rows of an item; needs a database with as many of each reference, and no `skip_bad`.
+        zero_error: probability that a distorted image is replaced by the reference, and its labels by 0 (no error).
         in_memory: decode every pair once per worker and keep it: for databases that fit, 6 bytes a pixel and pair.
         skip_bad: go on to the next row where an image is bad, instead of raising.
 
@@ -122,16 +136,23 @@ class PairPatches(ImagePatches):
         in_memory: bool = False,
         skip_bad: bool = False,
         seed: int = 0,
+        versions: int = 1,
     ):
         super().__init__(PairImages(database, keep=in_memory), caps, flips, skip_bad, seed)
         self.targets = None if labels is None else _targets(database, labels)
         self.auxiliary = _auxiliary(database, auxiliary) if auxiliary else None
         self.zero_error = zero_error
+        self.groups = None if versions == 1 else _Groups(self.images.reference_paths, versions, seed)
+        if self.groups is not None and skip_bad:
+            raise ValueError("versions above 1 and skip_bad cannot be combined: a bad image would spoil its whole item")
 
-    def paths(self, row: int) -> str:
-        return str(self.images.distorted_paths[row])
+    def __len__(self) -> int:
+        return len(self.images) if self.groups is None else len(self.groups)
 
-    def labels(self, row: int) -> dict[str, torch.Tensor]:
+    def paths(self, row: int | np.ndarray) -> str:
+        return " and ".join(np.atleast_1d(self.images.distorted_paths[row]))
+
+    def labels(self, row: int | np.ndarray) -> dict[str, torch.Tensor]:
         labels = {}
         if self.targets is not None:
             labels["target"] = torch.tensor(self.targets[row])
@@ -139,12 +160,53 @@ class PairPatches(ImagePatches):
             labels["auxiliary"] = torch.from_numpy(self.auxiliary[row])
         return labels
 
+    def _rows(self, epoch: int, item: int) -> int | np.ndarray:
+        return item if self.groups is None else self.groups.rows(epoch)[item]
+
+    def _images(self, rows: int | np.ndarray) -> np.ndarray:
+        if self.groups is None:
+            return self.images[rows]
+        first, *others = (self.images[row] for row in rows)
+        return np.concatenate([first, *(other[1:] for other in others)])
+
     def _augment(
         self, images: np.ndarray, labels: dict[str, torch.Tensor], rng: np.random.Generator
     ) -> tuple[np.ndarray, dict[str, torch.Tensor]]:
-        if self.zero_error and rng.random() < self.zero_error:
-            return images[[0, 0]], {name: torch.zeros_like(value) for name, value in labels.items()}
-        return images, labels
+        if not self.zero_error:
+            return images, labels
+        copies = rng.random(len(images) - 1) < self.zero_error  # (V,)
+        images = images[[0, *np.where(copies, 0, np.arange(1, len(images)))]]
+        kept = torch.from_numpy(~copies)[:, None]
+        return images, {
+            name: (value.reshape(len(kept), -1) * kept).reshape(value.shape) for name, value in labels.items()
+        }
+
+
+class _Groups:
+    """Rows of one reference in groups of `size`, drawn anew from (seed, epoch)."""
+
+    def __init__(self, reference_paths: np.ndarray, size: int, seed: int):
+        self.size, self.seed = size, seed
+        names, self.reference, counts = np.unique(reference_paths, return_inverse=True, return_counts=True)
+        if counts.min() < size:
+            few = counts.argmin()
+            raise ValueError(f"versions={size}, but {names[few]} has {counts[few]} distorted images only")
+        self.count = int((counts // size).sum())
+        self._drawn: tuple[int, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def rows(self, epoch: int) -> np.ndarray:
+        """(groups, size), sorted by reference."""
+        if self._drawn is None or self._drawn[0] != epoch:
+            chance = np.random.default_rng([self.seed, epoch]).random(len(self.reference))
+            rows = np.lexsort((chance, self.reference))
+            ordered = self.reference[rows]
+            rank = np.arange(len(rows)) - np.searchsorted(ordered, ordered)  # among the rows of its reference
+            whole = np.bincount(self.reference)[ordered] // self.size * self.size
+            self._drawn = (epoch, rows[rank < whole].reshape(-1, self.size))
+        return self._drawn[1]
 
 
 class PreferencePatches(ImagePatches):

@@ -14,11 +14,13 @@ from vtamiq.patches import Flips
 __all__ = ["Stage"]
 
 LABELS = ("scores", "preferences")
-OPTIMIZERS = ("adamw", "sgd")
+OPTIMIZERS = ("adamw", "sgd", "muon")
 SCHEDULES = ("exponential", "cosine", "multistep", "constant")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # positions and labels must not be rounded to half precision
 BAD_IMAGES = ("stop", "skip")
-ON_SCORES = ("mae", "mae_decay", "rank", "pearson", "auxiliary", "auxiliary_weight", "linearise", "zero_error")
+ON_SCORES = (
+    "mae", "mae_decay", "rank", "pearson", "auxiliary", "auxiliary_weight", "linearise", "zero_error", "versions",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,12 @@ class Stage:
             end; validation after each epoch uses `test_patches` and one draw, the same for every epoch.
         epochs: at most so many; see `patience`.
         batch_size: of all devices together. Rank and Pearson losses compare all of its rows.
+        versions: distorted images that share a reference, and the places of their patches: it is encoded once for them,
+            so that V of them cost 1 + V images instead of 2 V. Half as dear a step, at most, for the same batch size, whose
+            rows are of fewer references then. Validation and tests score every pair by itself.
         accumulate: batches whose gradients are added up before a step. Rows are compared within each batch only.
-        optimizer: "adamw", or "sgd" with `momentum`.
+        optimizer: "adamw"; "sgd" with `momentum`; or "muon" with `momentum` (0.95 is usual), for networks that start from
+            scratch: much faster than AdamW there, at a rate that suits AdamW. See `vtamiq.fitting.muon_groups`.
         learning_rate, weight_decay: of the optimiser; w of preferences is not decayed.
         encoder_rate: learning rate of the encoder, relative to `learning_rate`.
         freeze: parts of the model that do not learn in the first `freeze_epochs` epochs: names of modules or parameters,
@@ -80,6 +86,7 @@ class Stage:
     test_repeats: int = 4
     epochs: int = 20
     batch_size: int = 16
+    versions: int = 1
     accumulate: int = 1
     optimizer: str = "adamw"
     momentum: float = 0.9
@@ -118,7 +125,7 @@ class Stage:
 
     def __post_init__(self):
         conform(self)
-        for name in ("test_patches", "test_repeats", "epochs", "accumulate"):
+        for name in ("test_patches", "test_repeats", "epochs", "accumulate", "versions"):
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
         require(
             self, "batch_size", self.batch_size >= 2, "must be at least 2: rank and Pearson compare rows of a batch"
@@ -131,6 +138,9 @@ class Stage:
             require(self, name, 0 < getattr(self, name) <= 1, "must lie in (0, 1]")
         for name in ("warmup", "momentum", "ema"):
             require(self, name, 0 <= getattr(self, name) < 1, "must lie in [0, 1)")
+        require(self, "versions", self.batch_size % self.versions == 0, f"must divide batch_size={self.batch_size}")
+        alone = self.versions == 1 or self.bad_images == "stop"
+        require(self, "versions", alone, "must be 1 with bad_images='skip': a bad image would spoil its whole item")
         require(self, "zero_error", 0 <= self.zero_error <= 1, "must be a probability")
         for name, known in (
             ("labels", LABELS), ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS),
@@ -154,7 +164,7 @@ class Stage:
         """A setting that another one switches off must keep its default: nobody should believe that it acts."""
         scores, preferences = (self.labels == kind for kind in LABELS)
         idle = {
-            "optimizer='sgd'": ("momentum",) if self.optimizer != "sgd" else (),
+            "optimizer='sgd' or 'muon'": ("momentum",) if self.optimizer == "adamw" else (),
             "schedule='multistep'": ("milestones", "step_factor") if self.schedule != "multistep" else (),
             "schedule='exponential' or 'cosine'": (
                 ("final_rate",) if self.schedule not in ("exponential", "cosine") else ()

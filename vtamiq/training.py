@@ -332,7 +332,7 @@ def _dataset(database: Database, caps: Any, stage: Stage, labels: Labels, augmen
         options |= {"flips": stage.flips, "skip_bad": stage.bad_images == "skip"}
     if stage.labels == "preferences":
         return PreferencePatches(database, caps, **options)
-    options |= {"zero_error": stage.zero_error} if augmented else {}
+    options |= {"zero_error": stage.zero_error, "versions": stage.versions} if augmented else {}
     return PairPatches(database, caps, labels=labels, auxiliary=stage.auxiliary, **options)
 
 
@@ -341,17 +341,18 @@ def _loaders(
 ) -> tuple[DataLoader, DataLoader]:
     """Batches of this process for training and validation."""
     rank, world_size = trainer.global_rank, trainer.world_size
-    if world_size > 1 and min(len(rows) // stage.batch_size, len(held_out) // world_size) < 1:
+    items = stage.batch_size // stage.versions  # of a batch
+    if world_size > 1 and min(len(rows) // items, len(held_out) // world_size) < 1:
         raise ValueError(
-            f"{len(rows)} training and {len(held_out)} validation rows are too few for batches of {stage.batch_size} on "
-            f"{world_size} devices"
+            f"{len(rows) * stage.versions} training and {len(held_out)} validation rows are too few for batches of "
+            f"{stage.batch_size} on {world_size} devices"
         )
     batches = patch_loader(
         rows,
-        batch_size=stage.batch_size,
+        batch_size=items,
         workers=stage.workers,
         shuffle=True,
-        drop_last=len(rows) >= stage.batch_size,
+        drop_last=len(rows) >= items,
         rank=rank,
         world_size=world_size,
     )
