@@ -38,9 +38,10 @@ QUICK = {
     "train": 0, "val": 0, "test": 0, "size": [192, 160], "turn": True, "demos": [], "devices": 1,
     "types": ["gblur", "jpeg", "noisegauss"], "levels": [1, 3, 5], "metrics": ["ssim", "gmsd", "ms_ssim", "haarpsi"],
     "left_out": ["jpeg"], "network.width": 32, "network.num_heads": 2, "network.num_blocks": 1, "network.reduction": 4,
-    "weak.epochs": 2, "weak.batch_size": 8, "weak.caps.num_patches": 8, "weak.test_patches": 8,
-    "weak.auxiliary": ["iqm_ssim"], "preferences.epochs": 1, "preferences.batch_size": 4,
-    "preferences.caps.num_patches": 8, "preferences.test_patches": 8,
+    "weak.epochs": 2, "weak.batch_size": 9, "weak.caps.num_patches": 8, "weak.test_patches": 8, "weak.versions": 3,
+    "weak.auxiliary": ["iqm_ssim"], "finish.epochs": 1, "finish.batch_size": 6, "finish.caps.num_patches": 16,
+    "finish.test_patches": 16, "finish.versions": 3, "finish.auxiliary": ["iqm_ssim"],
+    "preferences.epochs": 1, "preferences.batch_size": 4, "preferences.caps.num_patches": 8, "preferences.test_patches": 8,
     "measures": {"num_patches": 16, "repeats": 1, "counts": [8, 256], "draws": 2, "photographs": 1, "bootstrap": 20},
 }  # fmt: skip
 OPTIONS = {"workers": 0, "progress": False}
@@ -83,7 +84,7 @@ class TestMade:
     def test_what_is_there(self, made):
         out, goals = made
         assert {path.name for path in out.iterdir()} == {
-            "recipe.yaml", "database", "weak_pretraining", "left_out", "measures", "times.json", NAME,
+            "recipe.yaml", "database", "weak_pretraining", "more_patches", "left_out", "measures", "times.json", NAME,
         }  # fmt: skip
         assert goals["measure"].tolist()[-1] == "left-out types"
         assert set(goals["database"]) == {"bsds"}
@@ -93,7 +94,7 @@ class TestMade:
 
     def test_weights_are_those_of_the_training_in_half_precision(self, made):
         out, _ = made
-        trained = Run.load(out / "weak_pretraining").model.state_dict()
+        trained = Run.load(out / "more_patches").model.state_dict()
         model = VTAMIQ.from_pretrained(out / NAME)
         for name, value in model.state_dict().items():
             assert torch.equal(value, trained[name].half().float())
@@ -124,7 +125,7 @@ class TestMade:
         assert not manifest["skipped"]  # the upright one would be too narrow
 
     def test_the_left_out_type_was_not_trained_on(self, made):
-        record = Run.load(made[0] / "left_out").record
+        record = Run.load(made[0] / "left_out" / "weak_pretraining").record
         whole = Run.load(made[0] / "weak_pretraining").record
         assert record["data"]["train"]["pairs"] == 12
         assert whole["data"]["train"]["pairs"] == 18
@@ -185,8 +186,11 @@ class TestGiven:
         settings = QUICK | {"left_out": [], "simulate": 6}
         given = {"database": out / "database" / "bsds", "run": out / "weak_pretraining"}
         make_weights(None, tmp_path, "cpu", settings, **given, **OPTIONS)
-        after, before = Run.load(tmp_path / "preferences"), Run.load(out / "weak_pretraining")
-        assert after.started_from == before.digest
+        after, finish, weak = (
+            Run.load(place) for place in (tmp_path / "preferences", tmp_path / "more_patches", out / "weak_pretraining")
+        )
+        assert after.started_from == finish.digest
+        assert finish.started_from == weak.digest
         assert after.record["data"]["train"]["preferences"] == 12
         model = VTAMIQ.from_pretrained(tmp_path / NAME)
         half = after.model.state_dict()["head.hidden.weight"].half().float()
@@ -207,7 +211,7 @@ class TestGiven:
             make_weights(None, tmp_path, "cpu", QUICK | changes, **given, **OPTIONS)
 
     def test_a_run_on_other_pairs_is_refused(self, made, tmp_path):
-        given = {"database": made[0] / "database" / "bsds", "run": made[0] / "left_out"}
+        given = {"database": made[0] / "database" / "bsds", "run": made[0] / "left_out" / "weak_pretraining"}
         with pytest.raises(ValueError, match="other training pairs"):
             make_weights(None, tmp_path, "cpu", QUICK, **given, **OPTIONS)
 

@@ -2,9 +2,9 @@
 
     out/recipe.yaml             what was asked
     out/database/…              the photographs, distorted and labelled by conventional metrics (`vtamiq.synthesis`)
-    out/weak_pretraining/       run folder (`vtamiq.training`)
+    out/weak_pretraining/       run folder (`vtamiq.training`), and out/more_patches/, which goes on from it
     out/preferences/            likewise, if preferences are simulated
-    out/left_out/               likewise, of a second training without some types of distortion
+    out/left_out/               both trainings again, without some types of distortion
     out/measures/               what is measured, and scores that are kept (`vtamiq.measures`)
     out/times.json              seconds that each part took
     out/vtamiq-tiny/            what ships (`vtamiq.cards`): weights, model card, curves, tables
@@ -76,11 +76,14 @@ NETWORK = VTAMIQConfig(
 )
 WEAK = Stage(
     name="weak_pretraining",
-    caps=CAPS(num_patches=64),
-    test_patches=256,
+    caps=CAPS(num_patches=32),
+    test_patches=64,
     test_repeats=1,
-    epochs=8,
-    batch_size=32,
+    epochs=45,
+    batch_size=80,
+    versions=5,
+    optimizer="muon",
+    momentum=0.95,
     learning_rate=1e-3,
     schedule="cosine",
     warmup=0.05,
@@ -88,6 +91,16 @@ WEAK = Stage(
     auxiliary=tuple(f"iqm_{name}" for name in IQMS),
     in_memory=True,
     onednn=True,
+)
+FINISH = replace(
+    WEAK,
+    name="more_patches",
+    caps=CAPS(num_patches=128),
+    test_patches=256,
+    epochs=2,
+    batch_size=40,
+    learning_rate=3e-4,
+    warmup=0.1,
 )
 PREFERENCES = Stage(
     name="preferences",
@@ -116,10 +129,11 @@ class TinyRecipe:
         types, levels, metrics: of the database, as for `vtamiq.synthesis.Recipe`; () takes all types and metrics.
         labels_on: where the metrics are computed, "cpu" or "cuda".
         network: which starts from scratch (`vtamiq.initialise`).
-        weak: the stage that learns the consensus.
+        weak: the stage that learns the consensus, of few patches each of many pairs.
+        finish: goes on with more patches, about as many as scores are made of.
         simulate: preferences to simulate for each reference; 0 leaves out the stage that learns from them.
         preferences: that stage.
-        left_out: types that a second training, by `weak` without them, is tested on; () for none.
+        left_out: types that a second training, by `weak` and `finish` without them, is tested on; () for none.
         accelerator, devices: what to train on, as for `vtamiq.training.train`.
         measures: how the result is measured.
         demos: demo databases to measure it on as well, and `demo_preset`, their size.
@@ -139,6 +153,7 @@ class TinyRecipe:
     labels_on: str = "cpu"
     network: VTAMIQConfig = NETWORK
     weak: Stage = WEAK
+    finish: Stage = FINISH
     simulate: int = 0
     preferences: Stage = PREFERENCES
     left_out: tuple[str, ...] = ("lblur", "colorquantize", "jpeg", "noiseimpulse", "pixelate")
@@ -155,10 +170,13 @@ class TinyRecipe:
         for name in (*PARTS, "simulate", "seed"):
             require(self, name, getattr(self, name) >= 0, "must not be negative")
         require(self, "size", len(self.size) == 2, "must be (width, height)")
-        require(self, "weak", self.weak.labels == "scores", "must learn from scores")
+        for name in ("weak", "finish"):
+            require(self, name, getattr(self, name).labels == "scores", "must learn from scores")
         require(self, "preferences", self.preferences.labels == "preferences", "must learn from preferences")
-        names = {self.weak.name, self.preferences.name, "left_out"}
-        require(self, "preferences", len(names) == 3, "and `weak` need names of their own, other than left_out")
+        names = {self.weak.name, self.finish.name, self.preferences.name, "left_out"}
+        require(
+            self, "preferences", len(names) == 4, "`weak` and `finish` need names of their own, other than left_out"
+        )
         require(self, "demos", set(self.demos) <= set(DEMO_NAMES), f"must be among {', '.join(DEMO_NAMES)}")
         require(self, "database", self.database not in self.demos, "must not be called as a demo database")
         plain = Path(self.database).name == self.database and self.database not in ("", ".", "..")
@@ -178,14 +196,10 @@ SIZES: Mapping[str, TinyRecipe] = {
         turn=True,
         labels_on="cuda",
         weak=replace(
-            WEAK,
-            caps=CAPS(num_patches=256),
-            epochs=16,
-            batch_size=64,
-            precision="bf16-mixed",
-            onednn=False,
-            workers=14,
-            in_memory=False,
+            WEAK, caps=CAPS(num_patches=64), precision="bf16-mixed", onednn=False, workers=14, in_memory=False
+        ),
+        finish=replace(
+            FINISH, caps=CAPS(num_patches=256), precision="bf16-mixed", onednn=False, workers=14, in_memory=False
         ),
         preferences=replace(
             PREFERENCES, caps=CAPS(num_patches=256), batch_size=64, precision="bf16-mixed", workers=14, in_memory=False
@@ -285,7 +299,7 @@ def make_weights(
             from a notebook (see `vtamiq.training.train`).
         database: folder of the database, if it was made already; compared with the recipe, and with the photographs
             where they are given.
-        run: folder of a finished training by the recipe's stage `weak`, to be used instead of training.
+        run: folder of a finished training by the recipe's stage `weak`, to go on from.
         workers: processes that make databases; None takes one per core.
 
     Returns:
@@ -320,20 +334,21 @@ def make_weights(
     model = VTAMIQ.from_pretrained(out / NAME).to(choose_device("cpu" if recipe.accelerator == "cpu" else None))
     with _timed(out, "measures", first):
         demos = [demo_database(name, preset=recipe.demo_preset, **making) for name in recipe.demos]
-        left_out = without and _measure_left_out(recipe, without, model, parts["test"], out, progress)
+        left_out = _measure_left_out(recipe, without[-1], model, parts["test"], out, progress) if without else None
         tables = measure(
             model, parts["train"], [parts["test"], *demos], out / "measures", recipe.measures, left_out=left_out,
             progress=progress,
         )  # fmt: skip
-    trained = {run.stage.name: run for run in stages} | ({"left_out": without} if without else {})
+    seconds = {run.stage.name: run.result["seconds"] for run in stages}
+    if without:
+        seconds["left_out"] = sum(run.result["seconds"] for run in without)
     facts = {
         "command": command(size, settings or {}),
         "made_before": {"database": database is not None, "run": run is not None},
         "data": _data_facts(parts, {part: len(files) for part, files in found.items()}),
         "first_weights": replace(stages[0], model=first_model(recipe)).digest == stages[0].started_from,
         "half": half,
-        "seconds": {name: entry["seconds"] for name, entry in _times(out).items()}
-        | {name: run.result["seconds"] for name, run in trained.items()},
+        "seconds": {name: entry["seconds"] for name, entry in _times(out).items()} | seconds,
     }
     write_card(out / NAME, facts, recipe=asdict(recipe), stages=stages, tables=tables)
     log.info("%s: %s is made", out.name, NAME)
@@ -396,15 +411,19 @@ def _train_stages(
         weak = train(first_model(recipe), recipe.weak, **_named(parts), out=out / recipe.weak.name, **options)
     else:
         weak = _given_run(recipe, parts["train"], run)
+    finish = train(_model_of(weak), recipe.finish, **_named(parts), out=out / recipe.finish.name, **options)
     if not recipe.simulate:
-        return [weak]
+        return [weak, finish]
     asked = {
         name: replace(part, preferences=simulate_preferences(part, per_reference=recipe.simulate, seed=recipe.seed))
         for name, part in parts.items()
     }
-    model = VTAMIQ.from_pretrained(weak.folder / "model")
     stage = recipe.preferences
-    return [weak, train(model, stage, **_named(asked), out=out / stage.name, **options)]
+    return [weak, finish, train(_model_of(finish), stage, **_named(asked), out=out / stage.name, **options)]
+
+
+def _model_of(run: Run) -> VTAMIQ:
+    return VTAMIQ.from_pretrained(run.folder / "model")
 
 
 def _named(parts: Mapping[str, Database]) -> dict[str, Database]:
@@ -428,13 +447,15 @@ def _given_run(recipe: TinyRecipe, training: Database, folder: str | Path) -> Ru
     return run
 
 
-def _train_without(recipe: TinyRecipe, parts: Mapping[str, Database], out: Path, progress: bool) -> Run | None:
-    """The training without the types that are left out; it is not tested here."""
+def _train_without(recipe: TinyRecipe, parts: Mapping[str, Database], out: Path, progress: bool) -> list[Run]:
+    """The trainings without the types that are left out, if there are any; they are not tested here."""
     if not recipe.left_out:
-        return None
+        return []
     others = {name: without_types(parts[name], recipe.left_out)[0] for name in ("train", "val")}
     options = {"accelerator": recipe.accelerator, "devices": recipe.devices, "progress": progress}
-    return train(first_model(recipe), recipe.weak, **_named(others), out=out / "left_out", **options)
+    folder = out / "left_out"
+    weak = train(first_model(recipe), recipe.weak, **_named(others), out=folder / recipe.weak.name, **options)
+    return [weak, train(_model_of(weak), recipe.finish, **_named(others), out=folder / recipe.finish.name, **options)]
 
 
 def _measure_left_out(
