@@ -31,6 +31,11 @@ STAGES = {
         learning_rate=2e-2, auxiliary=("iqm_one",), freeze=("encoder",), freeze_epochs=1, seed=1,
         optimizer="sgd", gradient_clip=0.0,  # unlike Adam's, its steps show how large a gradient is
     ),
+    "versions": Stage(
+        name="versions", caps=CAPS(num_patches=12), test_patches=12, test_repeats=1, epochs=2, batch_size=8, versions=2,
+        learning_rate=2e-2, auxiliary=("iqm_one",), seed=1,
+        optimizer="sgd", gradient_clip=0.0,
+    ),
     "preferences": Stage(
         name="preferences", labels="preferences", caps=CAPS(num_patches=12), test_patches=12, test_repeats=1, epochs=2,
         batch_size=6, learning_rate=5e-2, seed=1,

@@ -332,6 +332,7 @@ def make_weights(
 
     half = export_weights(stages[-1].model, out / NAME, parts["test"])
     model = VTAMIQ.from_pretrained(out / NAME).to(choose_device("cpu" if recipe.accelerator == "cpu" else None))
+    model.optimize_for_inference()
     with _timed(out, "measures", first):
         demos = [demo_database(name, preset=recipe.demo_preset, **making) for name in recipe.demos]
         left_out = _measure_left_out(recipe, without[-1], model, parts["test"], out, progress) if without else None
