@@ -37,8 +37,8 @@ class Stage:
         epochs: at most so many; see `patience`.
         batch_size: of all devices together. Rank and Pearson losses compare all of its rows.
         versions: distorted images that share a reference, and the places of their patches: it is encoded once for them,
-            so that V of them cost 1 + V images instead of 2 V. Half as dear a step, at most, for the same batch size, whose
-            rows are of fewer references then. Validation and tests score every pair by itself.
+            so that V of them cost 1 + V images instead of 2 V, and a batch has fewer references. KADIS-700k has five of
+            each. Validation and tests score every pair by itself.
         accumulate: batches whose gradients are added up before a step. Rows are compared within each batch only.
         optimizer: "adamw"; "sgd" with `momentum`; or "muon" with `momentum` (0.95 is usual), for networks that start from
             scratch: much faster than AdamW there, at a rate that suits AdamW. See `vtamiq.fitting.muon_groups`.
