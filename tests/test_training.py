@@ -1,7 +1,9 @@
 """A stage of training: that it learns, what it leaves, and that an interrupted run ends like an uninterrupted one."""
 
+import gc
 import json
 import signal
+import weakref
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -13,7 +15,9 @@ from tests.small import TINY, small_database
 from vtamiq.caps import CAPS
 from vtamiq.configs import build
 from vtamiq.databases import Database, LabelScale, Linearisation
+from vtamiq.fitting import Fitting
 from vtamiq.model import VTAMIQ
+from vtamiq.pairs import PairImages
 from vtamiq.patches import Flips, PairPatches
 from vtamiq.training import Run, Stage, train
 
@@ -50,6 +54,31 @@ def test_run_folder_is_complete(run, parts):
     assert run.predictions.groupby("split").size().to_dict() == {"val": len(parts[1]), "test": len(parts[2])}
     record = json.loads((run.folder / "run.json").read_text())
     assert record["data"]["train"]["references"] == parts[0].references
+
+
+def test_images_of_an_earlier_training_are_not_kept(parts, tmp_path, monkeypatch):
+    """Two stages one after the other must not need the memory of both."""
+    alive = weakref.WeakSet()
+    begin = PairImages.__init__
+
+    def watch(self, *args, **options):
+        begin(self, *args, **options)
+        alive.add(self)
+
+    monkeypatch.setattr(PairImages, "__init__", watch)
+    stage = replace(STAGE, epochs=1, in_memory=True)
+    gc.disable()  # it might run by chance
+    try:
+        train(fresh(), stage, *parts[:2], out=tmp_path / "one", progress=False)
+        earlier = weakref.WeakSet(alive)
+        assert len(earlier)
+        step, seen = Fitting.training_step, []
+        monkeypatch.setattr(Fitting, "training_step", lambda *args: seen.append(len(earlier)) or step(*args))
+        train(fresh(), replace(stage, seed=2), *parts[:2], out=tmp_path / "two", progress=False)
+    finally:
+        gc.enable()
+    assert seen
+    assert not any(seen)
 
 
 def test_model_is_the_best_epoch(run):

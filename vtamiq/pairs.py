@@ -21,7 +21,7 @@ class PairImages:
 
     Args:
         database: whose `pairs` are read.
-        keep: keep every pair that was asked for; for databases that fit into memory, 6 bytes a pixel and pair.
+        keep: keep every image that was asked for; for databases that fit into memory, 3 bytes a pixel and image.
 
     Images that a recipe makes are kept in `database.cache`, if it has one, from where every process reads them.
 
@@ -38,23 +38,23 @@ class PairImages:
         if "recipe_seed" in database.pairs:
             columns = ("dist_type", "level", "recipe_seed")
             self.recipes = tuple(database.pairs[name].to_numpy(dtype=np.uint64) for name in columns)
-        self._kept: dict[int, np.ndarray] | None = {} if keep else None
+        self._kept: dict[int, np.ndarray] | None = {} if keep else None  # distorted images
         self._references: OrderedDict[str, np.ndarray] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self.reference_paths)
 
     def __getitem__(self, row: int) -> np.ndarray:
-        if self._kept is not None and row in self._kept:
-            return self._kept[row]
         reference = self.reference(self.reference_paths[row])
-        distorted = self._distorted(row, reference)
+        distorted = self._kept.get(row) if self._kept is not None else None
+        if distorted is None:
+            distorted = self._distorted(row, reference)
         if distorted.shape != reference.shape:
             raise _unlike(self.reference_paths[row], reference, self.distorted_paths[row], distorted)
         pair = np.stack([reference, distorted])
         pair.flags.writeable = False
         if self._kept is not None:
-            self._kept[row] = pair
+            self._kept[row] = distorted
         return pair
 
     def _distorted(self, row: int, reference: np.ndarray) -> np.ndarray:
@@ -84,7 +84,7 @@ class PairImages:
         return self.cache / name[:2] / f"{name}.png"
 
     def reference(self, path: str) -> np.ndarray:
-        """A reference by its path in the table, cropped if the database says so; those used last are kept."""
+        """A reference by its path in the table, cropped if the database says so; those used last are kept, or all."""
         if path in self._references:
             self._references.move_to_end(path)
             return self._references[path]
@@ -95,7 +95,7 @@ class PairImages:
             except ImageError as error:
                 raise ImageError(f"{path}: {error}") from error
         self._references[path] = image
-        if len(self._references) > _RECENT:
+        if self._kept is None and len(self._references) > _RECENT:
             self._references.popitem(last=False)
         return image
 

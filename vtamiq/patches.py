@@ -117,7 +117,7 @@ class PairPatches(ImagePatches):
     Args:
         versions: rows of an item; needs a database with as many of each reference, and no `skip_bad`.
         zero_error: probability that a distorted image is replaced by the reference, and its labels by 0 (no error).
-        in_memory: decode every pair once per worker and keep it: for databases that fit, 6 bytes a pixel and pair.
+        in_memory: decode every image once per worker and keep it: for databases that fit, 3 bytes a pixel and image.
         skip_bad: go on to the next row where an image is bad, instead of raising.
 
     Raises (from an item):

@@ -11,6 +11,7 @@ functions of the seed, the epoch and the batch, so it ends with the weights of a
 """
 
 import copy
+import gc
 import hashlib
 import json
 import logging
@@ -259,6 +260,7 @@ def _fit(
     progress: bool,
 ) -> tuple[lightning.Trainer, float]:
     """Run the training loop from where `out` left off; returns the trainer and the seconds that all of it took."""
+    gc.collect()  # Lightning's cycles keep the images of a training before this one, if they are in memory
     caps, test_caps = caps_for(model, stage.caps), caps_for(model, stage.caps, num_patches=stage.test_patches)
     rows = _dataset(training, caps, stage, labels, augmented=True)
     held_out = _dataset(validation, test_caps, stage, labels, augmented=False)
