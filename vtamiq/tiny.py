@@ -97,7 +97,7 @@ FINISH = replace(
     name="more_patches",
     caps=CAPS(num_patches=128),
     test_patches=256,
-    epochs=2,
+    epochs=1,
     batch_size=40,
     learning_rate=3e-4,
     warmup=0.1,
