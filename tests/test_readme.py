@@ -72,6 +72,18 @@ def test_speeds_are_those_of_the_run():
     assert f"by up to {half['error']:.4f} of a range of {half['score_range']:.2f}" in words
 
 
+def test_what_the_weights_reach_is_measured():
+    measured = pd.read_csv(ROOT / "vtamiq" / "weights" / "vtamiq-tiny" / "agreement.csv")
+    of = measured[measured["target"] == "all"].set_index(["database", "method"])
+    words = " ".join(README.split())
+    for database, start in (("bsds", "an SROCC of "), ("photos", "photographs ")):
+        values = {method: of.loc[(database, method)] for method in ("VTAMIQ", "look-up", "PSNR")}
+        said = words[words.index(f"{start}{values['VTAMIQ']['srocc']:.3f}") :][:170]
+        for row in values.values():
+            assert f"{row['srocc']:.3f}" in said
+            assert f"{row['within_cell']:.3f}".replace("0.000", "0") in said
+
+
 def test_pictures_are_there_with_their_data():
     pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
     assert len(set(pictures)) == len(pictures) > 8
