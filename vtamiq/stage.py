@@ -41,7 +41,7 @@ class Stage:
             each. Validation and tests score every pair by itself.
         accumulate: batches whose gradients are added up before a step. Rows are compared within each batch only.
         optimizer: "adamw"; "sgd" with `momentum`; or "muon" with `momentum` (0.95 is usual), for networks that start from
-            scratch: much faster than AdamW there, at a rate that suits AdamW. See `vtamiq.fitting.muon_groups`.
+            scratch, at a rate that suits AdamW. See `vtamiq.fitting.muon_groups`.
         learning_rate, weight_decay: of the optimiser; w of preferences is not decayed.
         encoder_rate: learning rate of the encoder, relative to `learning_rate`.
         freeze: parts of the model that do not learn in the first `freeze_epochs` epochs: names of modules or parameters,

@@ -130,7 +130,7 @@ class TinyRecipe:
         labels_on: where the metrics are computed, "cpu" or "cuda".
         network: which starts from scratch (`vtamiq.initialise`).
         weak: the stage that learns the consensus, of few patches each of many pairs.
-        finish: goes on with more patches, about as many as scores are made of.
+        finish: goes on with more patches, nearer to the number that scores are made of.
         simulate: preferences to simulate for each reference; 0 leaves out the stage that learns from them.
         preferences: that stage.
         left_out: types that a second training, by `weak` and `finish` without them, is tested on; () for none.
