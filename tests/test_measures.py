@@ -150,6 +150,28 @@ class TestAgreement:
         assert row["photographs"] == 5
         assert table[table["target"] != ALL]["srocc_low"].isna().all()
 
+        exact = agreement_table(
+            predictions(many, consensus_targets(many)[ALL].to_numpy()), training, many, bootstrap=50
+        ).iloc[0]
+        assert exact[["srocc_low", "within_cell_low", "within_cell_high"]].tolist() == [1.0, 1.0, 1.0]
+
+    def test_intervals_within_cells_are_not_lowered_by_photographs_that_are_drawn_twice(self, parts):
+        training, test = parts
+        several = [
+            test.pairs.assign(
+                ref_id=f"r{k}", content=f"c{k}", ref_path=f"{k}.png", dist_path=f"{k}/" + test.pairs["dist_path"]
+            )
+            for k in range(9)
+        ]
+        many = replace(test, pairs=pd.concat(several, ignore_index=True), preferences=None)
+        rng = np.random.default_rng(0)
+        changed = many.pairs.filter(regex="^iqm_").columns
+        many.pairs[changed] = rng.random((len(many), 1)) + rng.normal(0, 0.01, (len(many), len(changed)))
+        q = consensus_targets(many)[ALL].to_numpy() + rng.normal(0, 0.1, len(many))
+        row = agreement_table(predictions(many, q), training, many, bootstrap=200, seed=3).iloc[0]
+        middle = (row["within_cell_low"] + row["within_cell_high"]) / 2
+        assert row["within_cell"] == pytest.approx(middle, abs=0.01)
+
     def test_refused(self, parts):
         training, test = parts
         fine = predictions(test, 1.0)

@@ -26,9 +26,15 @@ NOTE = "from pathlib import Path\nwith Path('order.txt').open('a') as log:\n    
 
 
 def write_notebook(
-    folder: Path, name: str, *code: str, parameters: str = PARAMETERS, needs: tuple[str, ...] = ()
+    folder: Path,
+    name: str,
+    *code: str,
+    parameters: str = PARAMETERS,
+    needs: tuple[str, ...] = (),
+    uses: tuple[str, ...] = (),
 ) -> Path:
-    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": KERNELSPEC, "vtamiq": {"needs": list(needs)}})
+    others = {"needs": list(needs), "uses": list(uses)}
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": KERNELSPEC, "vtamiq": others})
     notebook.cells = [
         nbformat.v4.new_markdown_cell(f"# About {name}"),
         nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
@@ -341,6 +347,23 @@ class TestRunning:
         summary = reproduce("smoke", only=["01"])
         assert ran(house) == []
         assert summary.loc[0, ["status", "error"]].tolist() == ["skipped", "needs 00_first (not run yet)"]
+
+    def test_what_a_notebook_uses_may_be_absent_but_not_fail(self, house):
+        folder = house / "notebooks"
+        write_notebook(folder, "00_uses", uses=("01_tuning",))
+        tuning = write_notebook(folder, "01_tuning")
+        assert list(reproduce("smoke", only=["00"])["status"]) == ["done"]  # without it
+        assert ran(house) == ["00_uses"]
+        assert list(reproduce("smoke")["status"]) == ["done", "done"]  # again, with what it left
+        assert ran(house) == ["01_tuning", "00_uses"]
+        assert list(reproduce("smoke")["status"]) == ["cached", "cached"]
+        content = nbformat.read(tuning, as_version=4)
+        content.cells.append(nbformat.v4.new_code_cell("1 / 0"))
+        nbformat.write(content, tuning)
+        summary = reproduce("smoke")
+        assert list(summary["status"]) == ["failed", "skipped"]
+        assert summary["error"].iloc[1] == "needs 01_tuning (failed)"
+        assert ran(house) == ["01_tuning"]
 
     def test_dead_kernel_is_a_failure_and_its_cell_is_shown(self, house, caplog):
         write_notebook(house / "notebooks", "00_dies", "import os\nos._exit(9)", "print('never')")

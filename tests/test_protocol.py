@@ -21,6 +21,7 @@ from vtamiq.protocol import (
     predict_all,
     shared_content,
     tell_apart,
+    training_marks,
 )
 from vtamiq.training import Stage, train
 
@@ -184,6 +185,32 @@ def test_the_look_up_is_for_synthetic_labels(database):
     assert lookup_rows(training, [replace(test, synthetic=False)]) == []
     assert lookup_rows(replace(training, synthetic=False), [test]) == []
     assert lookup_rows(None, [test]) == []
+
+
+def test_what_methods_have_to_do_with_databases_is_marked(database):
+    databases = [
+        replace(database, name=name, pairs=database.pairs.assign(iqm_ssim=0.5) if name == "made" else database.pairs)
+        for name in ("made", "weak", "fine")
+    ]
+    both = candidate("A", {"weak": ["x"], "fine": ["y"]}), candidate("B")
+    rows = pd.DataFrame(
+        [
+            {"method": method, "metric": metric, "trained_on": trained_on, "database": name}
+            for method, metric, trained_on in (
+                ("A", "VTAMIQ", "fine"), ("B", "VTAMIQ", "unknown data"), ("SSIM", "ssim", ""), ("PSNR", "psnr", ""),
+                ("look-up", "lookup", "made"),
+            )
+            for name in ("made", "weak", "fine")
+            if (method, name) != ("PSNR", "fine")
+        ]
+        * 2
+    )  # fmt: skip
+    marks = training_marks(rows, both, databases)
+    assert marks.index.tolist() == ["A", "B", "SSIM", "PSNR", "look-up"]
+    assert marks.columns.tolist() == ["made", "weak", "fine"]
+    assert marks.to_numpy().tolist() == [
+        ["", "†", "*"], ["", "", ""], ["‡", "", ""], ["", "", ""], ["*", "", ""],
+    ]  # fmt: skip
 
 
 def test_bad_calls_are_refused(database):

@@ -57,6 +57,9 @@ def draw_all() -> dict[str, Figure]:
         "sheet-whole": plots.contact_sheet(cells, ["r", "s"], ["c", "d"]),
         "spread": plots.draws_spread(spread),
         "heatmap": plots.heatmap(square.rename_axis("rows"), marked=square == 1, limits=(0.0, 1.0)),
+        "heatmap-marks": plots.heatmap(
+            square, marked=pd.DataFrame([["†", ""], ["*", ""]], square.index, square.columns)
+        ),
         "histograms": plots.label_histograms(histogram),
         "curves": plots.learning_curves(HISTORY),
         "scores": plots.pair_scores(IMAGES, np.array([0.5]), errors=[np.float64(0.25)]),

@@ -334,6 +334,7 @@ def _print_check(check, name: str, data: Path, workers: int | None) -> bool:
     from vtamiq.published import known_answer
 
     if known_answer(name) is None:
+        print(f"{name}: no published value of PSNR to compare with")
         return True
     try:
         result = check(name, find_databases(data)[name], workers=workers)
@@ -414,6 +415,8 @@ def run_reproduce(arguments: argparse.Namespace) -> int:
             print(f"{notebook.name}: {notebook.title}")
             if notebook.needs:
                 print(f"    needs {', '.join(notebook.needs)}")
+            if notebook.uses:
+                print(f"    uses {', '.join(notebook.uses)}, where they have run")
             for parameter in notebook.parameters.values():
                 print(f"    {f'{parameter.name} = {parameter.default!r}':<32}  {parameter.help}")
         return 0

@@ -228,13 +228,14 @@ def render_card(folder: str | Path) -> str:
         parts={"train": "for training", "val": "for validation", "test": "for testing"},
         metrics=[IQMS[name].label for name in facts["data"]["metrics"]],
         goals=_goals(tables["goals"]),
-        short=_short(tables["goals"]),
+        short=int((~tables["goals"]["met"]).sum()),
         standing=_standing(agreement),
         agreement={
             name: _agreement(agreement[agreement["database"] == name]) for name in agreement["database"].unique()
         },
         types=_types(tables["types"]),
         spread=_spread(tables["spread"]),
+        counts=_counts(tables["spread"], facts["stages"][-1]["settings"]["caps"]["num_patches"]),
         left_out=_left_out(tables["left_out"]) if "left_out" in tables else "",
         number=_number,
         duration=_duration,
@@ -277,16 +278,6 @@ def _goals(goals: pd.DataFrame) -> str:
     )
     rows = reached[["database", "measure", "reached", "goal", "met", "remark"]].to_numpy().tolist()
     return _markdown(columns, rows)
-
-
-def _short(goals: pd.DataFrame) -> list[str]:
-    """A line for each goal that is not met."""
-    return [
-        f"{row['measure']} on {row['database']}: {_number(row['reached'])}, the goal is {row['sign']} {row['goal']:g} "
-        f"({row['remark']})"
-        for row in goals.to_dict("records")
-        if not row["met"]
-    ]
 
 
 def _standing(agreement: pd.DataFrame) -> list[str]:
@@ -355,6 +346,24 @@ def _spread(spread: pd.DataFrame) -> str:
     shown[["std", "range", "srocc"]] = shown[["std", "range", "srocc"]].map(_number)
     rows = shown[["database", "n", "draws", "num_patches", "std", "range", "share", "srocc"]].to_numpy().tolist()
     return _markdown(columns, rows)
+
+
+def _counts(spread: pd.DataFrame, trained_with: int) -> list[str]:
+    """A line about the databases on which many patches order pairs worse than fewer do, if there are any."""
+    worse = []
+    for name, table in spread.sort_values("num_patches").groupby("database", sort=False):
+        best, most = table.loc[table["srocc"].idxmax()], table.iloc[-1]
+        if best["srocc"] > most["srocc"]:
+            worse.append(
+                f"{_number(best['srocc'])} with {best['num_patches']} and {_number(most['srocc'])} with "
+                f"{most['num_patches']} on {name}"
+            )
+    if not worse:
+        return []
+    return [
+        f"More patches are not better: the SROCC of a draw is {'; '.join(worse)}. Training ended with {trained_with} "
+        "patches; scores should be made of about as many."
+    ]
 
 
 def _left_out(table: pd.DataFrame) -> str:

@@ -181,7 +181,7 @@ def agreement_table(
         training: what the look-up takes its means from.
         test: already reduced to pairs that are worth testing.
         bootstrap: resamples of photographs for the intervals, which rows with the target `all` have; 0 for none. NaN below
-            five photographs.
+            five photographs. They are centred on the values (a resample holds some photographs twice, which ties them).
 
     Returns:
         A row per target and method: `database`, `target` ("all", or the metric that is left out of the consensus),
@@ -256,7 +256,11 @@ def _three(q: np.ndarray, target: np.ndarray, pairs: pd.DataFrame) -> dict[str, 
 def _intervals(
     q: np.ndarray, target: np.ndarray, pairs: pd.DataFrame, contents: np.ndarray, resamples: int, seed: int
 ) -> dict[str, float]:
-    """Percentile intervals of 95 %, photographs being drawn with all their pairs."""
+    """Percentile intervals of 95 %, photographs being drawn with all their pairs.
+
+    A photograph that is drawn twice ties with itself, which lowers what is found within cells; intervals are moved so that
+    their medians are the values that they belong to.
+    """
     members, rng = group_rows(contents, len(contents)), np.random.default_rng(seed)
     if len(members) < MIN_GROUPS:
         return {}
@@ -265,7 +269,9 @@ def _intervals(
     for _ in range(resamples):
         rows = np.concatenate([members[k] for k in rng.integers(len(members), size=len(members))])
         drawn.append([mean_within(q[rows], target[rows], code[rows])[0] for code in codes])
-    low, high = np.nanquantile(np.array(drawn), [0.025, 0.975], axis=0)
+    low, median, high = np.nanquantile(np.array(drawn), [0.025, 0.5, 0.975], axis=0)
+    bias = median - [mean_within(q, target, code)[0] for code in codes]
+    low, high = np.clip([low - bias, high - bias], -1, 1)
     named = zip(_VALUES, low, high, strict=True)
     return {key: float(value) for name, a, b in named for key, value in ((f"{name}_low", a), (f"{name}_high", b))}
 

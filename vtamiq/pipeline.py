@@ -4,7 +4,7 @@ Every notebook has one cell tagged `parameters` with flat literals; `reproduce` 
 folder) and whatever else is asked for, and puts the executed copy into `{out}/{preset}/notebooks/`. A stamp beside the
 copy records what it was made from and what it left, so that a second call runs only what changed or is gone. A notebook
 that reads what another one wrote says so in its metadata, `"vtamiq": {"needs": ["03_weak_pretraining"]}`, and runs
-after it whatever its number.
+after it whatever its number; `"uses"` names those whose results it reads if there are any.
 """
 
 import ast
@@ -72,6 +72,7 @@ class Notebook:
     code: tuple[str, ...]  # source of the code cells that do something
     parameters: dict[str, Parameter]
     needs: tuple[str, ...]  # names of the notebooks whose results it reads
+    uses: tuple[str, ...] = ()  # likewise, where they have run
     instead: str = ""  # the text parameter that, when given, takes the place of what it needs
 
     @property
@@ -124,7 +125,7 @@ def find_notebooks(folder: str | Path = "notebooks") -> list[Notebook]:
         raise FileNotFoundError(f"no numbered notebooks in {folder}: run from the repository's root")
     notebooks = {path.stem: _read_notebook(path) for path in paths}
     for notebook in notebooks.values():
-        for need in notebook.needs:
+        for need in notebook.needs + notebook.uses:
             if need not in notebooks:
                 raise ValueError(
                     f"{notebook.name} needs {need}, which is no notebook of {folder.name}{did_you_mean(need, notebooks)}"
@@ -136,7 +137,7 @@ def _in_running_order(notebooks: Mapping[str, Notebook]) -> list[Notebook]:
     """The lowest number first among those whose needs have run."""
     waiting, ordered = dict(notebooks), {}
     while waiting:
-        ready = [name for name, notebook in waiting.items() if set(notebook.needs) <= ordered.keys()]
+        ready = [name for name, notebook in waiting.items() if {*notebook.needs, *notebook.uses} <= ordered.keys()]
         if not ready:
             raise ValueError(f"{', '.join(waiting)} need each other in a circle")
         ordered[ready[0]] = waiting.pop(ready[0])
@@ -162,6 +163,7 @@ def _read_notebook(path: Path) -> Notebook:
         code=tuple(cell.source for cell in cells if cell.cell_type == "code" and cell.source.strip()),
         parameters=parameters,
         needs=tuple(metadata.get("vtamiq", {}).get("needs", ())),
+        uses=tuple(metadata.get("vtamiq", {}).get("uses", ())),
         instead=metadata.get("vtamiq", {}).get("instead", ""),
     )
 
@@ -308,7 +310,7 @@ def _digest(notebook: Notebook, parameters: Mapping, package: str, run: RunFolde
         "inputs": _inputs(notebook, parameters, run),
         "package": package,
         "versions": _versions(),
-        "needs": {need: _read_stamp(run, need) for need in notebook.needs},
+        "needs": {need: _read_stamp(run, need) for need in notebook.needs + notebook.uses},
     }
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
 
@@ -540,7 +542,7 @@ def _blocked(notebook: Notebook, parameters: Mapping, rows: Mapping[str, Mapping
     """The outcome "skipped" where something that the notebook needs is not there, else None."""
     if parameters.get(notebook.instead):
         return None
-    for need in notebook.needs:
+    for need in notebook.needs + tuple(name for name in notebook.uses if name in rows):
         absent = "results are gone" if run.stamp(need).exists() else "not run yet"
         status = rows[need]["status"] if need in rows else absent
         missing = status not in FINISHED if need in rows else _read_stamp(run, need) is None

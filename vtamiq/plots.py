@@ -950,7 +950,7 @@ def heatmap(
         matrix: names of rows and columns are its index and columns; NaN leaves a cell empty.
         label: of the colours.
         labels: of the vertical and the horizontal axis.
-        marked: booleans of the same shape; those cells bear a star, to be explained in the title.
+        marked: of the same shape, texts to stand behind the numbers, or booleans for stars; to be explained in the title.
         limits: values of the first and last colour; by default the smallest and largest.
         title: say here what the scores are, above all if they are synthetic labels.
     """
@@ -958,15 +958,16 @@ def heatmap(
         raise ValueError("the matrix is empty")
     if marked is not None and marked.shape != matrix.shape:
         raise ValueError(f"marked must have the shape {matrix.shape} of the matrix, got {marked.shape}")
-    stars = np.zeros(matrix.shape, dtype=bool) if marked is None else marked.to_numpy(dtype=bool)
+    behind = pd.DataFrame("", matrix.index, matrix.columns) if marked is None else marked
+    marks = behind.map(lambda mark: mark if isinstance(mark, str) else "*" * bool(mark)).to_numpy()
     values = matrix.to_numpy(dtype=float)
     texts = [
-        ["" if math.isnan(v) else f"{v:.3f}{'*' if star else ''}" for v, star in zip(*row, strict=True)]
-        for row in zip(values, stars, strict=True)
+        ["" if math.isnan(v) else f"{v:.3f}{mark}" for v, mark in zip(*row, strict=True)]
+        for row in zip(values, marks, strict=True)
     ]
     rows, columns = matrix.shape
     width = 1.5 + 0.065 * max(len(str(name)) for name in matrix.index) + 0.62 * columns
-    figure = _figure(min(width, PAGE), 0.9 + 0.24 * rows + (0.2 if title else 0))
+    figure = _figure(min(width, PAGE), 0.9 + 0.24 * rows + (0.2 * len(title.splitlines()) if title else 0))
     ax = figure.subplots()
     low, high = limits or (np.nanmin(values), np.nanmax(values))
     seaborn.heatmap(

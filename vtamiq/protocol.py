@@ -20,6 +20,7 @@ from vtamiq.predictions import PAIR_COLUMNS, caps_for, predict, write_table
 from vtamiq.training import Run
 
 __all__ = [
+    "MARKS",
     "Candidate",
     "held_out",
     "load_candidate",
@@ -28,6 +29,7 @@ __all__ = [
     "predict_all",
     "shared_content",
     "tell_apart",
+    "training_marks",
     "worth_testing",
 ]
 
@@ -225,6 +227,35 @@ def lookup_rows(training: Database | None, databases: Iterable[Database]) -> lis
         for database in databases
         if database.synthetic
     ]
+
+
+MARKS = {"*": "trained on it last", "†": "trained on it in an earlier stage", "‡": "part of its labels"}
+
+
+def training_marks(
+    predictions: pd.DataFrame, candidates: Iterable[Candidate], databases: Iterable[Database]
+) -> pd.DataFrame:
+    """What each method has to do with each database, as texts for `vtamiq.plots.heatmap`: one of `MARKS`, or "".
+
+    Args:
+        predictions: of `predict_all`, and of `lookup_rows`.
+        candidates, databases: those that they are of.
+
+    Returns:
+        Methods × databases, in order of appearance.
+    """
+    seen = {each.name: {entry["database"] for entry in each.seen or ()} for each in candidates}
+    labelled_by = {each.name: set(each.pairs.filter(regex="^iqm_")) for each in databases}
+    rows = predictions[["method", "metric", "trained_on", "database"]].drop_duplicates(["method", "database"])
+    marks = [
+        "*" if trained_on == database
+        else "†" if database in seen.get(method, ())
+        else "‡" if f"iqm_{metric}" in labelled_by[database]
+        else ""
+        for method, metric, trained_on, database in rows.itertuples(index=False)
+    ]  # fmt: skip
+    table = rows.assign(mark=marks).pivot(index="method", columns="database", values="mark").fillna("")
+    return table.loc[rows["method"].unique(), rows["database"].unique()]
 
 
 def perfect_value(rows: pd.DataFrame) -> float | None:
