@@ -229,6 +229,17 @@ def test_probability_is_the_weighted_mean_where_a_patch_fits():
     np.testing.assert_allclose(probability, expected / expected.sum(), rtol=1e-5)
 
 
+def test_the_map_of_2021():
+    images = local_pair()
+    caps = CAPS.paper_2021(num_patches=9, patch_size=8)
+    assert (caps.stratified, caps.uv_anchor, caps.num_patches) == (False, "corner", 9)
+    squared = np.square(images[0] / 255.0 - images[1] / 255.0).sum(axis=-1)
+    blurred = gaussian_filter(squared, (2 * 8**2) ** 0.25, mode="nearest")
+    centre = gaussian_centre(*squared.shape, caps.centre_sigma)
+    expected = (5 * blurred / blurred.max() + 2 * centre + 0.25)[4:-3, 4:-3]  # where a patch of 8 is centred
+    np.testing.assert_allclose(caps.probability(images)[4:-3, 4:-3], expected / expected.sum(), rtol=1e-4)
+
+
 def test_probability_of_a_coarser_scale_is_the_pooled_mean():
     images = noise(61, 80)
     sampler = CAPS(patch_size=7, num_scales=2)

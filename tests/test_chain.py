@@ -199,7 +199,7 @@ class TestData:
 
     def test_demo(self):
         database = load_data(Data("demo:photos:preset=smoke", label="gmsd"))
-        assert database.score_name == "synthetic MOS (GMSD alone)"
+        assert database.score_name == "synthetic score (GMSD alone)"
         assert database.preferences is not None
         parts = Data("demo:photos:preset=smoke", split="distributed").parts(database)
         assert [part.references for part in parts] == [["I01", "I02"], ["I03"], ["I04"]]

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vtamiq.databases import LOADERS, Database, DatabaseError, FolderIndex, LabelScale, load_database
+from vtamiq.databases import (
+    LOADERS,
+    Database,
+    DatabaseError,
+    FolderIndex,
+    LabelScale,
+    data_folder,
+    load_database,
+)
 from vtamiq.databases.base import (
     PAIR_COLUMNS,
     PREFERENCE_COLUMNS,
@@ -468,6 +477,19 @@ def test_a_missing_folder_says_where_it_was_looked_for(tmp_path, monkeypatch):
         load_database("synthetic", tmp_path / "other")
 
 
+def test_notebooks_look_beside_their_folder(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.delenv("VTAMIQ_DATA", raising=False)
+    for here, expected in (("notebooks", "../{}"), (".", "{}")):
+        monkeypatch.chdir(tmp_path / here)
+        assert data_folder() == Path(expected.format("data"))
+        monkeypatch.setenv("VTAMIQ_DATA", "mine")
+        assert data_folder() == Path(expected.format("mine"))
+        monkeypatch.setenv("VTAMIQ_DATA", str(tmp_path))
+        assert data_folder() == tmp_path
+        monkeypatch.delenv("VTAMIQ_DATA")
+
+
 @pytest.fixture
 def made(tmp_path):
     """A folder in the form that synthesis writes, by hand: 2 references with 2 distorted images each."""
@@ -505,7 +527,7 @@ def change_manifest(root, **changes):
 def test_synthetic_database_is_loaded(made):
     data = load_database("Synthetic", made)
     assert (data.name, data.synthetic, data.higher_better) == ("made", True, True)
-    assert data.score_name == "synthetic MOS (consensus of 2 IQMs)"
+    assert data.score_name == "synthetic score (consensus of 2 IQMs)"
     assert data.omissions == ("c.jpg was skipped: truncated",)
     expected = table(2, 2, database="made")  # for its dtypes
     expected = expected.assign(

@@ -850,6 +850,18 @@ def test_npz_of_its_own_grid_can_be_saved_and_loaded(tmp_path):
     assert VTAMIQ.from_pretrained(tmp_path).config == model.config
 
 
+def test_downloaded_weights_bring_their_normalisation(monkeypatch):
+    create = timm.create_model
+    offline = lambda name, pretrained=False, **options: create(name, pretrained=False, **options)  # noqa: E731
+    monkeypatch.setattr(timm, "create_model", offline)
+    deit = VTAMIQConfig(backbone="deit_tiny_patch16_224", num_blocks=1)
+    model = VTAMIQ.from_vit(deit)
+    assert (model.config.mean, model.config.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    torch.testing.assert_close(model._mean.flatten(), torch.tensor([0.485, 0.456, 0.406]))
+    assert VTAMIQ.from_vit(replace(deit, mean=(0.1, 0.2, 0.3))).config.std == (0.5, 0.5, 0.5)
+    assert VTAMIQ.from_vit(deit, pretrained=False).config.mean == (0.5, 0.5, 0.5)
+
+
 def test_downloaded_vit_keeps_its_shape():
     with pytest.raises(ValueError, match="width cannot be changed in a pre-trained ViT"):
         VTAMIQ.from_vit(TINY)

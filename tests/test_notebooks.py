@@ -194,7 +194,7 @@ class TestHeadless:
             run = Run.load(folder / "run")
             assert sorted(run.stage.auxiliary) == sorted(heads)
             assert ("train_auxiliary" in run.history) == bool(heads)
-            assert run.predictions["score_name"].unique().tolist() == [f"synthetic MOS ({name})"]
+            assert run.predictions["score_name"].unique().tolist() == [f"synthetic score ({name})"]
             copy = nbformat.read(tmp_path / summary["output"][0], as_version=4)
             assert machine_paths(copy) == []
 

@@ -72,7 +72,7 @@ def test_parts_of_the_demo_and_of_a_database_of_ones_own(tmp_path, monkeypatch):
         assert [part.references for part in space.parts("data/mine", seed)] == expected
     for database in ("", "data/mine"):
         part, *_ = space.parts(database, label="gmsd")
-        assert part.score_name == "synthetic MOS (GMSD alone)"
+        assert part.score_name == "synthetic score (GMSD alone)"
 
 
 def test_parts_of_recipes_with_a_cache(tmp_path, monkeypatch):

@@ -189,8 +189,8 @@ def test_the_look_up_is_for_synthetic_labels(database):
 
 def test_what_methods_have_to_do_with_databases_is_marked(database):
     databases = [
-        replace(database, name=name, pairs=database.pairs.assign(iqm_ssim=0.5) if name == "made" else database.pairs)
-        for name in ("made", "weak", "fine")
+        replace(database, name=name, pairs=database.pairs.assign(database=name, **ranks))
+        for name, ranks in (("made", {"iqm_ssim": 0.5}), ("weak", {}), ("fine", {}))
     ]
     both = candidate("A", {"weak": ["x"], "fine": ["y"]}), candidate("B")
     rows = pd.DataFrame(

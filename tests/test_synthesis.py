@@ -554,7 +554,7 @@ def test_recipes_without_labels(photos, tmp_path, monkeypatch):
     made = synthesize(photos, tmp_path / "made", **QUICK | {"metrics": ()}, recipes_only=True)
     assert set(contents(tmp_path / "made")) == {"dmos.csv", "manifest.json"}
     assert made.pairs["score"].isna().all()
-    assert made.score_name == "synthetic MOS (not measured)"
+    assert made.score_name == "synthetic score (not measured)"
     np.testing.assert_array_equal(
         PairImages(made)[3][1], distort(PICTURES["a"], 11, 5, int(made.pairs["recipe_seed"][3]))
     )
@@ -698,7 +698,7 @@ def test_demo_database_has_simulated_preferences_and_any_label(tmp_path):
     better = data.preferences["a_path"].map(score) > data.preferences["b_path"].map(score)
     assert ((data.preferences["p_a"] > 0.5) == better).all()
     one = demo_database(cache=tmp_path, preset="smoke", label="gmsd", progress=False)
-    assert one.score_name == "synthetic MOS (GMSD alone)"
+    assert one.score_name == "synthetic score (GMSD alone)"
     np.testing.assert_allclose(one.pairs["score"], 5 - 4 * data.pairs["iqm_gmsd"], atol=1e-6)
     assert not one.preferences["p_a"].equals(data.preferences["p_a"])
 

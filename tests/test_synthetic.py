@@ -58,7 +58,7 @@ def test_scores_are_what_was_asked_for(made, label, names, weights, meaning):
     labels = weak_labels(scores, tables, names=names, weights=weights)
     np.testing.assert_allclose(data.pairs["score"], 5 - 4 * labels["consensus"], atol=1e-6)
     np.testing.assert_allclose(data.pairs["score_std"], 4 * labels["spread"], atol=1e-6)
-    assert data.score_name == f"synthetic MOS ({meaning})"
+    assert data.score_name == f"synthetic score ({meaning})"
     assert data.synthetic
     assert data.pairs["iqm_ssim"].tolist() == tables.apply(scores)["ssim"].tolist()  # all metrics, whatever the label
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.small import TINY, small_database
+from vtamiq.callbacks import widest_float
 from vtamiq.caps import CAPS
 from vtamiq.configs import build
 from vtamiq.databases import Database, LabelScale, Linearisation
@@ -538,3 +539,8 @@ def test_auxiliary_labels_must_be_there(rich, parts, tmp_path):
 def test_auxiliary_survives_yaml(tmp_path):
     MULTI.save(tmp_path / "stage.yaml")
     assert Stage.load(tmp_path / "stage.yaml") == MULTI
+
+
+def test_sums_are_as_wide_as_the_device_allows():
+    assert widest_float(torch.device("mps")) is torch.float32
+    assert widest_float(torch.device("cuda", 1)) is widest_float(torch.device("cpu")) is torch.float64

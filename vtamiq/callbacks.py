@@ -41,6 +41,11 @@ PREVIOUS = "previous.ckpt"
 FLUSH = 50  # steps that a kill may cost `steps.csv`, which a resumed run writes again
 
 
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64 wherever there is such a thing; Apple's GPUs have none."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 class History(Callback):
     """Curves: `history.csv`, a row per epoch, `steps.csv`, a row per batch, and `tensorboard/` where that is installed.
 
@@ -91,7 +96,7 @@ class History(Callback):
         self.batches += 1
         self.count += 1
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.double()
+            self.sums[name] = self.sums.get(name, 0.0) + value.to(widest_float(value.device))
         place = {"batch": self.batches, "epoch": trainer.current_epoch, "step": trainer.global_step}
         self._waiting.append(place | {"rate": _rate(trainer)} | {name: v.clone() for name, v in values.items()})
         if len(self._waiting) >= FLUSH:

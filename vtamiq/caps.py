@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 from numbers import Integral, Real
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -404,7 +404,7 @@ class CAPS:
         difference: weight of the perceptual difference between the reference and the mean of the others.
         centre: weight of the centre bias.
         uniform: weight of the constant map. Only the ratios of the three weights count; the paper's code has 5 : 2 :
-            0.25, here the constant map is stronger, so that the corners are seen too.
+            0.25 (`paper_2021`), here the constant map is stronger, so that the corners are seen too.
         difference_metric: "mse", "absolute" or "ssim" (`difference_map`).
         smoothing: standard deviation in pixels of a Gaussian over the difference; None: (2 P^2)^(1/4), 0: none.
         centre_sigma: standard deviation of the centre bias, as a fraction of half the image's height and width.
@@ -466,6 +466,16 @@ class CAPS:
         if total == 0:
             raise ValueError("CAPS: difference, centre and uniform are all 0, at least one must be positive")
         conform(self)  # NumPy's numbers become Python's, so that the configuration can be saved as text
+
+    @classmethod
+    def paper_2021(cls, **changes: Any) -> "CAPS":
+        """How the authors' first public code (October 2021) draws: independently, by squared difference, centre and uniform
+        map as 5 : 2 : 0.25, uv from the top-left corner.
+
+        Its centre bias is a file that is not public; unless `centre_map` gives one, the Gaussian stands in for it.
+        """
+        weights = {"difference": 5.0, "centre": 2.0, "uniform": 0.25}
+        return cls(**weights | {"difference_metric": "mse", "stratified": False, "uv_anchor": "corner"} | changes)
 
     def __call__(self, images: np.ndarray | Sequence[np.ndarray], seed: Seed) -> PatchSample:
         """Draw N places from the weight map and cut the patches of all images.

@@ -5,6 +5,7 @@ facts.json                                   what the card says of data, trainin
 history.csv, curves.png                      of the training
 agreement.csv, types.csv, …                  what was measured (`vtamiq.measures`)
 README.md                                    the card: `render_card` of all these
+LICENSE                                      of the weights
 """
 
 import json
@@ -47,7 +48,9 @@ MAX_BYTES = 12_000_000  # of the weights
 MAX_CURVES = 100_000  # bytes of the picture
 TOLERANCE = 1e-3  # by which half precision may move a score
 COMPARED = 24  # pairs that are scored to see by how much it does
-FILES = ("config.json", "model.safetensors", "seen.json", "facts.json", "history.csv", "curves.png", "README.md")
+FILES = (
+    "config.json", "model.safetensors", "seen.json", "facts.json", "history.csv", "curves.png", "README.md", "LICENSE",
+)  # fmt: skip
 TITLES = {"srocc": "all pairs", "within_type": "within types", "within_cell": "within cells"}
 
 
@@ -169,8 +172,17 @@ def write_card(
     _draw_curves(folder, stages)
     for name, table in tables.items():
         write_table(table, folder / f"{name}.csv")
+    write_text(folder / "LICENSE", _licence(recipe["source"]))
     write_text(folder / "README.md", render_card(folder))
     return folder / "README.md"
+
+
+def _licence(source: Mapping[str, str]) -> str:
+    return (
+        "The weights in this folder are for research use only, since the photographs that they were trained on\n"
+        f"({source['name']}) are {source['terms']}.\n"
+        "The code of the package, which made them, is under the Apache License 2.0.\n"
+    )
 
 
 def _about(run: Run) -> dict[str, Any]:
@@ -223,6 +235,7 @@ def render_card(folder: str | Path) -> str:
         name=folder.name,
         header=_header(folder.name, tables["agreement"]),
         source=facts["recipe"]["source"],
+        licence=_licence(facts["recipe"]["source"]),
         network=facts["recipe"]["network"],
         measures=facts["recipe"]["measures"],
         parts={"train": "for training", "val": "for validation", "test": "for testing"},
@@ -261,7 +274,7 @@ def _header(name: str, agreement: pd.DataFrame) -> str:
         library_name="vtamiq",
         license="other",
         license_name="research-use",
-        license_link="#licence",
+        license_link="LICENSE",
         tags=["image-quality-assessment", "full-reference", "synthetic-labels"],
         model_name=name,
         eval_results=results,

@@ -67,7 +67,8 @@ class VTAMIQConfig:
         zero_anchor: subtract the score of a zero difference, so that an image compared with itself scores exactly 0. Our
             addition; off in the published code, whose score of a perfect copy is an arbitrary constant.
         embedding_dropout, mlp_dropout, encoder_drop_path, decoder_drop_path, head_dropout: act in training only.
-        mean, std: input normalisation per colour channel, (value/255 − mean)/std.
+        mean, std: input normalisation per colour channel, (value/255 − mean)/std; `VTAMIQ.from_vit` replaces the defaults
+            by those that timm's weights were trained with.
         preference_weight: w of `preference`, the probability that one image is preferred to another; learnt by stages of
             training on preferences, of no effect on scores.
         uv_anchor: which point of a patch `uv` refers to: its "centre", or its top-left "corner" (2021); see `vtamiq.caps`.
@@ -322,6 +323,14 @@ def _prepare_block(block: nn.Module, width: int, config: VTAMIQConfig) -> None:
     if config.mlp_dropout:
         block.mlp.drop1 = nn.Dropout(config.mlp_dropout)
         block.mlp.drop2 = nn.Dropout(config.mlp_dropout)
+
+
+def _with_normalisation(config: VTAMIQConfig, cfg: Mapping[str, Any]) -> VTAMIQConfig:
+    """The configuration with the `mean` and `std` that timm notes for its weights, unless it has values of its own."""
+    default = VTAMIQConfig()
+    if (config.mean, config.std) != (default.mean, default.std):
+        return config
+    return replace(config, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]))
 
 
 def _create_vit(config: VTAMIQConfig, pretrained: bool = False, **overrides: Any) -> VisionTransformer:
@@ -610,8 +619,9 @@ class VTAMIQ(
         Args:
             config: its `backbone` names the ViT. `image_size` may differ from the ViT's: the position table is resized;
                 None takes the ViT's.
-            pretrained: True downloads timm's weights of that name (needs a network); a path reads a `.npz` in the original
-                JAX layout, such as `imagenet21k+imagenet2012_ViT-B_16.npz`.
+            pretrained: True downloads timm's weights of that name (needs a network), and takes over the colour
+                normalisation that they were trained with (CLIP, DINO and others have their own), unless `mean` or `std` is
+                set; a path reads a `.npz` in the original JAX layout, such as `imagenet21k+imagenet2012_ViT-B_16.npz`.
 
         Raises:
             CheckpointError: the file is missing, damaged or of another architecture.
@@ -623,6 +633,7 @@ class VTAMIQ(
             for name in ("width", "num_heads", "mlp_ratio", "patch_size"):
                 require(config, name, getattr(config, name) is None, "cannot be changed in a pre-trained ViT")
             vit = _create_vit(replace(config, image_size=None), pretrained=True)
+            config = _with_normalisation(config, vit.pretrained_cfg)
         else:
             return cls(config)
         size = (

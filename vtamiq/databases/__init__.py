@@ -192,8 +192,10 @@ def parse_options(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def data_folder() -> Path:
-    """Where databases are looked for: `$VTAMIQ_DATA`, or `data` in the current folder."""
-    return Path(os.environ.get("VTAMIQ_DATA") or "data")
+    """Where databases are looked for: `$VTAMIQ_DATA`, or `data`, in the current folder; in a folder `notebooks`, where
+    JupyterLab runs them, beside it."""
+    folder = Path(os.environ.get("VTAMIQ_DATA") or "data")
+    return Path("..") / folder if Path.cwd().name == "notebooks" else folder  # an absolute path replaces ".."
 
 
 def find_databases(data: str | os.PathLike[str] | None = None) -> dict[str, Path]:

@@ -91,7 +91,7 @@ def load_synthetic(
     extra, meaning = _iqm_columns(index, manifest, rows, label)
     facts = Facts(
         name=index.root.resolve().name,
-        score_name=f"synthetic MOS ({meaning})",
+        score_name=f"synthetic score ({meaning})",
         higher_better=True,
         score_lo=1.0,
         score_hi=5.0,
