@@ -25,7 +25,7 @@ import pandas as pd
 from vtamiq.databases.base import PAIR_COLUMNS, Database, DatabaseError, pair_table, path_parts
 from vtamiq.images import ImageError, image_size
 
-__all__ = ["Facts", "FolderIndex", "LabelRows", "read_lines"]
+__all__ = ["Facts", "FolderIndex", "LabelRows", "list_folder", "read_lines"]
 
 log = logging.getLogger(__name__)
 
@@ -299,8 +299,8 @@ class LabelRows:
 class FolderIndex:
     """Look-up of files below a root without regard to letter case; each folder is listed once.
 
-    Names use "/" or "\\". Absolute names and ".." are refused before the disk is touched. Clutter that operating systems
-    leave (.DS_Store, Thumbs.db, ._*) does not exist. Two entries that differ only by case are an error when asked for.
+    Names use "/" or "\\". Absolute names and ".." are refused before the disk is touched. What `list_folder` leaves out
+    does not exist. Two entries that differ only by case are an error when asked for.
     """
 
     def __init__(self, root: str | Path):
@@ -350,11 +350,24 @@ class FolderIndex:
         if folder not in self._listings:
             path = self.root / folder
             listing: dict[str, list[str]] = {}
-            for name in sorted(os.listdir(path)) if path.is_dir() else ():
-                if not _CLUTTER.fullmatch(name):
-                    listing.setdefault(name.lower(), []).append(name)
+            for name in sorted(list_folder(path)) if path.is_dir() else ():
+                listing.setdefault(name.lower(), []).append(name)
             self._listings[folder] = listing
         return self._listings[folder]
+
+
+def list_folder(path: Path) -> list[str]:
+    """Names in a folder, but for clutter that operating systems leave (.DS_Store, Thumbs.db, ._*), and for names that are
+    not UTF-8: no label can mention those, and no table can keep them."""
+    return [name for name in os.listdir(path) if not _CLUTTER.fullmatch(name) and _is_text(name)]
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes that could not be decoded are surrogates
+        return False
+    return True
 
 
 def read_lines(path: Path, name: str) -> list[tuple[int, str]]:
