@@ -322,6 +322,34 @@ def test_a_file_that_is_no_table_of_scores_is_not_overwritten(folder, model, tmp
     assert (tmp_path / name).read_text() == content
 
 
+@pytest.mark.parametrize(
+    ("out", "column", "reason"),
+    [
+        ("file/a.csv", [1, 2], "(File exists|Not a directory)"),
+        ("a.csv/b.json", [1, 2], "(File exists|Not a directory)"),
+        ("new/a.json", [1, Path("x")], "Path is not JSON serializable"),
+        ("new/a.parquet", [1, Path("x")], "Path"),
+    ],
+)
+def test_a_table_that_cannot_be_written_is_refused_before_anything_is_scored(
+    folder, model, tmp_path, monkeypatch, out, column, reason
+):
+    (tmp_path / "file").touch()
+    (tmp_path / "a.csv").touch()
+    monkeypatch.setattr(batch, "_score_items", lambda *_: pytest.fail("scored"))
+    pairs = read_pairs(folder / "pairs.csv").head(2).assign(more=column)
+    with pytest.raises(ValueError, match=rf"{out}: cannot be written \(.*{reason}"):
+        score_table(pairs, tmp_path / out, model=model, root=folder)
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(left) == [tmp_path / "a.csv", tmp_path / "file"]
+
+
+def test_a_folder_that_is_not_there_is_made_for_the_table(folder, model, tmp_path):
+    pairs = read_pairs(folder / "pairs.csv").head(1)
+    score_table(pairs, tmp_path / "new" / "deep" / "a.csv", model=model, caps=CAPS_4, root=folder)
+    assert [path.name for path in (tmp_path / "new" / "deep").iterdir()] == ["a.csv"]
+
+
 # ------------------------------------------------------------------------------------------------------ several processes
 
 
@@ -469,6 +497,33 @@ def test_ambiguous_names_are_an_error_by_name(tmp_path, references, distorted):
 def test_an_exact_name_comes_first(tmp_path):
     make(tmp_path, "ref/a.png", "ref/a_1.png", "dist/a_1.png")
     assert Path(pair_folders(tmp_path / "ref", tmp_path / "dist")["reference"][0]).name == "a_1.png"
+
+
+def test_what_macos_leaves_beside_images_is_no_image(tmp_path):
+    make(tmp_path, "ref/a.png", "dist/a_1.png")
+    for name in ("ref/._a.png", "dist/._a_1.png", "dist/.trash/a_2.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"clutter")
+    hidden = tmp_path / ".hidden"  # only what is below the folders is meant
+    hidden.mkdir()
+    for folder in ("ref", "dist"):
+        (tmp_path / folder).rename(hidden / folder)
+    table = pair_folders(hidden / "ref", hidden / "dist")
+    assert table.to_numpy().tolist() == [[str(hidden / "ref/a.png"), str(hidden / "dist/a_1.png")]]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text there")
+@pytest.mark.parametrize("where", ["ref", "dist"])
+def test_a_name_that_no_table_can_keep_is_refused_before_anything_is_scored(tmp_path, model, where):
+    make(tmp_path, "ref/a.png", "dist/a_1.png")
+    odd = tmp_path / where / os.fsdecode(b"a_caf\xe9.png")
+    shutil.copy(tmp_path / "ref/a.png", odd)
+    message = r"a_caf\\udce9\.png': a name that is not UTF-8 cannot be kept in tables; rename that file"
+    with pytest.raises(ValueError, match=message):
+        pair_folders(tmp_path / "ref", tmp_path / "dist")
+    pairs = pd.DataFrame({"reference": ["a"], "distorted": [odd]})
+    with pytest.raises(ValueError, match=message):
+        score_table(pairs, model=model)
 
 
 def test_folders_without_images(tmp_path):

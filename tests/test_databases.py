@@ -369,7 +369,9 @@ def test_label_files_without_header(tmp_path):
         ("image,score\na,1\n".encode("utf-16-le"), r"labels.csv:1: not UTF-8"),
         (b"image,score\ra,1\r", r"labels.csv:1: not UTF-8 text with LF"),
         (b'image,score\na,1\n"b,1\nc,2\n', r"labels.csv:3: 2 fields expected, found 1"),
-        (b'image,score\na"b,"c\nd,1\n', "a quotation mark is not closed"),
+        (b'image,score\na"b,"c\nd,1\n', r"labels.csv:2: 2 fields expected, found 1"),
+        (b'image,score\nd,1\na"b,"c\n', r"labels.csv:3: 2 fields expected, found 1"),
+        (b'image,score\nd,1\na,"1\n', r"labels.csv:3: 2 fields expected, found 1"),
     ],
 )
 def test_damaged_label_files_are_refused_by_name_and_line(tmp_path, content, message):
@@ -406,6 +408,17 @@ def test_a_quotation_mark_that_is_not_closed_spoils_its_own_line_only(tmp_path):
     rows = LabelRows.read(FolderIndex(tmp_path), "labels.csv", ("image", "score"), strict=False)
     assert rows.omissions == ["labels.csv:9: 2 fields expected, found 1"]
     assert rows.table["image"].tolist() == [f"{n}.png" for n in range(30_000) if n != 7]
+
+
+@pytest.mark.parametrize("bad", ['"b,2', 'b,"2', 'b"2,"3', 'b"b,"' + "x" * 200_000])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_quotation_mark_that_is_not_closed_may_be_in_any_line(tmp_path, bad, place):
+    lines = ["a,1", '"c, ""d""",3']
+    lines.insert(place, bad)
+    (tmp_path / "labels.csv").write_text("\n".join(["image,score", *lines, ""]))
+    rows = LabelRows.read(FolderIndex(tmp_path), "labels.csv", ("image", "score"), strict=False)
+    assert rows.table[["image", "score"]].values.tolist() == [["a", "1"], ['c, "d"', "3"]]
+    assert rows.omissions == [f"labels.csv:{place + 2}: 2 fields expected, found 1"]
 
 
 def test_one_picture_cannot_be_two_contents():

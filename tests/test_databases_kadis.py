@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -245,6 +246,15 @@ def test_names_on_disk_may_differ_in_case_and_lie_one_folder_deeper(root):
     data = load_kadis700k(root, check_images=True)
     assert "kadis700k/Dist_Imgs/Zebra-2_15_03.BMP" in set(data.pairs["dist_path"])
     assert data.pairs["ref_path"].iloc[0] == "kadis700k/ref_imgs/a-fleshy-plant-1464418.png"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text there")
+def test_stray_files_do_not_matter_whatever_they_are_called(root):
+    whole = load_kadis700k(root)
+    for folder in ("dist_imgs", "ref_imgs"):
+        for name in (b"caf\xe9.bmp", b"._a.bmp", b"zzz.bmp"):
+            (root / folder / os.fsdecode(name)).write_bytes(b"")
+    pd.testing.assert_frame_equal(load_kadis700k(root).pairs, whole.pairs)
 
 
 @pytest.mark.parametrize(

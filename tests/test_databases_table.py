@@ -120,11 +120,32 @@ def test_bad_rows_are_named_or_left_out(root, row, message):
 
 def test_a_pair_or_content_that_contradicts_itself(root):
     write(root, "reference,distorted,score", "photos/a.png,out/a1.png,1", "PHOTOS/A.png,OUT/a1.png,2")
-    with pytest.raises(DatabaseError, match=r"listed twice: row 1 \(pairs\.csv:3"):
-        load_table(root, higher_better=True, strict=False)
+    message = r"pairs\.csv:2: pair listed twice, with 2 scores; give it one \(2 such rows\)"
+    for strict in (True, False):
+        with pytest.raises(DatabaseError, match=message):
+            load_table(root, higher_better=True, strict=strict)
     write(root, "reference,distorted,score,ref_id", "photos/a.png,out/a1.png,1,x", "photos/b.png,out/b1.png,2,x")
     with pytest.raises(DatabaseError, match=r"second reference image of one ref_id: row 1 \(pairs\.csv:3"):
         load_table(root, higher_better=True)
+
+
+@pytest.mark.parametrize("score", ["1", ""])
+def test_of_a_pair_listed_twice_the_first_row_stays_unless_its_scores_differ(root, score):
+    rows = ["photos/a.png,out/a1.png,1", "photos/b.png,out/b1.png,2", "photos/b.png,out/b1.png,2.0"]
+    rows += ["photos/a.png,out/a2.png,3", "photos/a.png,out/a2.png,4", "photos/b.png,out/b1.png,2"]
+    options = {"higher_better": True} if score else {"score": None}
+    write(root, "reference,distorted,score", *rows)
+    with pytest.raises(DatabaseError, match=r"^pairs\.csv:4: pair listed twice, first in pairs\.csv:3 \("):
+        load_table(root, **options)
+    data = load_table(root, strict=False, **options)
+    repeats = [f"pairs.csv:{line}: pair listed twice, first in pairs.csv:3" for line in (4, 7)]
+    if score:
+        both = [f"pairs.csv:{line}: pair listed twice, with 2 scores; give it one" for line in (5, 6)]
+        assert data.pairs["label_source"].tolist() == ["pairs.csv:2", "pairs.csv:3"]
+        assert list(data.omissions) == [repeats[0], *both, repeats[1]]
+    else:
+        assert data.pairs["label_source"].tolist() == ["pairs.csv:2", "pairs.csv:5", "pairs.csv:3"]
+        assert list(data.omissions) == [repeats[0], "pairs.csv:6: pair listed twice, first in pairs.csv:5", repeats[1]]
 
 
 def test_images_damaged_of_another_size_or_ambiguous(root):

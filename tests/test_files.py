@@ -2,10 +2,11 @@
 
 import subprocess
 import sys
+import threading
 
 import pytest
 
-from vtamiq.files import clear_unfinished, holding, replacing, write_text
+from vtamiq.files import clear_unfinished, holding, holding_folder, replacing, write_text
 
 
 def test_the_old_file_stays_when_the_block_fails(tmp_path):
@@ -62,3 +63,38 @@ def test_a_file_is_held_by_one_process(tmp_path):
         other.communicate()
     with holding(path):  # it is let go by whatever ends the process
         pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks there")
+def test_who_asks_for_a_held_folder_waits_until_its_holder_is_gone(tmp_path, caplog):
+    folder, got = tmp_path / "new" / "folder", threading.Event()
+    code = f"""
+from vtamiq.files import holding_folder
+with holding_folder({str(folder)!r}):
+    print("held", flush=True)
+    input()
+"""
+
+    def wait():
+        with holding_folder(folder):
+            got.set()
+
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    thread = threading.Thread(target=wait)
+    try:
+        assert other.stdout.readline() == b"held\n"
+        thread.start()
+        assert not got.wait(0.2)
+    finally:
+        other.kill()
+        other.communicate()
+    assert got.wait(10)
+    thread.join()
+    assert caplog.messages == ["folder is held by another process; waiting for that"]
+    assert list(folder.iterdir()) == []
+
+
+def test_a_folder_is_given_to_the_block_where_there_are_no_locks(tmp_path, monkeypatch):
+    monkeypatch.setattr("vtamiq.files.fcntl", None)
+    with holding_folder(tmp_path / "a"), holding_folder(tmp_path / "a"):
+        assert list((tmp_path / "a").iterdir()) == []

@@ -2,7 +2,9 @@
 
 import os
 import stat
+import struct
 import warnings
+import zlib
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
@@ -426,6 +428,55 @@ def test_size_of_a_turned_photograph_is_the_one_it_is_read_with(tmp_path):
     image.save(tmp_path / "turned.jpg", exif=exif)
     assert image_size(tmp_path / "turned.jpg") == (30, 40)
     assert read_image(tmp_path / "turned.jpg").shape == (40, 30, 3)
+
+
+def test_the_pixels_of_an_ordinary_png_are_not_decoded_for_its_size(tmp_path, monkeypatch):
+    exif = Image.Exif()
+    exif[274] = 6
+    write_png(tmp_path / "plain.png", np.zeros((30, 40, 3), np.uint8))
+    Image.new("RGB", (40, 30)).save(tmp_path / "turned.png", exif=exif)
+    (tmp_path / "more.png").write_bytes((tmp_path / "plain.png").read_bytes() + b"more")
+    assert read_image(tmp_path / "turned.png").shape == (40, 30, 3)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda _: pytest.fail("decoded"))
+    sizes = {path.stem: image_size(path) for path in tmp_path.iterdir()}
+    assert sizes == {"plain": (40, 30), "turned": (30, 40), "more": (40, 30)}
+
+
+def png_chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        png_chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"),
+        png_chunk(b"iTXt", b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>'),
+    ],
+)
+def test_a_png_may_say_behind_its_pixels_that_it_is_turned(tmp_path, chunk):
+    write_png(tmp_path / "plain.png", np.zeros((30, 40, 3), np.uint8))
+    content = (tmp_path / "plain.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(content[:-12] + chunk + content[-12:])
+    assert read_image(tmp_path / "a.png").shape == (40, 30, 3)
+    assert image_size(tmp_path / "a.png") == (30, 40)
+
+
+def test_a_png_of_which_a_power_cut_has_left_zeros_is_refused(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (31, 45, 3), dtype=np.uint8)
+    write_png(tmp_path / "a.png", noise)
+    content = (tmp_path / "a.png").read_bytes()
+    for kept in (len(content) // 2, len(content) * 3 // 4):
+        (tmp_path / "a.png").write_bytes(content[:kept] + bytes(len(content) - kept))
+        with pytest.raises(ImageError, match=r"cannot read .*a\.png"):
+            image_size(tmp_path / "a.png")
+
+
+def test_an_orientation_that_does_not_exist_turns_nothing(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 9
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg", exif=exif)
+    assert read_image(tmp_path / "a.jpg").shape == (30, 40, 3)
+    assert image_size(tmp_path / "a.jpg") == (40, 30)
 
 
 def test_bytes_after_the_end_of_a_file_are_no_damage(tmp_path):

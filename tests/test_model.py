@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from huggingface_hub.errors import OfflineModeIsEnabled
 from timm.layers import SwiGLU
 from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 
@@ -680,6 +681,19 @@ def test_a_failing_network_is_one_clear_error(monkeypatch):
     monkeypatch.setattr("vtamiq.model.snapshot_download", offline)
     with pytest.raises(CheckpointError, match=r"`someone/vtamiq` is neither a folder nor to be had .*no route to host"):
         VTAMIQ.from_pretrained("someone/vtamiq", download=True)
+
+
+def test_a_download_that_fails_says_why_and_does_not_ask_for_what_was_asked_for(monkeypatch, tmp_path):
+    def offline(*_, **__):
+        raise OfflineModeIsEnabled("no route to host")  # one of those that the Hub's own code wraps
+
+    monkeypatch.setattr("huggingface_hub._snapshot_download.HfApi.repo_info", offline)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(CheckpointError) as refusal:
+        VTAMIQ.from_pretrained("someone/vtamiq", download=True)
+    assert str(refusal.value) == (
+        "`someone/vtamiq` is neither a folder nor in the local Hugging Face cache, and cannot be fetched (no route to host)"
+    )
 
 
 class Bomb:

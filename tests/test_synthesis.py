@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -397,6 +399,36 @@ def test_killed_at_any_moment_it_can_be_finished(tmp_path):
     data = synthesize(PICTURES, out, **QUICK)
     found = {name: content for name, content in contents(data.root).items() if not name.endswith(".tmp")}
     assert found == contents(whole.root)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
+def test_the_second_of_two_at_once_waits_and_loads_what_the_first_has_made(tmp_path, monkeypatch):
+    whole = contents(synthesize(PICTURES, tmp_path / "1" / "out", **QUICK).root)
+    out, render, found = tmp_path / "2" / "out", synthesis._render, []
+    second = threading.Thread(target=lambda: found.append(synthesize(PICTURES, out, **QUICK)))
+    makers = []
+
+    def slow(unit):
+        makers.append(threading.current_thread())
+        if second.ident is None:
+            second.start()
+            second.join(0.3)  # time enough for it to make all of this
+        return render(unit)
+
+    monkeypatch.setattr(synthesis, "_render", slow)
+    first = synthesize(PICTURES, out, **QUICK)
+    second.join()
+    assert makers == [threading.current_thread()] * 4
+    pd.testing.assert_frame_equal(found[0].pairs, first.pairs)
+    assert contents(out) == whole
+
+
+def test_every_photograph_is_read_once_for_its_digest(photos, tmp_path, monkeypatch):
+    read = counting("file_digest", monkeypatch)
+    for _ in range(2):  # to make, and to load
+        synthesize(photos, tmp_path / "out", **QUICK)
+        assert sorted(path.name for (path,) in read) == ["a.png", "b.png"]
+        read.clear()
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ of every row, whichever it is, writes the table in the order of the input, then 
 at once write the same table, each as a whole, so nothing has to be locked and each row is there exactly once.
 """
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -93,13 +94,14 @@ def pair_folders(ref_dir: str | Path, dist_dir: str | Path) -> pd.DataFrame:
     """Pair every image below `dist_dir` with its reference below `ref_dir`, by their names without suffix.
 
     The reference of `NAME.jpg` is `NAME.*`; failing that, that of `NAME_anything.jpg` is `NAME.*`. Capitals do not matter.
-    A distorted image without a reference is a row with an empty one, for `score_table` to report.
+    A distorted image without a reference is a row with an empty one, for `score_table` to report. Hidden files and folders
+    (".NAME") are passed over.
 
     Returns:
         DataFrame with columns `reference` and `distorted`, sorted by `distorted`.
 
     Raises:
-        ValueError: no folder, no images, or a distorted image with several possible references.
+        ValueError: no folder, no images, a name that is not UTF-8, or a distorted image with several possible references.
     """
     if Path(ref_dir).resolve() == Path(dist_dir).resolve():
         raise ValueError(f"{ref_dir}: references and distorted images need folders of their own, or a table of pairs")
@@ -121,9 +123,20 @@ def _images_below(folder: str | Path) -> list[Path]:
         raise ValueError(f"{folder}: no such folder")
     known = {suffix for suffix, format in Image.registered_extensions().items() if format in Image.OPEN}
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in known and path.is_file())
+    # macOS leaves ._NAME.png beside NAME.png
+    found = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     if not found:
         raise ValueError(f"{folder}: there are no images")
+    for path in found:
+        _check_text(str(path))
     return found
+
+
+def _check_text(path: str) -> None:
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{path!a}: a name that is not UTF-8 cannot be kept in tables; rename that file") from error
 
 
 def _reference_of(distorted: Path, references: Mapping[str, list[Path]]) -> str:
@@ -184,7 +197,8 @@ def _check_pairs(table: pd.DataFrame, name: str) -> pd.DataFrame:
 
 def _path(value: Any, column: str, name: str) -> str:
     if isinstance(value, str | os.PathLike):
-        return os.fspath(value)
+        _check_text(path := os.fspath(value))
+        return path
     if value is None or (isinstance(value, float) and np.isnan(value)) or value is pd.NA:
         return ""
     raise ValueError(f"{name}: column `{column}` must hold paths, got {value!r}")
@@ -237,7 +251,8 @@ def score_table(
         the last one writes the table.
 
     Raises:
-        ValueError: a bad argument or table, or `out` holds something else or was made with other settings.
+        ValueError: a bad argument or table, or `out` holds something else, was made with other settings, or cannot be
+            written.
         CheckpointError, TypeError: as for `vtamiq.score`.
     """
     model = check_model(model)
@@ -363,6 +378,7 @@ class _Store:
         self.begun = self._read_journals()
         self.pending = self._pending()
         self.journal = None
+        self._try_out()
 
     def _pending(self) -> list[Key]:
         """Pairs without a score in the finished table, each once, those of one reference together.
@@ -427,8 +443,26 @@ class _Store:
             "weights": settings.weights,
         }
 
+    def _try_out(self) -> None:
+        """ValueError if the table cannot be written, before hours have gone into its scores."""
+        if self.out is None:
+            return
+        try:
+            with self._written(self._with_results(dict.fromkeys(self.keys, (None, None, "")))):
+                pass
+        except (OSError, ValueError, TypeError, NotImplementedError) as error:
+            raise ValueError(
+                f"{self.out}: cannot be written ({error}); choose another place or other columns"
+            ) from error
+
     def _write(self, table: pd.DataFrame) -> None:
         """The file appears complete or not at all, whoever else writes it."""
+        with self._written(table) as temporary:
+            os.replace(temporary, self.out)
+
+    @contextlib.contextmanager
+    def _written(self, table: pd.DataFrame) -> Iterator[Path]:
+        """A temporary file beside the table's own."""
         self.out.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.out.with_name(f".{self.out.stem[:64]}-{uuid.uuid4().hex}.tmp")
         try:
@@ -438,14 +472,14 @@ class _Store:
                 table.to_csv(temporary, index=False)
             else:
                 temporary.write_text(to_json(table), encoding="utf-8")
-            os.replace(temporary, self.out)
+            yield temporary
         finally:
             temporary.unlink(missing_ok=True)
 
     def _stamp(self) -> tuple[int, ...] | None:
         try:
             status = self.out.stat() if self.out is not None else None
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         return None if status is None else (status.st_ino, status.st_mtime_ns, status.st_size)
 

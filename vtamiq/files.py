@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import uuid
@@ -13,7 +14,9 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["clear_unfinished", "holding", "replacing", "write_text"]
+__all__ = ["clear_unfinished", "holding", "holding_folder", "replacing", "write_text"]
+
+log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -68,3 +71,44 @@ def holding(path: str | Path) -> Iterator[None]:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise BlockingIOError(f"{path} is held by another process") from error
         yield
+
+
+@contextlib.contextmanager
+def holding_folder(folder: str | Path) -> Iterator[None]:
+    """Keep a folder, made if it is missing, for this block: whoever else asks for it waits until the block has ended.
+
+    Nothing is written into it. However the process ends, the system lets the folder go. Nobody waits on Windows, and on
+    file systems without locks.
+
+    Raises:
+        OSError: the folder cannot be made or opened.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    descriptor = _lock_folder(folder)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # else a process that was forked meanwhile would keep it
+        os.close(descriptor)
+
+
+def _lock_folder(folder: Path) -> int:
+    """A descriptor of the folder, locked where the file system can do that."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.warning("%s is held by another process; waiting for that", folder.name)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except BaseException:  # an interruption
+            os.close(descriptor)
+            raise
+    except OSError:
+        pass  # a file system without locks
+    return descriptor

@@ -99,7 +99,9 @@ def read_images(sources: Iterable[ImageSource], *, background: tuple[int, int, i
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """(width, height) of an image file as `read_image` would return it, from its header; pixels are not decoded.
 
-    A file that does not end as its format ends (BMP, PNG, JPEG) is decoded as a whole, to tell odd from cut off.
+    A file that does not end as its format ends (BMP, JPEG), or is not a row of chunks up to the last (PNG), is decoded as a
+    whole, to tell odd from cut off. So is a PNG file with metadata behind its pixels, which may say that it is turned.
+    Damage amid the pixels is only found by `read_image`.
 
     Raises:
         ImageError: the file is missing, of no known format, or cut off.
@@ -107,16 +109,16 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     path = Path(path)
     try:
         with path.open("rb") as file, Image.open(file) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            # A PNG's own `getexif` would decode the pixels, for what may be behind them
+            exif = Image.Image.getexif(image) if image.format == "PNG" else image.getexif()
+            turned = exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
             size = image.size[::-1] if turned else image.size
-            whole = _ends_well(image, file)
+            told = _header_tells(image, file)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ImageError(f"cannot read {path}: no such file") from error
     except Exception as error:  # as in _from_file
         raise ImageError(f"cannot read {path}: {error or type(error).__name__}") from error
-    if not whole:
-        read_image(path)
-    return size
+    return size if told else read_image(path).shape[1::-1]
 
 
 def centre_crop(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -180,18 +182,34 @@ def _from_file(path: Path, name: str, background: np.ndarray) -> np.ndarray:
         raise ImageError(f"cannot read {name}: {error or type(error).__name__}") from error
 
 
-def _ends_well(image: Image.Image, file: BinaryIO) -> bool:
-    """Whether an opened file has the end of its format; False for formats whose end is not known here."""
+def _header_tells(image: Image.Image, file: BinaryIO) -> bool:
+    """Whether an opened file has the end of its format, and nothing but pixels between header and end; False for formats
+    of which that is not known here."""
     length = file.seek(0, os.SEEK_END)
+    if image.format == "PNG":
+        return _has_plain_chunks(file)
     if image.format == "BMP" and len(image.tile) == 1 and image.tile[0][0] == "raw":
         _, _, offset, (_, stride, *_) = image.tile[0]
         return offset + stride * image.height <= length
-    ends = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
-    if image.format not in ends:
+    if image.format != "JPEG":
         return False
-    end = ends[image.format]
-    file.seek(max(0, length - len(end)))
-    return file.read() == end
+    file.seek(max(0, length - 2))
+    return file.read() == b"\xff\xd9"
+
+
+def _has_plain_chunks(file: BinaryIO) -> bool:
+    """Whether a PNG file is one chunk after the other up to its end, without metadata behind its first pixels."""
+    file.seek(8)
+    pixels = False
+    while len(head := file.read(8)) == 8:
+        length, kind = int.from_bytes(head[:4], "big"), head[4:]
+        if kind == b"IEND":
+            return pixels and file.read(4) == b"\xaeB`\x82"
+        if not kind.isalpha() or (pixels and kind in (b"eXIf", b"iTXt", b"tEXt", b"zTXt")):
+            return False
+        pixels |= kind == b"IDAT"
+        file.seek(length + 4, os.SEEK_CUR)  # its content and checksum
+    return False
 
 
 def _from_pil(image: Image.Image, name: str, background: np.ndarray) -> np.ndarray:

@@ -812,6 +812,11 @@ def _snapshot(hub_id: str, download: bool, revision: str | None) -> Path:
             )
         )
     except LocalEntryNotFoundError as error:
+        if download:  # it was asked for, and the cause says why it does not come, such as a network that is down
+            raise CheckpointError(
+                f"`{hub_id}` is neither a folder nor in the local Hugging Face cache, and cannot be fetched "
+                f"({error.__cause__ or error})"
+            ) from error
         raise CheckpointError(
             f"`{hub_id}` is neither a folder nor in the local Hugging Face cache; pass download=True to fetch it"
         ) from error

@@ -9,7 +9,8 @@ Two ways to keep it: every distorted image as a PNG file, or recipes only (refer
 photograph, as in KADID-10k, or one type for each, as in KADIS-700k.
 
 The unit of work is one distortion type of one photograph, at all levels. Whatever is finished is on disk: a call that was
-interrupted, even killed, goes on where it stopped. The files do not depend on the number of workers.
+interrupted, even killed, goes on where it stopped. The files do not depend on the number of workers. While one process
+makes a database, others that ask for it wait, then load it.
 """
 
 import contextlib
@@ -38,7 +39,7 @@ from vtamiq.databases import Database, DatabaseError, load_database
 from vtamiq.databases.base import SUBSETS
 from vtamiq.databases.synthetic import MANIFEST, MANIFEST_FORMAT, Label, file_digest, read_manifest
 from vtamiq.distortions import LEVELS, distort, find_distortion
-from vtamiq.files import write_text
+from vtamiq.files import holding_folder, write_text
 from vtamiq.images import ImageError, ImageSource, centre_crop, image_size, read_image, write_png
 from vtamiq.metrics import CHEAP_IQMS, IQMS, QuantileTables, iqm_scores, scale_regime, weak_labels
 from vtamiq.processes import count_workers, executor, one_thread_per_process, run_jobs
@@ -235,6 +236,9 @@ def synthesize(
 ) -> Database:
     """Distort photographs and label the pairs; load the result if it is there already.
 
+    A second process that asks for the same folder meanwhile waits until the first has ended, then loads the result, or goes
+    on if the first was interrupted (not on Windows, and not on file systems without locks: there, ask for it once).
+
     With more than one worker, a script must call this below `if __name__ == "__main__":` (processes are spawned).
 
     Args:
@@ -276,16 +280,21 @@ def synthesize(
     recipe = Recipe(types, levels, metrics, size, seed, recipes_only, one_type, device, turn)
     workers = count_workers(workers)
     folder = Path(out)
-    sources = _together(_list_sources(images, subsets or {}, contents or {}, recipe), contents or {})
-    request = _request(recipe, sources, tables, progress)
+    sources = _list_sources(images, subsets or {}, contents or {}, recipe)
+    digests = _digests(sources, progress)
+    sources = _together(sources, contents or {}, digests)
+    request = _request(recipe, sources, tables, digests)
     place = Path(images) if recipes_only and isinstance(images, str | os.PathLike) else None
-    if not _claim(folder, request):
-        if device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device is cuda, but torch finds none here")
-        with one_thread_per_process(), executor(workers) as pool:
-            sources, skipped = _prepare_references(pool, folder, sources, recipe, place, progress)
-            scores = _render_all(pool, folder, sources, recipe, progress)
-        _write_labels(folder, request, recipe, sources, skipped, scores, tables, place)
+    if folder.exists() and not folder.is_dir():
+        raise DatabaseError(f"{folder} is a file; choose a new folder")
+    with holding_folder(folder):
+        if not _claim(folder, request):
+            if device == "cuda" and not torch.cuda.is_available():
+                raise ValueError("device is cuda, but torch finds none here")
+            with one_thread_per_process(), executor(workers) as pool:
+                sources, skipped = _prepare_references(pool, folder, sources, recipe, place, progress)
+                scores = _render_all(pool, folder, sources, recipe, progress)
+            _write_labels(folder, request, recipe, sources, skipped, scores, tables, place)
     in_place = place is not None and read_manifest(folder)["photographs"] is not None
     return load_database("synthetic", folder, photographs=place if in_place else None, check_images=not recipes_only)
 
@@ -311,11 +320,17 @@ def _list_sources(images: Any, subsets: Mapping[str, str], contents: Mapping[str
     ]
 
 
-def _together(sources: list[Source], contents: Mapping[str, str]) -> list[Source]:
+def _digests(sources: list[Source], progress: bool = False) -> dict[str, str | None]:
+    """`ref_id` → digest of the photograph; takes as long as to read all files."""
+    bar = tqdm(sources, desc="digests", unit="image", disable=not progress, leave=False, delay=2)
+    return {source.ref_id: source.digest() for source in bar}
+
+
+def _together(sources: list[Source], contents: Mapping[str, str], digests: Mapping[str, str | None]) -> list[Source]:
     """The same sources; copies of one file, of which nothing else was stated, are one content, which no split parts."""
     first, joined = {}, []
     for source in sources:
-        digest = source.digest()
+        digest = digests[source.ref_id]
         known = first.setdefault(digest, source)
         if digest is not None and known is not source and source.key not in contents:
             log.warning("%s is a copy of %s: both are one content", source.key, known.key)
@@ -362,7 +377,7 @@ def _name_images(images: Any) -> dict[str, Path | np.ndarray]:
 
 
 def _request(
-    recipe: Recipe, sources: list[Source], tables: QuantileTables | None, progress: bool = False
+    recipe: Recipe, sources: list[Source], tables: QuantileTables | None, digests: Mapping[str, str | None]
 ) -> dict[str, Any]:
     """What makes one result differ from another, as JSON."""
     if tables is not None:
@@ -374,17 +389,15 @@ def _request(
         **recipe.to_dict(),
         "tables": hashlib.sha256(tables.to_json().encode()).hexdigest()[:16] if tables else "fitted",
         "references": [
-            {"ref_id": s.ref_id, "source": s.key, "sha256": s.digest(), "subset": s.subset, "content": s.content}
+            {"ref_id": s.ref_id, "source": s.key, "sha256": digests[s.ref_id], "subset": s.subset, "content": s.content}
             | ({"type": s.types[0]} if recipe.one_type else {})
-            for s in tqdm(sources, desc="digests", unit="image", disable=not progress, leave=False, delay=2)
+            for s in sources
         ],
     }
 
 
 def _claim(folder: Path, request: dict[str, Any]) -> bool:
     """Whether the folder holds the finished result; if it is new, it becomes ours. Refuse a folder of anything else."""
-    if folder.exists() and not folder.is_dir():
-        raise DatabaseError(f"{folder} is a file; choose a new folder")
     manifest = read_manifest(folder)
     if manifest is None:
         # A call that is killed before its first manifest leaves at most a temporary file.
@@ -767,7 +780,8 @@ def demo_database(
     images = {name: image for _, name, image in views}
     subsets = {name: photo.subset for photo, name, _ in views}
     contents = {name: photo.name for photo, name, _ in views}
-    request = _request(recipe, _list_sources(images, subsets, contents, recipe), None)
+    sources = _list_sources(images, subsets, contents, recipe)
+    request = _request(recipe, sources, None, _digests(sources))
     digest = hashlib.sha256(json.dumps([request, __version__]).encode()).hexdigest()[:8]
     database = synthesize(
         images,

@@ -133,7 +133,7 @@ def load_database(
         root: folder of the database. None looks in `$VTAMIQ_DATA` (by default `data` in the current folder) for the
             folder names in circulation.
         strict: refuse incomplete or damaged copies; otherwise load what can be used and list the rest in
-            `Database.omissions`.
+            `Database.omissions`. Of a pair listed twice that is its first row, or none if its scores differ.
         options: of the loader, for example `realigned=False` for LIVE, `part="val"` for PIPAL, or `check_images=False`
             (most loaders open every image once, to find missing, cut off and mismatched ones before a training does).
 

@@ -16,7 +16,6 @@ H. Lin, V. Hosu, D. Saupe, DeepFL-IQA, arXiv:2001.08113, 2020.
 """
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from vtamiq.databases.base import Database, DatabaseError
-from vtamiq.databases.reading import Facts, FolderIndex, LabelRows
+from vtamiq.databases.reading import Facts, FolderIndex, LabelRows, list_folder
 from vtamiq.distortions import DISTORTIONS, LEVELS, find_distortion
 
 __all__ = ["KADIS700K", "METRICS", "load_kadis700k"]
@@ -155,7 +154,7 @@ def _locate_distorted(rows: LabelRows) -> None:
             f"{rows.index.root} has no dist_imgs: distorted images are not distributed. Make them with the authors' "
             "program, or load with render=True"
         )
-    files = pd.Series(os.listdir(rows.index.root / folder), dtype="str")
+    files = pd.Series(list_folder(rows.index.root / folder), dtype="str")
     keys, wanted = files.str.lower(), rows.table["dist_path"].str.lower()
     twice = keys.duplicated(keep=False)
     files, places = files[~twice], pd.Index(keys[~twice]).get_indexer(wanted)

@@ -25,7 +25,7 @@ import pandas as pd
 from vtamiq.databases.base import PAIR_COLUMNS, Database, DatabaseError, pair_table, path_parts
 from vtamiq.images import ImageError, image_size
 
-__all__ = ["Facts", "FolderIndex", "LabelRows", "read_lines"]
+__all__ = ["Facts", "FolderIndex", "LabelRows", "list_folder", "read_lines"]
 
 log = logging.getLogger(__name__)
 
@@ -105,16 +105,14 @@ class LabelRows:
         names = [column.lower() for column in columns]
         if header is not False:
             number, first = next(lines)
-            words = _split_fields([first], separator, name)[0]
+            words = _split_fields([first], separator)[0]
             names = _header(words, columns, f"{name}:{number}") if header else names
             if header is None and any(map(_is_number, words)):
                 raise DatabaseError(f"{name}:{number}: a header was expected, found numbers")
             columns = [*columns, *(column for column in optional if column.lower() in names)]
         blocks = []
         while block := list(islice(lines, _BLOCK)):
-            fields = _split_fields([line for _, line in block], separator, name)
-            if len(fields) != len(block):
-                raise DatabaseError(f"{name}: a quotation mark is not closed")
+            fields = _split_fields([line for _, line in block], separator)
             whole = (row if len(row) == len(names) else [""] * len(names) for row in fields)
             values = dict(zip(names, zip(*whole, strict=True), strict=True))
             block_table = pd.DataFrame({column: values[column.lower()] for column in columns}, dtype="str")
@@ -247,6 +245,7 @@ class LabelRows:
         """
         if check_images:
             self.check_images()
+        self._refuse_repeats()
         self._sort()
         pairs = pair_table(
             **{name: self.table[name] for name in self.table if name in {*PAIR_COLUMNS, *extra, "content"}},
@@ -266,6 +265,26 @@ class LabelRows:
             higher_better=facts.higher_better,
             omissions=tuple(self.omissions),
         )
+
+    def _refuse_repeats(self) -> None:
+        """Of a pair that is listed more than once, the first row stays; if its scores differ, none does, since nothing
+        tells which of them is right."""
+        keys = ["ref_path", "dist_path"]
+        several = self.table["dist_path"].duplicated(keep=False)  # few, if any: only these need to be compared as pairs
+        several[several] = self.table.loc[several, keys].duplicated(keep=False)
+        if not several.any():
+            return
+        rows = self.table[several]
+        groups = rows.groupby(keys, sort=False)
+        problem = "pair listed twice, first in " + groups["label_source"].transform("first")
+        problem = problem.where(rows.duplicated(keys), "")
+        if "score" in rows:
+            scores = groups["score"].transform("nunique", dropna=False)
+            said = "pair listed twice, with " + scores.astype("str") + " scores; give it one"
+            problem = problem.mask(scores > 1, said)
+        self.table["problem"] = problem.reindex(self.table.index, fill_value="")
+        self.refuse(self.table["problem"] != "", "{problem}")
+        self.table = self.table.drop(columns="problem")
 
     def _sort(self) -> None:
         """By reference, column by column: a table of 700,000 rows is not to lie in the memory twice."""
@@ -299,8 +318,8 @@ class LabelRows:
 class FolderIndex:
     """Look-up of files below a root without regard to letter case; each folder is listed once.
 
-    Names use "/" or "\\". Absolute names and ".." are refused before the disk is touched. Clutter that operating systems
-    leave (.DS_Store, Thumbs.db, ._*) does not exist. Two entries that differ only by case are an error when asked for.
+    Names use "/" or "\\". Absolute names and ".." are refused before the disk is touched. What `list_folder` leaves out
+    does not exist. Two entries that differ only by case are an error when asked for.
     """
 
     def __init__(self, root: str | Path):
@@ -350,11 +369,24 @@ class FolderIndex:
         if folder not in self._listings:
             path = self.root / folder
             listing: dict[str, list[str]] = {}
-            for name in sorted(os.listdir(path)) if path.is_dir() else ():
-                if not _CLUTTER.fullmatch(name):
-                    listing.setdefault(name.lower(), []).append(name)
+            for name in sorted(list_folder(path)) if path.is_dir() else ():
+                listing.setdefault(name.lower(), []).append(name)
             self._listings[folder] = listing
         return self._listings[folder]
+
+
+def list_folder(path: Path) -> list[str]:
+    """Names in a folder, but for clutter that operating systems leave (.DS_Store, Thumbs.db, ._*), and for names that are
+    not UTF-8: no label can mention those, and no table can keep them."""
+    return [name for name in os.listdir(path) if not _CLUTTER.fullmatch(name) and _is_text(name)]
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes that could not be decoded are surrogates
+        return False
+    return True
 
 
 def read_lines(path: Path, name: str) -> list[tuple[int, str]]:
@@ -414,15 +446,22 @@ def _fields(template: str) -> list[str]:
     return [name for _, name, _, _ in Formatter().parse(template) if name]
 
 
-def _split_fields(lines: list[str], separator: str | None, name: str) -> list[list[str]]:
+def _split_fields(lines: list[str], separator: str | None) -> list[list[str]]:
+    """Fields of each line; a line in which a quotation mark is not closed is one empty field, which is of no row."""
     if separator is None:
         return [line.split() for line in lines]
-    # A field with a quotation mark that is not closed would swallow the lines that follow: as one field, it is of no row.
-    lines = [line if line.count('"') % 2 == 0 else "" for line in lines]
-    try:
-        rows = [row or [""] for row in csv.reader(io.StringIO("\n".join(lines), newline=""), delimiter=separator)]
-    except csv.Error as error:
-        raise DatabaseError(f"{name}: {error}; is a quotation mark not closed?") from error
+    rows = _parse(lines, separator)
+    if rows is None:  # such a mark has swallowed the lines that follow it
+        rows = [(_parse([line], separator) or [[""]])[0] for line in lines]
     if not any(" " in line or "\t" in line for line in lines):
         return rows  # most large files: half the time
     return [[field.strip() for field in row] for row in rows]
+
+
+def _parse(lines: list[str], separator: str) -> list[list[str]] | None:
+    """Fields of each line of a CSV; None if a quotation mark is not closed in one of them."""
+    try:
+        *rows, end = csv.reader(io.StringIO("\n".join([*lines, "end"]), newline=""), delimiter=separator)
+    except csv.Error:  # one field of many lines is too long
+        return None
+    return [row or [""] for row in rows] if len(rows) == len(lines) and end == ["end"] else None
