@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vtamiq import synthesis
@@ -639,6 +639,7 @@ def dealt(keys, **options):
     }
 
 
+@settings(deadline=None)
 @given(count=st.integers(1, 60), types=st.sets(st.integers(1, 25), min_size=1), seed=st.integers(0, 2**40))
 def test_types_are_dealt_evenly_and_whatever_the_order(count, types, seed):
     keys = [f"p{n}" for n in range(count)]
