@@ -42,15 +42,14 @@ from vtamiq.databases import (
 )
 from vtamiq.evaluation import evaluate
 from vtamiq.files import write_text
-from vtamiq.inference import choose_device
 from vtamiq.initialise import start_from_scratch
 from vtamiq.lineage import pictures_of, unseen
 from vtamiq.model import VTAMIQ, CheckpointError, VTAMIQConfig
-from vtamiq.predictions import caps_for, predict, write_table
+from vtamiq.predictions import write_table
 from vtamiq.protocol import load_candidate, worth_testing
 from vtamiq.simulated import simulate_preferences
 from vtamiq.synthesis import demo_database
-from vtamiq.training import Devices, Run, Stage, train
+from vtamiq.training import START, Devices, Run, Stage, train
 
 __all__ = [
     "Chain",
@@ -70,7 +69,6 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 SPLITS = ("random", "distributed", "original", "folds", "all")
-START = "start_predictions.parquet"  # a further file of a run folder
 _PAIR = ["ref_path", "dist_path"]
 VALUES = ("n", "srocc", "krocc", "plcc", "rmse", "plcc_fitted", "rmse_fitted")  # of `evaluate`, on the test part
 
@@ -519,14 +517,10 @@ def run_chain(
     for number, (part, name) in enumerate(zip(planned, chain.folders, strict=True)):
         run = train(
             model, part.step.stage, part.training, part.validation, part.test,
-            out=out / name, set_aside=set_aside, progress=progress, **options,
+            out=out / name, set_aside=set_aside, progress=progress, score_start=True, **options,
         )  # fmt: skip
         runs.append(run)
         if first:
-            before = runs[-2] if number else None
-            _score_start(
-                run, part, lambda run=before: run.model if run else start_model(chain, root), chain.accelerator
-            )
             rows.append({"step": number} | _about(chain, number, part) | _result(run, part))
             write_table(pd.DataFrame(rows), out / "chain.csv")
         model = VTAMIQ.from_pretrained(run.folder / "model")  # not `run.model`, which the next stage would change
@@ -601,19 +595,6 @@ def _tested(part: _Planned) -> pd.DataFrame | None:
         return None if part.test is None else worth_testing(part.test).pairs[_PAIR]
     except DatabaseError:
         return None
-
-
-def _score_start(run: Run, part: _Planned, load: Callable[[], VTAMIQ], accelerator: str) -> None:
-    """Have the weights that a stage started from predict its test part, as `train` did for the best ones, once."""
-    path, stage = run.folder / START, run.stage
-    if path.is_file() or part.test is None:
-        return
-    model = load().to(choose_device("cpu" if accelerator == "cpu" else None))
-    caps = caps_for(model, stage.caps, num_patches=stage.test_patches)
-    options = {"repeats": stage.test_repeats, "seed": stage.seed, "batch_size": stage.batch_size}
-    table = predict(model, part.test, caps, **options, workers=stage.workers, progress=False, split="test")
-    model.cpu()
-    write_table(table, path)
 
 
 def _plain(chain: Chain) -> dict[str, Any]:

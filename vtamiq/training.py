@@ -3,8 +3,8 @@
 Run folder: `run.json` (what was asked: stage, model, data, versions), `stage.yaml`, `environment.json` (packages, device),
 `history.csv` (a row per epoch), `steps.csv` (a row per batch), `tensorboard/` where that is installed, `checkpoints/`
 (`best` by SROCC on the validation rows, `last`, `previous`), `model/` (best weights, for `VTAMIQ.from_pretrained`),
-`predictions.parquet` (validation and test rows, scored once at the end), `result.json`; `run.lock` keeps a second process
-out.
+`predictions.parquet` (validation and test rows, scored once at the end), `start_predictions.parquet` (test rows, by the
+weights that the run started from; if asked for), `result.json`; `run.lock` keeps a second process out.
 
 A run that was interrupted goes on at its last checkpoint, after an epoch or within one: patches, order and dropout are
 functions of the seed, the epoch and the batch, so it ends with the weights of an uninterrupted run.
@@ -53,7 +53,7 @@ from vtamiq.fast import decompile_blocks, restore
 from vtamiq.files import clear_unfinished, holding, write_text
 from vtamiq.fitting import fitting_for
 from vtamiq.lineage import pictures_of
-from vtamiq.model import VTAMIQ
+from vtamiq.model import VTAMIQ, VTAMIQConfig
 from vtamiq.patches import ImagePatches, PairPatches, PreferencePatches, patch_loader
 from vtamiq.predictions import caps_for, predict, write_table
 from vtamiq.processes import is_first_process
@@ -65,6 +65,7 @@ log = logging.getLogger(__name__)
 Labels = LabelScale | Linearisation | None  # None: preferences are taken as they are
 # Settings that make no difference to the result:
 NO_MATTER = ("workers", "in_memory", "checkpoint_minutes", "gradient_checkpointing")
+START = "start_predictions.parquet"  # in a run folder, if it was asked for
 PATIENCE = 600  # seconds that a process waits for the main one to claim the run folder
 TIMEOUT = timedelta(days=1)  # for the other processes, while the main one scores the test rows
 
@@ -158,6 +159,7 @@ def train(
     num_nodes: int = 1,
     strategy: str = "auto",
     progress: bool = True,
+    score_start: bool = False,
 ) -> Run:
     """Train `model`, or go on with the run that `out` holds, or return it if it is finished.
 
@@ -179,6 +181,8 @@ def train(
         accelerator, devices, num_nodes, strategy: of Lightning's Trainer: "auto", "cpu" or "gpu"; devices on each node, -1
             for all; "auto" (one device, or DDP), "ddp", or another one of its strategies, of which none was tried here.
             FSDP cannot clip by the norm: it needs `gradient_clip=0`.
+        score_start: have the weights that the run starts from predict the test rows as well, once
+            (`start_predictions.parquet`): what the training has gained.
 
     Raises:
         ValueError: `out` holds a run of another stage, model, start, data or code, or another process is training there,
@@ -197,8 +201,11 @@ def train(
         _claim(out, record, set_aside)
     else:
         _wait_for_claim(out, record)
+    scores_start = score_start and test is not None
     if (out / "result.json").is_file():
         log.info("%s holds this run, finished; loaded, not trained again", out.name)
+        if places.main and scores_start and not (out / START).is_file():  # it was not asked for then
+            _score_start((model.state_dict(), model.config), stage, test, out, accelerator, progress)
         return _adopt(model, Run.load(out))
 
     with _alone(out) if places.main else nullcontext():
@@ -218,6 +225,8 @@ def train(
                 card = {"training": _in_words(stage, training)}
                 model.cpu().eval().save_pretrained(out / "model", model_card_kwargs=card)
                 _score_parts(model, stage, parts, out, accelerator, progress)
+                if scores_start:
+                    _score_start((before[0], before[2]), stage, test, out, accelerator, progress)
                 write_text(out / "result.json", json.dumps(result | {"seconds": round(seconds, 1)}))
             trainer.strategy.barrier("result")
         except BaseException:
@@ -411,18 +420,38 @@ def _score_parts(
     model: VTAMIQ, stage: Stage, parts: dict[str, Database], out: Path, accelerator: str, progress: bool
 ) -> None:
     """Write the prediction table of the validation and test rows."""
+    held_out = {name: database for name, database in parts.items() if name != "train"}
+    tables = [
+        _score(model, stage, database, accelerator, progress, split=name, stage=stage.name)
+        for name, database in held_out.items()
+    ]
+    write_table(pd.concat(tables, ignore_index=True), out / "predictions.parquet")
+
+
+def _score_start(
+    start: tuple[dict[str, torch.Tensor], VTAMIQConfig], stage: Stage, test: Database, out: Path, accelerator: str,
+    progress: bool,
+) -> None:  # fmt: skip
+    """Write the prediction table of the test rows by the weights that the run started from."""
+    state, config = start
+    model = VTAMIQ(config)
+    model.load_state_dict(state)
+    write_table(_score(model, stage, test, accelerator, progress, split="test"), out / START)
+
+
+def _score(
+    model: VTAMIQ, stage: Stage, database: Database, accelerator: str, progress: bool, /, **labels: str
+) -> pd.DataFrame:
+    """What the model predicts for a part; afterwards it is on the CPU."""
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     model = model.cuda() if on_gpu else model
     caps = caps_for(model, stage.caps, num_patches=stage.test_patches)
-    tables = [
-        predict(
-            model, database, caps, repeats=stage.test_repeats, seed=stage.seed, batch_size=stage.batch_size,
-            workers=stage.workers, progress=progress, split=name, stage=stage.name,
-        )
-        for name, database in parts.items() if name != "train"
-    ]  # fmt: skip
+    table = predict(
+        model, database, caps, repeats=stage.test_repeats, seed=stage.seed, batch_size=stage.batch_size,
+        workers=stage.workers, progress=progress, **labels,
+    )  # fmt: skip
     model.cpu()
-    write_table(pd.concat(tables, ignore_index=True), out / "predictions.parquet")
+    return table
 
 
 def _check_parts(parts: dict[str, Database], stage: Stage) -> None:
