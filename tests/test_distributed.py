@@ -164,6 +164,29 @@ def test_nobody_loses_patience_while_a_start_is_scored(folder):
     assert pd.read_csv(folder / "patient" / "chain.csv")["srocc_start"].notna().tolist() == [True, True]
 
 
+DAMAGED = """
+from vtamiq import training
+from vtamiq.images import ImageError
+predict = training.predict
+
+def damaged(*given, **named):
+    if named["split"] == "test":
+        raise ImageError("test.png is damaged")
+    return predict(*given, **named)
+
+training.predict = damaged
+"""
+
+
+def test_what_stops_the_main_process_stops_the_others(folder):
+    script = CHAIN.format(before=DAMAGED, root=os.getcwd(), table=small_table(folder / "small", 10, 2), out="damaged")
+    done = run_text(folder, script)
+    assert done.returncode == 1
+    errors = [line.removeprefix("[rank1]: ").removeprefix("[rank0]: ") for line in done.stderr.splitlines()]
+    assert "vtamiq.images.ImageError: test.png is damaged" in errors
+    assert "ValueError: the main process failed: ImageError: test.png is damaged" in errors
+
+
 CHAIN = """
 import os, sys
 sys.path.insert(0, {root!r})

@@ -22,7 +22,7 @@ import signal
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from importlib.metadata import distributions, version
@@ -186,8 +186,8 @@ def train(
 
     Raises:
         ValueError: `out` holds a run of another stage, model, start, data or code, or another process is training there,
-            parts share contents, training diverged (try a lower learning rate), or the batch cannot be shared evenly by
-            the devices.
+            parts share contents, training diverged (try a lower learning rate), the batch cannot be shared evenly by the
+            devices, or another process than this one failed, which has its own error.
         ImageError: an image cannot be read, unless it is one of the training rows and `stage.bad_images` is "skip".
         KeyboardInterrupt: after Ctrl-C; what is in the last checkpoint is kept.
     """
@@ -216,19 +216,19 @@ def train(
         before = copy.deepcopy(model.state_dict()), model.seen, model.config
         try:
             trainer, seconds = _fit(model, stage, training, validation, labels, out, places, progress)
-            if trainer.is_global_zero:
-                weights, result = _best(out, stage)
-                model.load_state_dict(weights)
-                if stage.labels == "preferences":
-                    model.config = replace(model.config, preference_weight=result["preference_weight"])
-                model.seen = seen
-                card = {"training": _in_words(stage, training)}
-                model.cpu().eval().save_pretrained(out / "model", model_card_kwargs=card)
-                _score_parts(model, stage, parts, out, accelerator, progress)
-                if scores_start:
-                    _score_start((before[0], before[2]), stage, test, out, accelerator, progress)
-                write_text(out / "result.json", json.dumps(result | {"seconds": round(seconds, 1)}))
-            trainer.strategy.barrier("result")
+            with _together(trainer) as main:
+                if main:
+                    weights, result = _best(out, stage)
+                    model.load_state_dict(weights)
+                    if stage.labels == "preferences":
+                        model.config = replace(model.config, preference_weight=result["preference_weight"])
+                    model.seen = seen
+                    card = {"training": _in_words(stage, training)}
+                    model.cpu().eval().save_pretrained(out / "model", model_card_kwargs=card)
+                    _score_parts(model, stage, parts, out, accelerator, progress)
+                    if scores_start:
+                        _score_start((before[0], before[2]), stage, test, out, accelerator, progress)
+                    write_text(out / "result.json", json.dumps(result | {"seconds": round(seconds, 1)}))
         except BaseException:
             state, model.seen, model.config = before
             model.cpu().eval().load_state_dict(state)  # so that the same call can be made again
@@ -383,6 +383,21 @@ def _strategy(places: Devices, stage: Stage) -> str | Strategy:
     # Validation rows may not share out evenly, which an exchange of buffers, constants here, would not survive.
     unused = bool(stage.freeze)  # parameters that do not learn at first
     return DDPStrategy(find_unused_parameters=unused, broadcast_buffers=False, timeout=TIMEOUT)
+
+
+@contextmanager
+def _together(trainer: lightning.Trainer) -> Iterator[bool]:
+    """Whether this is the main process; the others wait at the end of the block, and fail there if the main one failed."""
+    main = trainer.is_global_zero
+    try:
+        yield main
+    except BaseException as error:
+        with suppress(Exception):  # of another process that is gone: not what went wrong first
+            trainer.strategy.broadcast(f"{type(error).__name__}: {error}")
+        raise
+    failure = trainer.strategy.broadcast("")
+    if failure:
+        raise ValueError(f"the main process failed: {failure}")
 
 
 def _has_stopped_early(checkpoint: dict[str, Any], stage: Stage) -> bool:
