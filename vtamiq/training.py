@@ -4,7 +4,8 @@ Run folder: `run.json` (what was asked: stage, model, data, versions), `stage.ya
 `history.csv` (a row per epoch), `steps.csv` (a row per batch), `tensorboard/` where that is installed, `checkpoints/`
 (`best` by SROCC on the validation rows, `last`, `previous`), `model/` (best weights, for `VTAMIQ.from_pretrained`),
 `predictions.parquet` (validation and test rows, scored once at the end), `start_predictions.parquet` (test rows, by the
-weights that the run started from; if asked for), `result.json`; `run.lock` keeps a second process out.
+weights that the run started from; if asked for), `result.json`; `run.lock` keeps a second process out. While rows are
+scored, `scoring/` has the draws that are finished.
 
 A run that was interrupted goes on at its last checkpoint, after an epoch or within one: patches, order and dropout are
 functions of the seed, the epoch and the batch, so it ends with the weights of an uninterrupted run.
@@ -18,6 +19,7 @@ import logging
 import math
 import os
 import platform
+import shutil
 import signal
 import time
 import warnings
@@ -66,6 +68,7 @@ Labels = LabelScale | Linearisation | None  # None: preferences are taken as the
 # Settings that make no difference to the result:
 NO_MATTER = ("workers", "in_memory", "checkpoint_minutes", "gradient_checkpointing")
 START = "start_predictions.parquet"  # in a run folder, if it was asked for
+SCORING = "scoring"  # draws of tables to come, in a run folder
 PATIENCE = 600  # seconds that a process waits for the main one to claim the run folder
 TIMEOUT = timedelta(days=1)  # for the other processes, while the main one scores the test rows
 
@@ -206,6 +209,7 @@ def train(
         log.info("%s holds this run, finished; loaded, not trained again", out.name)
         if places.main and scores_start and not (out / START).is_file():  # it was not asked for then
             _score_start((model.state_dict(), model.config), stage, test, out, accelerator, progress)
+            shutil.rmtree(out / SCORING, ignore_errors=True)
         return _adopt(model, Run.load(out))
 
     with _alone(out) if places.main else nullcontext():
@@ -229,6 +233,7 @@ def train(
                     if scores_start:
                         _score_start((before[0], before[2]), stage, test, out, accelerator, progress)
                     write_text(out / "result.json", json.dumps(result | {"seconds": round(seconds, 1)}))
+                    shutil.rmtree(out / SCORING, ignore_errors=True)
         except BaseException:
             state, model.seen, model.config = before
             model.cpu().eval().load_state_dict(state)  # so that the same call can be made again
@@ -437,7 +442,7 @@ def _score_parts(
     """Write the prediction table of the validation and test rows."""
     held_out = {name: database for name, database in parts.items() if name != "train"}
     tables = [
-        _score(model, stage, database, accelerator, progress, split=name, stage=stage.name)
+        _score(model, stage, database, out, accelerator, progress, split=name, stage=stage.name)
         for name, database in held_out.items()
     ]
     write_table(pd.concat(tables, ignore_index=True), out / "predictions.parquet")
@@ -451,19 +456,20 @@ def _score_start(
     state, config = start
     model = VTAMIQ(config)
     model.load_state_dict(state)
-    write_table(_score(model, stage, test, accelerator, progress, split="test"), out / START)
+    write_table(_score(model, stage, test, out, accelerator, progress, split="test"), out / START)
 
 
 def _score(
-    model: VTAMIQ, stage: Stage, database: Database, accelerator: str, progress: bool, /, **labels: str
+    model: VTAMIQ, stage: Stage, database: Database, out: Path, accelerator: str, progress: bool, /, **labels: str
 ) -> pd.DataFrame:
-    """What the model predicts for a part; afterwards it is on the CPU."""
+    """What the model predicts for a part, where an interruption left off; afterwards it is on the CPU."""
+    keep = out / SCORING / f"{labels['split']}-{_weights_digest(model)}"
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     model = model.cuda() if on_gpu else model
     caps = caps_for(model, stage.caps, num_patches=stage.test_patches)
     table = predict(
         model, database, caps, repeats=stage.test_repeats, seed=stage.seed, batch_size=stage.batch_size,
-        workers=stage.workers, progress=progress, **labels,
+        workers=stage.workers, progress=progress, keep=keep, **labels,
     )  # fmt: skip
     model.cpu()
     return table
