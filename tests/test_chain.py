@@ -400,12 +400,12 @@ class TestRun:
             raise Called(options)
 
         monkeypatch.setattr(chain_module, "train", train)
-        chain = replace(apart, devices=4, num_nodes=2, strategy="ddp")
+        chain = replace(apart, devices=2, num_nodes=2, strategy="ddp")
         with pytest.raises(Called) as called:
             run_chain(chain, tmp_path / "out", root=root, progress=False)
         options = called.value.args[0]
         assert {name: options[name] for name in ("accelerator", "devices", "num_nodes", "strategy")} == {
-            "accelerator": "cpu", "devices": 4, "num_nodes": 2, "strategy": "ddp"
+            "accelerator": "cpu", "devices": 2, "num_nodes": 2, "strategy": "ddp"
         }  # fmt: skip
 
     @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"])
@@ -486,6 +486,28 @@ class TestCheck:
     def test_what_is_wrong_at_the_end_is_found_at_the_beginning(self, settings, message, root, apart, tmp_path):
         with pytest.raises(DatabaseError, match=message):
             run_chain(changed(apart, settings), tmp_path / "out", root=root, progress=False)
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"steps.1.stage.freeze": ["encoder.block"], "steps.1.stage.freeze_epochs": 1},
+             "freeze: the model has no 'encoder.block' that learns; parts are names such as "),
+            ({"steps.1.stage.versions": 4}, "versions=4, but images/r0.png has 2 distorted images only"),
+            ({"steps.1.stage.caps.centre_map": "none.npy"}, "centre_map 'none.npy' cannot be read as a .npy array: "),
+            ({"devices": 3, "steps.0.stage.batch_size": 9},
+             "batch_size=8: 8 items cannot be shared evenly by 3 devices"),
+            ({"devices": 4, "steps.1.stage.versions": 2, "steps.1.stage.batch_size": 4},
+             "batch_size=4: 2 items of 2 versions each cannot be shared evenly by 4 devices"),
+            ({"devices": 4, "steps.1.stage.batch_size": 16},
+             "12 training and 4 validation rows are too few for batches of 16 on 4 devices"),
+        ],
+    )  # fmt: skip
+    def test_settings_that_a_later_stage_would_stop_at(self, settings, message, root, apart, tmp_path):
+        for act in (check_chain, lambda chain, root: run_chain(chain, tmp_path / "out", root=root, progress=False)):
+            with pytest.raises(ValueError) as error:  # noqa: PT011 - the whole beginning is compared
+                act(changed(apart, settings), root=root)
+            assert str(error.value).startswith(f"steps[1] (second): {message}")
         assert not (tmp_path / "out").exists()
 
 

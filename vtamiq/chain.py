@@ -49,7 +49,7 @@ from vtamiq.predictions import write_table
 from vtamiq.protocol import load_candidate, worth_testing
 from vtamiq.simulated import simulate_preferences
 from vtamiq.synthesis import demo_database
-from vtamiq.training import START, Devices, Run, Stage, train
+from vtamiq.training import START, Devices, Run, Stage, check_stage, train
 
 __all__ = [
     "Chain",
@@ -214,9 +214,14 @@ class Chain:
         write_text(path, yaml.safe_dump(_plain(self), sort_keys=False))
 
     @property
+    def places(self) -> Devices:
+        """What it runs on."""
+        return Devices(self.accelerator, self.devices, self.num_nodes, self.strategy)
+
+    @property
     def writes_here(self) -> bool:
         """Whether this process is the only one of the run, or the one of them that writes and prints."""
-        return Devices(self.accelerator, self.devices, self.num_nodes, self.strategy).main
+        return self.places.main
 
     @property
     def folders(self) -> list[str]:
@@ -350,6 +355,7 @@ def _plan(chain: Chain, model: VTAMIQ, load: Callable[[Data], Database]) -> list
         _placed(place, _check_labels, step, training, validation)
         validation = _without(validation, trained, "validation", place)
         test = None if test is None else _without(test, seen, "test", place)
+        _placed(place, check_stage, model, step.stage, training, validation, test, chain.places)
         planned.append(_Planned(step, training, validation, test, 0 if test is None else len(parts[2]) - len(test)))
         if test is not None:
             _warn_of_relatives(seen, test, place)
@@ -512,7 +518,7 @@ def run_chain(
     planned = _plan(chain, model, load or load_once(root))
     if first and not (out / "chain.yaml").exists():
         chain.save(out / "chain.yaml")
-    options = {name: getattr(chain, name) for name in ("accelerator", "devices", "num_nodes", "strategy")}
+    options = asdict(chain.places)
     runs, rows = [], []
     for number, (part, name) in enumerate(zip(planned, chain.folders, strict=True)):
         run = train(

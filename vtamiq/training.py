@@ -49,6 +49,7 @@ from vtamiq.callbacks import (
     checkpoints,
     readable_checkpoint,
 )
+from vtamiq.caps import centre_template
 from vtamiq.configs import build
 from vtamiq.databases import Database, LabelScale, Linearisation
 from vtamiq.fast import decompile_blocks, restore
@@ -85,6 +86,11 @@ class Devices:
     @property
     def single(self) -> bool:
         return self.devices == 1 and self.num_nodes == 1
+
+    @property
+    def processes(self) -> int:
+        """How many train together."""
+        return (max(1, torch.cuda.device_count()) if self.devices == -1 else self.devices) * self.num_nodes
 
     @property
     def main(self) -> bool:
@@ -200,6 +206,8 @@ def train(
     labels = _labels(stage, parts)
     seen = None if model.seen is None else (*model.seen, pictures_of(training), pictures_of(validation))
     record = json.loads(json.dumps(_record(model, stage, parts, labels)))
+    if not _holds(out, record):  # what is refused leaves no folder, and sets none aside
+        check_stage(model, stage, training, validation, test, places)
     if places.main:
         _claim(out, record, set_aside)
     else:
@@ -247,6 +255,28 @@ def train(
     return _adopt(model, Run.load(out))
 
 
+def check_stage(
+    model: VTAMIQ,
+    stage: Stage,
+    training: Database,
+    validation: Database,
+    test: Database | None = None,
+    places: Devices = Devices(),
+) -> None:
+    """Refuse what `train` would only find out about as it goes; no image is read.
+
+    Raises:
+        ValueError: as `train`, but for what is in the run folder or goes wrong while it trains.
+    """
+    parts = {"train": training, "val": validation} | ({"test": test} if test is not None else {})
+    _check_parts(parts, stage)
+    if stage.caps.centre_map is not None and stage.caps.centre > 0:
+        centre_template(stage.caps.centre_map)
+    rows, held_out = _datasets(model, stage, training, validation, _labels(stage, parts))
+    fitting_for(model, stage)
+    _check_batches(rows, held_out, stage, places.processes)
+
+
 def _adopt(model: VTAMIQ, run: Run) -> Run:
     """Bring `model` to what the run has come to; returns the run."""
     model.cpu().eval().load_state_dict(run.model.state_dict())
@@ -275,9 +305,7 @@ def _fit(
 ) -> tuple[lightning.Trainer, float]:
     """Run the training loop from where `out` left off; returns the trainer and the seconds that all of it took."""
     gc.collect()  # Lightning's cycles keep the images of a training before this one, if they are in memory
-    caps, test_caps = caps_for(model, stage.caps), caps_for(model, stage.caps, num_patches=stage.test_patches)
-    rows = _dataset(training, caps, stage, labels, augmented=True)
-    held_out = _dataset(validation, test_caps, stage, labels, augmented=False)
+    rows, held_out = _datasets(model, stage, training, validation, labels)
     history, folder = History(out, rows), out / "checkpoints"
     callbacks = [history, Termination(), *checkpoints(folder, stage)]
     if stage.onednn:
@@ -342,6 +370,14 @@ def _fit(
     return trainer, history.seconds
 
 
+def _datasets(
+    model: VTAMIQ, stage: Stage, training: Database, validation: Database, labels: Labels
+) -> tuple[ImagePatches, ImagePatches]:
+    caps, test_caps = caps_for(model, stage.caps), caps_for(model, stage.caps, num_patches=stage.test_patches)
+    rows = _dataset(training, caps, stage, labels, augmented=True)
+    return rows, _dataset(validation, test_caps, stage, labels, augmented=False)
+
+
 def _dataset(database: Database, caps: Any, stage: Stage, labels: Labels, augmented: bool) -> ImagePatches:
     options: dict[str, Any] = {"seed": stage.seed, "in_memory": stage.in_memory}
     if augmented:
@@ -358,11 +394,7 @@ def _loaders(
     """Batches of this process for training and validation."""
     rank, world_size = trainer.global_rank, trainer.world_size
     items = stage.batch_size // stage.versions  # of a batch
-    if world_size > 1 and min(len(rows) // items, len(held_out) // world_size) < 1:
-        raise ValueError(
-            f"{len(rows) * stage.versions} training and {len(held_out)} validation rows are too few for batches of "
-            f"{stage.batch_size} on {world_size} devices"
-        )
+    _check_batches(rows, held_out, stage, world_size)
     batches = patch_loader(
         rows,
         batch_size=items,
@@ -380,6 +412,20 @@ def _loaders(
         persistent_workers=stage.workers > 0,
     )
     return batches, val_batches
+
+
+def _check_batches(rows: ImagePatches, held_out: ImagePatches, stage: Stage, world_size: int) -> None:
+    items = stage.batch_size // stage.versions
+    if items % world_size:
+        of = f" of {stage.versions} versions each" if stage.versions > 1 else ""
+        raise ValueError(
+            f"batch_size={stage.batch_size}: {items} items{of} cannot be shared evenly by {world_size} devices"
+        )
+    if world_size > 1 and min(len(rows) // items, len(held_out) // world_size) < 1:
+        raise ValueError(
+            f"{len(rows) * stage.versions} training and {len(held_out)} validation rows are too few for batches of "
+            f"{stage.batch_size} on {world_size} devices"
+        )
 
 
 def _strategy(places: Devices, stage: Stage) -> str | Strategy:
@@ -616,11 +662,16 @@ def _wait_for_claim(out: Path, record: dict[str, Any]) -> None:
     """Until the main process has made the folder ready for this very run."""
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until:
-        path = out / "run.json"
-        if path.is_file() and not _differences(record, json.loads(path.read_text())):
+        if _holds(out, record):
             return
         time.sleep(0.2)
     raise ValueError(f"{out}: the main process has not made this run's folder ready; does every node see the folder?")
+
+
+def _holds(out: Path, record: dict[str, Any]) -> bool:
+    """Whether the folder is that of this very run, begun or finished."""
+    path = out / "run.json"
+    return path.is_file() and not _differences(record, json.loads(path.read_text()))
 
 
 def _differences(record: dict[str, Any], held: dict[str, Any]) -> list[str]:
