@@ -68,8 +68,11 @@ class TestYAML:
         model=st.sampled_from([{}, TINY, {"std": [0.1, 0.2, 0.3]}]),
     )
     def test_round_trip_is_exact(self, tmp_path_factory, rate, ratios, database, seed, model):
-        data = Data(database, ratios=ratios, seed=seed, split="folds", folds=4, fold=3)
-        chain = Chain(model=model, seed=seed, steps=(Step(data, replace(STAGE, learning_rate=rate)), Step(data)))
+        steps = (
+            Step(Data(database, ratios=ratios, seed=seed), replace(STAGE, learning_rate=rate)),
+            Step(Data(database, seed=seed, split="folds", folds=4, fold=3)),
+        )
+        chain = Chain(model=model, seed=seed, steps=steps)
         path = tmp_path_factory.mktemp("yaml") / "a.yaml"
         chain.save(path)
         assert Chain.load(path) == chain
@@ -100,6 +103,12 @@ class TestYAML:
             ("steps: [{data: {database: a, split: randon}}]", "steps[0].data.split must be one of random, distributed"),
             ("steps: [{data: {database: a, ratios: [0.8, 0.2]}}]", "steps[0].data.ratios must be three positive shares"),
             ("steps: [{data: {database: a, split: folds, fold: 5}}]", "steps[0].data.fold must be from 0 to folds - 1"),
+            ("steps: [{data: {database: a, fold: 3}}]",
+             "steps[0].data.fold acts with split='folds' only; leave it at 0, got 3"),
+            ("steps: [{data: {database: a, split: original, folds: 4}}]",
+             "steps[0].data.folds acts with split='folds' only; leave it at 5, got 4"),
+            ("steps: [{data: {database: a, split: folds, ratios: [0.8, 0.1, 0.1]}}]",
+             "steps[0].data.ratios acts with split='random' only; leave it at (0.6, 0.2, 0.2), got (0.8, 0.1, 0.1)"),
             ("steps: [{data: {database: ''}}]", "steps[0].data.database must name a database"),
             ("steps: [{stage: {epochs: 1}}]", "steps[0].data is missing: a step needs a database"),
             ("steps: [{data: {database: a}, stage: {name: a/b}}]", "steps[0].stage.name is part of a folder's name"),
@@ -148,8 +157,8 @@ class TestChanged:
         [
             ("seed", 4, lambda c: c.seed),
             ("steps.-1.stage.caps.num_patches", 64, lambda c: c.steps[1].stage.caps.num_patches),
-            ("steps[0].data.ratios", (0.5, 0.25, 0.25), lambda c: c.steps[0].data.ratios),
-            ("steps.0.data.ratios", [0.5, 0.25, 0.25], lambda c: list(c.steps[0].data.ratios)),
+            ("steps[1].data.ratios", (0.5, 0.25, 0.25), lambda c: c.steps[1].data.ratios),
+            ("steps.1.data.ratios", [0.5, 0.25, 0.25], lambda c: list(c.steps[1].data.ratios)),
             ("model.num_groups", 0, lambda c: c.model["num_groups"]),
             ("model.mlp_dropout", 0.5, lambda c: c.model["mlp_dropout"]),  # not among the fields that were given
         ],

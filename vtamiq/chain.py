@@ -113,6 +113,10 @@ class Data:
         require(self, "validation", 0 < self.validation < 1, "must lie between 0 and 1")
         for name in ("seed", "simulate"):
             require(self, name, getattr(self, name) >= 0, "must not be negative")
+        for name, split in (("ratios", "random"), ("folds", "folds"), ("fold", "folds")):
+            default = getattr(Data, name)
+            acts = self.split == split or getattr(self, name) == default
+            require(self, name, acts, f"acts with split={split!r} only; leave it at {default!r}")
 
     def parts(self, database: Database) -> tuple[Database, Database, Database | None]:
         """(training, validation, test) parts of the loaded database; test is None for the split "all".

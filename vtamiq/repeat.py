@@ -260,7 +260,8 @@ def _reseeded(chain: Chain, k: int) -> Chain:
 
 def _of_fold(chain: Chain, folds: int, k: int) -> Chain:
     *before, last = chain.steps
-    return replace(chain, steps=(*before, replace(last, data=replace(last.data, split="folds", folds=folds, fold=k))))
+    data = replace(last.data, split="folds", folds=folds, fold=k, ratios=Data.ratios)
+    return replace(chain, steps=(*before, replace(last, data=data)))
 
 
 def _jobs(chain: Chain, folder: str, tells: Mapping[str, Any], repeats: int, folds: int) -> list[_Job]:
