@@ -68,8 +68,11 @@ class TestYAML:
         model=st.sampled_from([{}, TINY, {"std": [0.1, 0.2, 0.3]}]),
     )
     def test_round_trip_is_exact(self, tmp_path_factory, rate, ratios, database, seed, model):
-        data = Data(database, ratios=ratios, seed=seed, split="folds", folds=4, fold=3)
-        chain = Chain(model=model, seed=seed, steps=(Step(data, replace(STAGE, learning_rate=rate)), Step(data)))
+        steps = (
+            Step(Data(database, ratios=ratios, seed=seed), replace(STAGE, learning_rate=rate)),
+            Step(Data(database, seed=seed, split="folds", folds=4, fold=3)),
+        )
+        chain = Chain(model=model, seed=seed, steps=steps)
         path = tmp_path_factory.mktemp("yaml") / "a.yaml"
         chain.save(path)
         assert Chain.load(path) == chain
@@ -100,6 +103,12 @@ class TestYAML:
             ("steps: [{data: {database: a, split: randon}}]", "steps[0].data.split must be one of random, distributed"),
             ("steps: [{data: {database: a, ratios: [0.8, 0.2]}}]", "steps[0].data.ratios must be three positive shares"),
             ("steps: [{data: {database: a, split: folds, fold: 5}}]", "steps[0].data.fold must be from 0 to folds - 1"),
+            ("steps: [{data: {database: a, fold: 3}}]",
+             "steps[0].data.fold acts with split='folds' only; leave it at 0, got 3"),
+            ("steps: [{data: {database: a, split: original, folds: 4}}]",
+             "steps[0].data.folds acts with split='folds' only; leave it at 5, got 4"),
+            ("steps: [{data: {database: a, split: folds, ratios: [0.8, 0.1, 0.1]}}]",
+             "steps[0].data.ratios acts with split='random' only; leave it at (0.6, 0.2, 0.2), got (0.8, 0.1, 0.1)"),
             ("steps: [{data: {database: ''}}]", "steps[0].data.database must name a database"),
             ("steps: [{stage: {epochs: 1}}]", "steps[0].data is missing: a step needs a database"),
             ("steps: [{data: {database: a}, stage: {name: a/b}}]", "steps[0].stage.name is part of a folder's name"),
@@ -148,8 +157,8 @@ class TestChanged:
         [
             ("seed", 4, lambda c: c.seed),
             ("steps.-1.stage.caps.num_patches", 64, lambda c: c.steps[1].stage.caps.num_patches),
-            ("steps[0].data.ratios", (0.5, 0.25, 0.25), lambda c: c.steps[0].data.ratios),
-            ("steps.0.data.ratios", [0.5, 0.25, 0.25], lambda c: list(c.steps[0].data.ratios)),
+            ("steps[1].data.ratios", (0.5, 0.25, 0.25), lambda c: c.steps[1].data.ratios),
+            ("steps.1.data.ratios", [0.5, 0.25, 0.25], lambda c: list(c.steps[1].data.ratios)),
             ("model.num_groups", 0, lambda c: c.model["num_groups"]),
             ("model.mlp_dropout", 0.5, lambda c: c.model["mlp_dropout"]),  # not among the fields that were given
         ],
@@ -400,12 +409,12 @@ class TestRun:
             raise Called(options)
 
         monkeypatch.setattr(chain_module, "train", train)
-        chain = replace(apart, devices=4, num_nodes=2, strategy="ddp")
+        chain = replace(apart, devices=2, num_nodes=2, strategy="ddp")
         with pytest.raises(Called) as called:
             run_chain(chain, tmp_path / "out", root=root, progress=False)
         options = called.value.args[0]
         assert {name: options[name] for name in ("accelerator", "devices", "num_nodes", "strategy")} == {
-            "accelerator": "cpu", "devices": 4, "num_nodes": 2, "strategy": "ddp"
+            "accelerator": "cpu", "devices": 2, "num_nodes": 2, "strategy": "ddp"
         }  # fmt: skip
 
     @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"])
@@ -486,6 +495,28 @@ class TestCheck:
     def test_what_is_wrong_at_the_end_is_found_at_the_beginning(self, settings, message, root, apart, tmp_path):
         with pytest.raises(DatabaseError, match=message):
             run_chain(changed(apart, settings), tmp_path / "out", root=root, progress=False)
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"steps.1.stage.freeze": ["encoder.block"], "steps.1.stage.freeze_epochs": 1},
+             "freeze: the model has no 'encoder.block' that learns; parts are names such as "),
+            ({"steps.1.stage.versions": 4}, "versions=4, but images/r0.png has 2 distorted images only"),
+            ({"steps.1.stage.caps.centre_map": "none.npy"}, "centre_map 'none.npy' cannot be read as a .npy array: "),
+            ({"devices": 3, "steps.0.stage.batch_size": 9},
+             "batch_size=8: 8 items cannot be shared evenly by 3 devices"),
+            ({"devices": 4, "steps.1.stage.versions": 2, "steps.1.stage.batch_size": 4},
+             "batch_size=4: 2 items of 2 versions each cannot be shared evenly by 4 devices"),
+            ({"devices": 4, "steps.1.stage.batch_size": 16},
+             "12 training and 4 validation rows are too few for batches of 16 on 4 devices"),
+        ],
+    )  # fmt: skip
+    def test_settings_that_a_later_stage_would_stop_at(self, settings, message, root, apart, tmp_path):
+        for act in (check_chain, lambda chain, root: run_chain(chain, tmp_path / "out", root=root, progress=False)):
+            with pytest.raises(ValueError) as error:  # noqa: PT011 - the whole beginning is compared
+                act(changed(apart, settings), root=root)
+            assert str(error.value).startswith(f"steps[1] (second): {message}")
         assert not (tmp_path / "out").exists()
 
 

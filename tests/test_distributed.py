@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.small import TINY, small_database
+from tests.small import TINY, small_database, small_table
 from tests.test_preferences import with_preferences
 from vtamiq.caps import CAPS
 from vtamiq.model import VTAMIQ
@@ -89,16 +89,18 @@ def single(folder):
 
 
 def run_script(folder, out, launcher=(), names=tuple(STAGES), before=""):
-    script = folder / f"{out}.py"
-    script.write_text(
-        SCRIPT.format(
-            before=before, root=os.getcwd(), data=str(folder / "pairs"), out=str(folder / out), names=list(names)
-        )
-    )
+    places = {"root": os.getcwd(), "data": str(folder / "pairs"), "out": str(folder / out)}
+    return run_text(folder, SCRIPT.format(before=before, names=list(names), **places), launcher)
+
+
+def run_text(folder, text, launcher=()):
+    script = folder / "script.py"
+    script.write_text(text)
     clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     return subprocess.run(
-        [sys.executable, *launcher, str(script)], env=clean, capture_output=True, text=True, timeout=300, check=False
-    )
+        [sys.executable, *launcher, str(script)],
+        cwd=folder, env=clean, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
 
 
 def assert_equal_runs(one, two):
@@ -134,6 +136,72 @@ def test_torchrun_starts_both(folder, single):
     done = run_script(folder, "torchrun", launcher, names=["scores", "scores"], before=ONCE)  # then loaded by both
     assert done.returncode == 0, done.stderr[-3000:]
     assert_equal_runs(single["scores"], Run.load(folder / "torchrun" / "scores"))
+
+
+SLOW_START = """
+import time
+from vtamiq import predictions
+predict, delays = predictions.predict, [5]
+
+def slow(*given, **named):
+    time.sleep(delays.pop() if delays and "stage" not in named else 0)
+    return predict(*given, **named)
+
+predictions.predict = slow
+from vtamiq import training
+assert training.predict is slow
+training.PATIENCE = 3
+"""
+
+
+def test_nobody_loses_patience_while_a_start_is_scored(folder):
+    """A chain's stages have the test rows of their start scored by one process: the others wait, however long it takes."""
+    script = CHAIN.format(
+        before=SLOW_START, root=os.getcwd(), table=small_table(folder / "small", 10, 2), out="patient"
+    )
+    done = run_text(folder, script)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert pd.read_csv(folder / "patient" / "chain.csv")["srocc_start"].notna().tolist() == [True, True]
+
+
+DAMAGED = """
+from vtamiq import training
+from vtamiq.images import ImageError
+predict = training.predict
+
+def damaged(*given, **named):
+    if named["split"] == "test":
+        raise ImageError("test.png is damaged")
+    return predict(*given, **named)
+
+training.predict = damaged
+"""
+
+
+def test_what_stops_the_main_process_stops_the_others(folder):
+    script = CHAIN.format(before=DAMAGED, root=os.getcwd(), table=small_table(folder / "small", 10, 2), out="damaged")
+    done = run_text(folder, script)
+    assert done.returncode == 1
+    errors = [line.removeprefix("[rank1]: ").removeprefix("[rank0]: ") for line in done.stderr.splitlines()]
+    assert "vtamiq.images.ImageError: test.png is damaged" in errors
+    assert "ValueError: the main process failed: ImageError: test.png is damaged" in errors
+
+
+CHAIN = """
+import os, sys
+sys.path.insert(0, {root!r})
+import torch
+torch.set_num_threads(1)
+{before}
+from dataclasses import replace
+from tests.small import TINY
+from tests.test_distributed import STAGES
+from vtamiq.chain import Chain, Data, Step, run_chain
+if __name__ == "__main__":
+    stage = replace(STAGES["scores"], epochs=1)
+    steps = [Step(Data({table!r}, seed=3), replace(stage, name=name)) for name in ("first", "second")]
+    run_chain(Chain(model=TINY, steps=tuple(steps), accelerator="cpu", devices=2), {out!r}, progress=False)
+"""
 
 
 TERMINATED = """

@@ -361,6 +361,21 @@ class TestTrain:
         assert (said["start"], said["train"], said["val"], said["test"]) == ("random", "12", "4", "4")
         assert not Path("runs").exists()
 
+    def test_check_of_many_runs(self, here, capsys):
+        for options, runs in (
+            (["--repeats", "2"], ["run_00", "run_01"]),
+            (["--folds", "3"], ["fold_00", "fold_01", "fold_02"]),
+            (["--grid", "seed=1,2"], ["seed=1", "seed=2"]),
+            (["--grid", "seed=1", "--folds", "2"], ["seed=1/fold_00", "seed=1/fold_01"]),
+        ):
+            assert main(["train", "run.yaml", "--check", *options]) == 0
+            head, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
+            assert head[:2] == ["run", "folder"]
+            assert [row[0] for row in rows] == runs
+        assert main(["train", "run.yaml", "--check", "--grid", "steps.0.stage.versions=1,4"]) == 2
+        assert capsys.readouterr().err.startswith("vtamiq: versions=4: steps[0] (fine_tuning): versions=4, but ")
+        assert not Path("runs").exists()
+
     def test_example_is_a_file_to_begin_with(self, here, capsys):
         assert main(["train", "--example"]) == 0
         assert capsys.readouterr().out == chain.example()

@@ -19,7 +19,7 @@ from vtamiq import chain as chain_module
 from vtamiq import repeat as repeat_module
 from vtamiq.caps import CAPS
 from vtamiq.chain import Chain, Data, Step, changed, load_data
-from vtamiq.repeat import RunsFailed, compare, grid, k_fold, repeat, summarise
+from vtamiq.repeat import RunsFailed, check_many, compare, grid, k_fold, repeat, summarise
 from vtamiq.training import Stage, _weights_digest
 
 STAGE = Stage(caps=CAPS(num_patches=8), test_patches=8, test_repeats=1, epochs=1, batch_size=8, learning_rate=1e-3)
@@ -369,6 +369,37 @@ class TestGrid:
         with pytest.raises(ValueError, match=message):
             grid(ONE, tmp_path / "out", settings, root=root, **options)
         assert not (tmp_path / "out").exists()
+
+
+class TestCheck:
+    def test_every_run_is_checked(self, root):
+        """Other splits of other runs, the stage before them in each, and nothing twice."""
+        table = check_many(TWO, repeats=2, root=root)
+        assert table[["run", "folder", "train", "test"]].to_numpy().tolist() == [
+            [f"run_0{k}", *row] for k in range(2) for row in (["00_before", 8, 0], ["01_fine_tuning", 12, 4])
+        ]
+        table = check_many(ONE, folds=2, root=root)
+        assert table[["run", "train", "val", "test"]].to_numpy().tolist() == [
+            [f"fold_0{k}", 8, 2, 10] for k in range(2)
+        ]
+        settings = {"steps.0.data.ratios": [[0.6, 0.2, 0.2], [0.4, 0.2, 0.4]], "steps.0.stage.epochs": [1]}
+        table = check_many(ONE, settings=settings, root=root)
+        assert table[["run", "train", "test"]].to_numpy().tolist() == [
+            ["ratios=0.6-0.2-0.2,epochs=1", 12, 4],
+            ["ratios=0.4-0.2-0.4,epochs=1", 8, 8],
+        ]
+        alike = check_many(changed(ONE, {"steps.0.data.ratios": [0.4, 0.2, 0.4]}), folds=2, root=root)
+        assert alike["test"].tolist() == [10, 10]  # folds take the place of a random split and its ratios
+        assert len(check_many(ONE, settings={"steps.0.stage.mae": [0, 0.0]}, root=root)) == 1
+
+    def test_what_stops_one_run_is_named(self, root):
+        settings = {"steps.0.stage.versions": [1, 2, 4]}
+        with pytest.raises(ValueError, match=r"^versions=4: steps\[0\] \(fine_tuning\): versions=4, but images/r"):
+            check_many(ONE, settings=settings, root=root)
+        with pytest.raises(ValueError, match=r"^fold_00: steps\[0\] \(fine_tuning\): .*folds"):
+            check_many(ONE, folds=11, root=root)
+        with pytest.raises(ValueError, match="look alike as names of folders"):
+            check_many(ONE, settings={"seed": [1, 1]}, root=root)
 
 
 class TestCompare:

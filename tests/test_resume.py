@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.small import TINY, small_database
-from vtamiq import fast
+from vtamiq import fast, predictions
 from vtamiq.caps import CAPS
 from vtamiq.fast import accelerated
 from vtamiq.fitting import Fitting
@@ -275,6 +275,53 @@ def test_a_terminated_epoch_is_not_kept_as_a_whole_one(whole, parts, tmp_path, m
     assert signal.getsignal(signal.SIGTERM) is before
     assert len(pd.read_csv(tmp_path / "r" / "history.csv")) == 1
     assert_alike(train(fresh(), stage, *parts, out=tmp_path / "r", progress=False), whole("plain"))
+
+
+def test_scoring_goes_on_with_the_next_draw(parts, tmp_path, monkeypatch):
+    """Validation, test and start, two draws of each: six passes, however often they are interrupted."""
+    stage, options = replace(STAGE, epochs=1, test_repeats=2), {"score_start": True, "progress": False}
+    tables = "predictions.parquet", "start_predictions.parquet"
+    whole = train(fresh(), stage, *parts, out=tmp_path / "whole", **options)
+    loader, passes, stops = predictions.patch_loader, [], [1, 3, 4, 5]
+
+    def loader_that_stops(dataset, **given):
+        made = loader(dataset, **given)
+        begin = made.sampler.set_epoch
+
+        def set_epoch(draw):
+            if len(passes) in stops:
+                stops.remove(len(passes))
+                raise Stop
+            passes.append(draw)
+            begin(draw)
+
+        made.sampler.set_epoch = set_epoch
+        return made
+
+    monkeypatch.setattr(predictions, "patch_loader", loader_that_stops)
+    for finished in (1, 3, 4, 5):
+        with pytest.raises(Stop):
+            train(fresh(), stage, *parts, out=tmp_path / "r", **options)
+        assert len(list((tmp_path / "r" / "scoring").rglob("*.npy"))) == len(passes) == finished
+    run = train(fresh(), stage, *parts, out=tmp_path / "r", **options)
+    assert passes == [0, 1] * 3
+    assert not (run.folder / "scoring").exists()
+    assert [(run.folder / name).read_bytes() for name in tables] == [
+        (whole.folder / name).read_bytes() for name in tables
+    ]
+
+
+def test_a_start_is_scored_of_a_finished_run_as_well(parts, tmp_path, monkeypatch):
+    stage, options = replace(STAGE, epochs=1), {"out": tmp_path / "r", "progress": False}
+    run = train(fresh(), stage, *parts, **options)
+    assert not (run.folder / "start_predictions.parquet").exists()
+    monkeypatch.setattr("vtamiq.training._fit", None)
+    train(fresh(), stage, *parts, **options, score_start=True)
+    start = pd.read_parquet(run.folder / "start_predictions.parquet")
+    caps = predictions.caps_for(fresh(), stage.caps)
+    expected = predictions.predict(fresh(), parts[2], caps, seed=1, batch_size=4, progress=False, split="test")
+    pd.testing.assert_frame_equal(start, expected)
+    assert not (run.folder / "scoring").exists()
 
 
 def train_elsewhere(data, out, threads, start_method):

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 import signal
 import weakref
 from dataclasses import asdict, replace
@@ -534,6 +535,22 @@ def test_auxiliary_labels_must_be_there(rich, parts, tmp_path):
         replace(STAGE, auxiliary=("iqm_one", "iqm_one"))
     with pytest.raises(ValueError, match="auxiliary_weight must be positive"):
         replace(STAGE, auxiliary_weight=0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"versions": 8}, {"freeze": ("heads",), "freeze_epochs": 1}, {"caps": CAPS(centre_map="none.npy")},
+     {"auxiliary": ("iqm_none",)}],
+)  # fmt: skip
+def test_what_is_refused_leaves_no_folder(run, parts, tmp_path, change):
+    """So that the same folder can be used with the setting put right; nor is another run set aside for it."""
+    with pytest.raises(ValueError, match=r"versions|freeze|centre_map|iqm_none"):
+        train(fresh(), replace(STAGE, **change), *parts, out=tmp_path / "r", progress=False)
+    assert not (tmp_path / "r").exists()
+    shutil.copytree(run.folder, tmp_path / "r")
+    with pytest.raises(ValueError, match=r"versions|freeze|centre_map|iqm_none"):
+        train(fresh(), replace(STAGE, **change), *parts, out=tmp_path / "r", set_aside=True, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["r"]
 
 
 def test_auxiliary_survives_yaml(tmp_path):

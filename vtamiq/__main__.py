@@ -229,7 +229,8 @@ def run_train(arguments: argparse.Namespace) -> int:
     if not main:  # the first process says it
         logging.getLogger("vtamiq").setLevel(logging.ERROR)
     if arguments.check:
-        _print_table(check_chain(chain), CHECK_COLUMNS, main)
+        table = _check_many(chain, many) if many else check_chain(chain)
+        _print_table(table, (*(["run"] if many else []), *CHECK_COLUMNS), main)
         return 0
     options = {"set_aside": arguments.set_aside, "progress": main and sys.stderr.isatty()}
     if not many:
@@ -259,6 +260,13 @@ def _chain(arguments: argparse.Namespace) -> "Chain":
     if arguments.precision is not None:
         settings |= {f"steps.{number}.stage.precision": arguments.precision for number in range(len(chain.steps))}
     return changed(chain, settings)
+
+
+def _check_many(chain: "Chain", many: dict) -> "pd.DataFrame":
+    from vtamiq.repeat import check_many
+
+    settings = dict(map(_parse_values, many["grid"])) if "grid" in many else None
+    return check_many(chain, settings=settings, **{name: many[name] for name in ("repeats", "folds") if name in many})
 
 
 def _train_many(chain: "Chain", out: Path, many: dict, options: dict) -> "Repeats":

@@ -174,6 +174,17 @@ def gaussian_centre(height: int, width: int, sigma: float) -> np.ndarray:
     return np.outer(profile(height), profile(width))
 
 
+def centre_template(path: str) -> np.ndarray:
+    """The 2-D log-density of a `.npy` file, which stays on the disk; ValueError where there is none."""
+    try:
+        template = np.load(path, mmap_mode="r", allow_pickle=False)  # only the rows in use are read
+    except (OSError, ValueError) as error:
+        raise ValueError(f"centre_map {path!r} cannot be read as a .npy array: {error}") from error
+    if template.ndim != 2 or template.size == 0 or not np.issubdtype(template.dtype, np.floating):
+        raise ValueError(f"centre_map {path!r} must hold 2-D floats, got {template.dtype} {template.shape}")
+    return template
+
+
 def load_centre(path: str, height: int, width: int) -> np.ndarray:
     """Centre bias from a `.npy` file with a 2-D log-density, (H, W) float32, peak 1: nearest-neighbour resize, then the
     exponential, which is the softmax divided by its largest value.
@@ -181,12 +192,7 @@ def load_centre(path: str, height: int, width: int) -> np.ndarray:
     Raises:
         ValueError: the file is missing, is no 2-D float array, or has NaN or an infinite maximum where it is read.
     """
-    try:
-        template = np.load(path, mmap_mode="r", allow_pickle=False)  # only the rows in use are read
-    except (OSError, ValueError) as error:
-        raise ValueError(f"centre_map {path!r} cannot be read as a .npy array: {error}") from error
-    if template.ndim != 2 or template.size == 0 or not np.issubdtype(template.dtype, np.floating):
-        raise ValueError(f"centre_map {path!r} must hold 2-D floats, got {template.dtype} {template.shape}")
+    template = centre_template(path)
     row = ((np.arange(height) + 0.5) * template.shape[0] / height).astype(int)
     column = ((np.arange(width) + 0.5) * template.shape[1] / width).astype(int)
     log_density = np.asarray(template[np.ix_(row, column)], dtype=np.float32)

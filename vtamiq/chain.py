@@ -42,15 +42,14 @@ from vtamiq.databases import (
 )
 from vtamiq.evaluation import evaluate
 from vtamiq.files import write_text
-from vtamiq.inference import choose_device
 from vtamiq.initialise import start_from_scratch
 from vtamiq.lineage import pictures_of, unseen
 from vtamiq.model import VTAMIQ, CheckpointError, VTAMIQConfig
-from vtamiq.predictions import caps_for, predict, write_table
+from vtamiq.predictions import write_table
 from vtamiq.protocol import load_candidate, worth_testing
 from vtamiq.simulated import simulate_preferences
 from vtamiq.synthesis import demo_database
-from vtamiq.training import Devices, Run, Stage, train
+from vtamiq.training import START, Devices, Run, Stage, check_stage, train
 
 __all__ = [
     "Chain",
@@ -70,7 +69,6 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 SPLITS = ("random", "distributed", "original", "folds", "all")
-START = "start_predictions.parquet"  # a further file of a run folder
 _PAIR = ["ref_path", "dist_path"]
 VALUES = ("n", "srocc", "krocc", "plcc", "rmse", "plcc_fitted", "rmse_fitted")  # of `evaluate`, on the test part
 
@@ -115,6 +113,10 @@ class Data:
         require(self, "validation", 0 < self.validation < 1, "must lie between 0 and 1")
         for name in ("seed", "simulate"):
             require(self, name, getattr(self, name) >= 0, "must not be negative")
+        for name, split in (("ratios", "random"), ("folds", "folds"), ("fold", "folds")):
+            default = getattr(Data, name)
+            acts = self.split == split or getattr(self, name) == default
+            require(self, name, acts, f"acts with split={split!r} only; leave it at {default!r}")
 
     def parts(self, database: Database) -> tuple[Database, Database, Database | None]:
         """(training, validation, test) parts of the loaded database; test is None for the split "all".
@@ -216,9 +218,14 @@ class Chain:
         write_text(path, yaml.safe_dump(_plain(self), sort_keys=False))
 
     @property
+    def places(self) -> Devices:
+        """What it runs on."""
+        return Devices(self.accelerator, self.devices, self.num_nodes, self.strategy)
+
+    @property
     def writes_here(self) -> bool:
         """Whether this process is the only one of the run, or the one of them that writes and prints."""
-        return Devices(self.accelerator, self.devices, self.num_nodes, self.strategy).main
+        return self.places.main
 
     @property
     def folders(self) -> list[str]:
@@ -352,6 +359,7 @@ def _plan(chain: Chain, model: VTAMIQ, load: Callable[[Data], Database]) -> list
         _placed(place, _check_labels, step, training, validation)
         validation = _without(validation, trained, "validation", place)
         test = None if test is None else _without(test, seen, "test", place)
+        _placed(place, check_stage, model, step.stage, training, validation, test, chain.places)
         planned.append(_Planned(step, training, validation, test, 0 if test is None else len(parts[2]) - len(test)))
         if test is not None:
             _warn_of_relatives(seen, test, place)
@@ -514,19 +522,15 @@ def run_chain(
     planned = _plan(chain, model, load or load_once(root))
     if first and not (out / "chain.yaml").exists():
         chain.save(out / "chain.yaml")
-    options = {name: getattr(chain, name) for name in ("accelerator", "devices", "num_nodes", "strategy")}
+    options = asdict(chain.places)
     runs, rows = [], []
     for number, (part, name) in enumerate(zip(planned, chain.folders, strict=True)):
         run = train(
             model, part.step.stage, part.training, part.validation, part.test,
-            out=out / name, set_aside=set_aside, progress=progress, **options,
+            out=out / name, set_aside=set_aside, progress=progress, score_start=True, **options,
         )  # fmt: skip
         runs.append(run)
         if first:
-            before = runs[-2] if number else None
-            _score_start(
-                run, part, lambda run=before: run.model if run else start_model(chain, root), chain.accelerator
-            )
             rows.append({"step": number} | _about(chain, number, part) | _result(run, part))
             write_table(pd.DataFrame(rows), out / "chain.csv")
         model = VTAMIQ.from_pretrained(run.folder / "model")  # not `run.model`, which the next stage would change
@@ -601,19 +605,6 @@ def _tested(part: _Planned) -> pd.DataFrame | None:
         return None if part.test is None else worth_testing(part.test).pairs[_PAIR]
     except DatabaseError:
         return None
-
-
-def _score_start(run: Run, part: _Planned, load: Callable[[], VTAMIQ], accelerator: str) -> None:
-    """Have the weights that a stage started from predict its test part, as `train` did for the best ones, once."""
-    path, stage = run.folder / START, run.stage
-    if path.is_file() or part.test is None:
-        return
-    model = load().to(choose_device("cpu" if accelerator == "cpu" else None))
-    caps = caps_for(model, stage.caps, num_patches=stage.test_patches)
-    options = {"repeats": stage.test_repeats, "seed": stage.seed, "batch_size": stage.batch_size}
-    table = predict(model, part.test, caps, **options, workers=stage.workers, progress=False, split="test")
-    model.cpu()
-    write_table(table, path)
 
 
 def _plain(chain: Chain) -> dict[str, Any]:

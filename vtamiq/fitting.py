@@ -204,8 +204,10 @@ def frozen_parameters(model: VTAMIQ, names: Sequence[str]) -> list[nn.Parameter]
     found = {part: [name for name in learning if f"{name}.".startswith(f"{part}.")] for part in names}
     for part, matches in found.items():
         if not matches:
-            parts = ", ".join(name for name, _ in (*model.named_children(), *model.encoder.named_children()))
-            raise ValueError(f"freeze: the model has no {part!r}; parts are names such as encoder, {parts}")
+            first = [name.split(".")[0] for name in learning]
+            within = [".".join(name.split(".")[:2]) for name in learning if name.startswith("encoder.")]
+            parts = ", ".join(dict.fromkeys(first + within))
+            raise ValueError(f"freeze: the model has no {part!r} that learns; parts are names such as {parts}")
     frozen = {name for matches in found.values() for name in matches}
     if frozen == set(learning):
         raise ValueError("freeze: nothing would be left to learn")

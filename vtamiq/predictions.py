@@ -43,6 +43,7 @@ def predict(
     batch_size: int = 16,
     workers: int = 0,
     progress: bool = True,
+    keep: str | Path | None = None,
     **labels: Any,
 ) -> pd.DataFrame:
     """Score every pair of a database.
@@ -51,6 +52,8 @@ def predict(
         model: used in evaluation mode on the device where it is; its mode is restored.
         caps: patch sampling; None takes `CAPS()` with what the model prescribes.
         repeats: passes with new patches each, averaged per pair.
+        keep: folder of this very call, for the passes that are finished: after an interruption, the same call goes on with
+            the next one. Whoever names it removes it.
         labels: further columns with one value for all rows, for example `split="test", checkpoint="demo"`.
 
     Returns:
@@ -76,11 +79,19 @@ def predict(
         tqdm(total=q.size, desc=f"score {database.name}", unit="pair", disable=not progress, leave=False) as bar,
     ):
         for draw in range(repeats):
+            kept = None if keep is None else Path(keep) / f"{draw}.npy"
+            if kept is not None and kept.is_file():
+                q[draw] = np.load(kept)
+                bar.update(len(database))
+                continue
             loader.sampler.set_epoch(draw)
             for batch in loader:
                 inputs = (batch[name].to(device, non_blocking=True) for name in ("patches", "uv", "scale"))
                 q[draw, batch["row"].numpy()] = model(*inputs)[:, 0].float().cpu().numpy()
                 bar.update(len(batch["row"]))
+            if kept is not None:
+                with replacing(kept) as temporary, temporary.open("wb") as file:
+                    np.save(file, q[draw])
     table = database.pairs[[name for name in PAIR_COLUMNS if name in database.pairs]].reset_index(drop=True)
     return table.assign(
         q=q.mean(axis=0),

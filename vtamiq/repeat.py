@@ -30,7 +30,7 @@ from vtamiq.configs import build
 from vtamiq.predictions import write_table
 from vtamiq.processes import count_workers
 
-__all__ = ["Repeats", "RunsFailed", "compare", "grid", "k_fold", "repeat", "summarise"]
+__all__ = ["Repeats", "RunsFailed", "check_many", "compare", "grid", "k_fold", "repeat", "summarise"]
 
 log = logging.getLogger(__name__)
 
@@ -106,10 +106,7 @@ def repeat(
         ValueError: nothing is tested, there is no run, runs at once have more than one device each, or whatever is wrong
             with the chain.
     """
-    if repeats < 1:
-        raise ValueError(f"at least one run is needed, got {repeats}")
-    jobs = [_Job(f"run_{k:02d}", _reseeded(chain, k), {"run": k}) for k in range(repeats)]
-    return _run_jobs(jobs, chain, Path(out), workers, gpus, Path(root), set_aside, progress)
+    return _run_jobs(_repeat_jobs(chain, repeats), chain, Path(out), workers, gpus, Path(root), set_aside, progress)
 
 
 def k_fold(
@@ -129,10 +126,7 @@ def k_fold(
     its `validation` is the share of the other contents that is for validation. Arguments and errors as for `repeat`; the
     runs are `fold_00`, `fold_01`, …
     """
-    if folds < 2:
-        raise ValueError(f"at least two folds are needed, got {folds}")
-    jobs = [_Job(f"fold_{k:02d}", _of_fold(chain, folds, k), {"fold": k}) for k in range(folds)]
-    return _run_jobs(jobs, chain, Path(out), workers, gpus, Path(root), set_aside, progress)
+    return _run_jobs(_fold_jobs(chain, folds), chain, Path(out), workers, gpus, Path(root), set_aside, progress)
 
 
 def grid(
@@ -161,13 +155,7 @@ def grid(
     Other arguments and errors as for `repeat`. The folder of a combination is called after it, for example
     `num_patches=64,num_groups=0`; stages before the last are in folders `before_…`, one for all runs that agree in them.
     """
-    short = _short_names(list(settings))
-    jobs = []
-    for combination in _combinations(settings):
-        tells = {short[name]: value for name, value in combination.items()}
-        folder = ",".join(f"{name}={_text(value)}" for name, value in tells.items())
-        shown = {name: value if np.isscalar(value) else _text(value) for name, value in tells.items()}
-        jobs += _jobs(changed(chain, combination), folder, shown, repeats, folds)
+    jobs, short = _grid_jobs(chain, settings, repeats, folds), _short_names(list(settings))
     return _run_jobs(jobs, chain, Path(out), workers, gpus, Path(root), set_aside, progress, list(short.values()))
 
 
@@ -202,6 +190,42 @@ def compare(
             raise ValueError(f"variant {name!r}: {error}") from error
         jobs += _jobs(one, _text(name), {"variant": name}, repeats, folds)
     return _run_jobs(jobs, chain, Path(out), workers, gpus, Path(root), set_aside, progress, ["variant"])
+
+
+def check_many(
+    chain: Chain,
+    *,
+    settings: Mapping[str, Sequence[Any]] | None = None,
+    repeats: int = 1,
+    folds: int = 0,
+    root: str | Path = ".",
+) -> pd.DataFrame:
+    """What `repeat`, `k_fold` or, given settings, `grid` would train; nothing is trained or written.
+
+    Returns:
+        The rows of `vtamiq.chain.check_chain` for every run, whose folder is in the first column, `run`. Of runs that
+        do the same, the first.
+
+    Raises:
+        ValueError: whatever would stop one of the runs, naming it, but for run folders that hold something else.
+    """
+    if settings is not None:
+        jobs = _grid_jobs(chain, settings, repeats, folds)
+    else:
+        jobs = _fold_jobs(chain, folds) if folds else _repeat_jobs(chain, repeats)
+    _check_folders(jobs)
+    distinct: dict[str, _Job] = {}
+    for job in jobs:
+        distinct.setdefault(_digest(job.chain), job)
+    tables, load = [], load_once(root)
+    for job in distinct.values():
+        try:
+            table = check_chain(job.chain, root=root, load=load)
+        except ValueError as error:
+            raise ValueError(f"{job.folder}: {error}") from error
+        table.insert(0, "run", job.folder)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
 
 
 def summarise(table: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
@@ -260,7 +284,31 @@ def _reseeded(chain: Chain, k: int) -> Chain:
 
 def _of_fold(chain: Chain, folds: int, k: int) -> Chain:
     *before, last = chain.steps
-    return replace(chain, steps=(*before, replace(last, data=replace(last.data, split="folds", folds=folds, fold=k))))
+    data = replace(last.data, split="folds", folds=folds, fold=k, ratios=Data.ratios)
+    return replace(chain, steps=(*before, replace(last, data=data)))
+
+
+def _repeat_jobs(chain: Chain, repeats: int) -> list[_Job]:
+    if repeats < 1:
+        raise ValueError(f"at least one run is needed, got {repeats}")
+    return [_Job(f"run_{k:02d}", _reseeded(chain, k), {"run": k}) for k in range(repeats)]
+
+
+def _fold_jobs(chain: Chain, folds: int) -> list[_Job]:
+    if folds < 2:
+        raise ValueError(f"at least two folds are needed, got {folds}")
+    return [_Job(f"fold_{k:02d}", _of_fold(chain, folds, k), {"fold": k}) for k in range(folds)]
+
+
+def _grid_jobs(chain: Chain, settings: Mapping[str, Sequence[Any]], repeats: int, folds: int) -> list[_Job]:
+    short = _short_names(list(settings))
+    jobs = []
+    for combination in _combinations(settings):
+        tells = {short[name]: value for name, value in combination.items()}
+        folder = ",".join(f"{name}={_text(value)}" for name, value in tells.items())
+        shown = {name: value if np.isscalar(value) else _text(value) for name, value in tells.items()}
+        jobs += _jobs(changed(chain, combination), folder, shown, repeats, folds)
+    return jobs
 
 
 def _jobs(chain: Chain, folder: str, tells: Mapping[str, Any], repeats: int, folds: int) -> list[_Job]:
@@ -337,10 +385,7 @@ def _run_jobs(
         )
     if apart and int(os.environ.get("WORLD_SIZE") or 1) > 1:
         raise ValueError("runs at once are started by one process, not by each of several: without torchrun")
-    folders = [job.folder for job in jobs]
-    if len(set(folders)) < len(folders):
-        twice = next(folder for folder in folders if folders.count(folder) > 1)
-        raise ValueError(f"two variants or combinations of settings look alike as names of folders: {twice}")
+    _check_folders(jobs)
     load = load_once(root)
     check_chain(jobs[0].chain, root=root, load=load)  # whatever is wrong with the last stage is found before the first
     options = _Options(out, root, set_aside, progress, load, workers if apart else 0, tuple(gpus))
@@ -369,6 +414,13 @@ def _run_jobs(
             "What is finished is kept; the same call tries the others again"
         )
     return Repeats(out, table, summary)
+
+
+def _check_folders(jobs: Sequence[_Job]) -> None:
+    folders = [job.folder for job in jobs]
+    if len(set(folders)) < len(folders):
+        twice = next(folder for folder in folders if folders.count(folder) > 1)
+        raise ValueError(f"two variants or combinations of settings look alike as names of folders: {twice}")
 
 
 def _last(job: _Job, out: Path, root: Path) -> Chain:

@@ -45,7 +45,7 @@ class Stage:
         learning_rate, weight_decay: of the optimiser; w of preferences is not decayed.
         encoder_rate: learning rate of the encoder, relative to `learning_rate`.
         freeze: parts of the model that do not learn in the first `freeze_epochs` epochs: names of modules or parameters,
-            such as "encoder", "encoder.patch_embedding", "encoder.blocks.0".
+            such as "encoder", "encoder.patch_projection", "encoder.blocks.0".
         schedule: learning rate over the steps: "exponential" or "cosine" from `learning_rate` down to `final_rate` times
             it; "multistep", times `step_factor` at each of the `milestones` (shares of all steps); or "constant"; after a
             linear rise over the first `warmup` share of the steps.

@@ -3,8 +3,9 @@
 Run folder: `run.json` (what was asked: stage, model, data, versions), `stage.yaml`, `environment.json` (packages, device),
 `history.csv` (a row per epoch), `steps.csv` (a row per batch), `tensorboard/` where that is installed, `checkpoints/`
 (`best` by SROCC on the validation rows, `last`, `previous`), `model/` (best weights, for `VTAMIQ.from_pretrained`),
-`predictions.parquet` (validation and test rows, scored once at the end), `result.json`; `run.lock` keeps a second process
-out.
+`predictions.parquet` (validation and test rows, scored once at the end), `start_predictions.parquet` (test rows, by the
+weights that the run started from; if asked for), `result.json`; `run.lock` keeps a second process out. While rows are
+scored, `scoring/` has the draws that are finished.
 
 A run that was interrupted goes on at its last checkpoint, after an epoch or within one: patches, order and dropout are
 functions of the seed, the epoch and the batch, so it ends with the weights of an uninterrupted run.
@@ -18,11 +19,12 @@ import logging
 import math
 import os
 import platform
+import shutil
 import signal
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from importlib.metadata import distributions, version
@@ -47,13 +49,14 @@ from vtamiq.callbacks import (
     checkpoints,
     readable_checkpoint,
 )
+from vtamiq.caps import centre_template
 from vtamiq.configs import build
 from vtamiq.databases import Database, LabelScale, Linearisation
 from vtamiq.fast import decompile_blocks, restore
 from vtamiq.files import clear_unfinished, holding, write_text
 from vtamiq.fitting import fitting_for
 from vtamiq.lineage import pictures_of
-from vtamiq.model import VTAMIQ
+from vtamiq.model import VTAMIQ, VTAMIQConfig
 from vtamiq.patches import ImagePatches, PairPatches, PreferencePatches, patch_loader
 from vtamiq.predictions import caps_for, predict, write_table
 from vtamiq.processes import is_first_process
@@ -65,6 +68,8 @@ log = logging.getLogger(__name__)
 Labels = LabelScale | Linearisation | None  # None: preferences are taken as they are
 # Settings that make no difference to the result:
 NO_MATTER = ("workers", "in_memory", "checkpoint_minutes", "gradient_checkpointing")
+START = "start_predictions.parquet"  # in a run folder, if it was asked for
+SCORING = "scoring"  # draws of tables to come, in a run folder
 PATIENCE = 600  # seconds that a process waits for the main one to claim the run folder
 TIMEOUT = timedelta(days=1)  # for the other processes, while the main one scores the test rows
 
@@ -81,6 +86,11 @@ class Devices:
     @property
     def single(self) -> bool:
         return self.devices == 1 and self.num_nodes == 1
+
+    @property
+    def processes(self) -> int:
+        """How many train together."""
+        return (max(1, torch.cuda.device_count()) if self.devices == -1 else self.devices) * self.num_nodes
 
     @property
     def main(self) -> bool:
@@ -158,6 +168,7 @@ def train(
     num_nodes: int = 1,
     strategy: str = "auto",
     progress: bool = True,
+    score_start: bool = False,
 ) -> Run:
     """Train `model`, or go on with the run that `out` holds, or return it if it is finished.
 
@@ -179,11 +190,13 @@ def train(
         accelerator, devices, num_nodes, strategy: of Lightning's Trainer: "auto", "cpu" or "gpu"; devices on each node, -1
             for all; "auto" (one device, or DDP), "ddp", or another one of its strategies, of which none was tried here.
             FSDP cannot clip by the norm: it needs `gradient_clip=0`.
+        score_start: have the weights that the run starts from predict the test rows as well, once
+            (`start_predictions.parquet`): what the training has gained.
 
     Raises:
         ValueError: `out` holds a run of another stage, model, start, data or code, or another process is training there,
-            parts share contents, training diverged (try a lower learning rate), or the batch cannot be shared evenly by
-            the devices.
+            parts share contents, training diverged (try a lower learning rate), the batch cannot be shared evenly by the
+            devices, or another process than this one failed, which has its own error.
         ImageError: an image cannot be read, unless it is one of the training rows and `stage.bad_images` is "skip".
         KeyboardInterrupt: after Ctrl-C; what is in the last checkpoint is kept.
     """
@@ -193,12 +206,18 @@ def train(
     labels = _labels(stage, parts)
     seen = None if model.seen is None else (*model.seen, pictures_of(training), pictures_of(validation))
     record = json.loads(json.dumps(_record(model, stage, parts, labels)))
+    if not _holds(out, record):  # what is refused leaves no folder, and sets none aside
+        check_stage(model, stage, training, validation, test, places)
     if places.main:
         _claim(out, record, set_aside)
     else:
         _wait_for_claim(out, record)
+    scores_start = score_start and test is not None
     if (out / "result.json").is_file():
         log.info("%s holds this run, finished; loaded, not trained again", out.name)
+        if places.main and scores_start and not (out / START).is_file():  # it was not asked for then
+            _score_start((model.state_dict(), model.config), stage, test, out, accelerator, progress)
+            shutil.rmtree(out / SCORING, ignore_errors=True)
         return _adopt(model, Run.load(out))
 
     with _alone(out) if places.main else nullcontext():
@@ -209,17 +228,20 @@ def train(
         before = copy.deepcopy(model.state_dict()), model.seen, model.config
         try:
             trainer, seconds = _fit(model, stage, training, validation, labels, out, places, progress)
-            if trainer.is_global_zero:
-                weights, result = _best(out, stage)
-                model.load_state_dict(weights)
-                if stage.labels == "preferences":
-                    model.config = replace(model.config, preference_weight=result["preference_weight"])
-                model.seen = seen
-                card = {"training": _in_words(stage, training)}
-                model.cpu().eval().save_pretrained(out / "model", model_card_kwargs=card)
-                _score_parts(model, stage, parts, out, accelerator, progress)
-                write_text(out / "result.json", json.dumps(result | {"seconds": round(seconds, 1)}))
-            trainer.strategy.barrier("result")
+            with _together(trainer) as main:
+                if main:
+                    weights, result = _best(out, stage)
+                    model.load_state_dict(weights)
+                    if stage.labels == "preferences":
+                        model.config = replace(model.config, preference_weight=result["preference_weight"])
+                    model.seen = seen
+                    card = {"training": _in_words(stage, training)}
+                    model.cpu().eval().save_pretrained(out / "model", model_card_kwargs=card)
+                    _score_parts(model, stage, parts, out, accelerator, progress)
+                    if scores_start:
+                        _score_start((before[0], before[2]), stage, test, out, accelerator, progress)
+                    write_text(out / "result.json", json.dumps(result | {"seconds": round(seconds, 1)}))
+                    shutil.rmtree(out / SCORING, ignore_errors=True)
         except BaseException:
             state, model.seen, model.config = before
             model.cpu().eval().load_state_dict(state)  # so that the same call can be made again
@@ -231,6 +253,28 @@ def train(
                 decompile_blocks(model.encoder.blocks)
             model.encoder.recompute = False
     return _adopt(model, Run.load(out))
+
+
+def check_stage(
+    model: VTAMIQ,
+    stage: Stage,
+    training: Database,
+    validation: Database,
+    test: Database | None = None,
+    places: Devices = Devices(),
+) -> None:
+    """Refuse what `train` would only find out about as it goes; no image is read.
+
+    Raises:
+        ValueError: as `train`, but for what is in the run folder or goes wrong while it trains.
+    """
+    parts = {"train": training, "val": validation} | ({"test": test} if test is not None else {})
+    _check_parts(parts, stage)
+    if stage.caps.centre_map is not None and stage.caps.centre > 0:
+        centre_template(stage.caps.centre_map)
+    rows, held_out = _datasets(model, stage, training, validation, _labels(stage, parts))
+    fitting_for(model, stage)
+    _check_batches(rows, held_out, stage, places.processes)
 
 
 def _adopt(model: VTAMIQ, run: Run) -> Run:
@@ -261,9 +305,7 @@ def _fit(
 ) -> tuple[lightning.Trainer, float]:
     """Run the training loop from where `out` left off; returns the trainer and the seconds that all of it took."""
     gc.collect()  # Lightning's cycles keep the images of a training before this one, if they are in memory
-    caps, test_caps = caps_for(model, stage.caps), caps_for(model, stage.caps, num_patches=stage.test_patches)
-    rows = _dataset(training, caps, stage, labels, augmented=True)
-    held_out = _dataset(validation, test_caps, stage, labels, augmented=False)
+    rows, held_out = _datasets(model, stage, training, validation, labels)
     history, folder = History(out, rows), out / "checkpoints"
     callbacks = [history, Termination(), *checkpoints(folder, stage)]
     if stage.onednn:
@@ -328,6 +370,14 @@ def _fit(
     return trainer, history.seconds
 
 
+def _datasets(
+    model: VTAMIQ, stage: Stage, training: Database, validation: Database, labels: Labels
+) -> tuple[ImagePatches, ImagePatches]:
+    caps, test_caps = caps_for(model, stage.caps), caps_for(model, stage.caps, num_patches=stage.test_patches)
+    rows = _dataset(training, caps, stage, labels, augmented=True)
+    return rows, _dataset(validation, test_caps, stage, labels, augmented=False)
+
+
 def _dataset(database: Database, caps: Any, stage: Stage, labels: Labels, augmented: bool) -> ImagePatches:
     options: dict[str, Any] = {"seed": stage.seed, "in_memory": stage.in_memory}
     if augmented:
@@ -344,11 +394,7 @@ def _loaders(
     """Batches of this process for training and validation."""
     rank, world_size = trainer.global_rank, trainer.world_size
     items = stage.batch_size // stage.versions  # of a batch
-    if world_size > 1 and min(len(rows) // items, len(held_out) // world_size) < 1:
-        raise ValueError(
-            f"{len(rows) * stage.versions} training and {len(held_out)} validation rows are too few for batches of "
-            f"{stage.batch_size} on {world_size} devices"
-        )
+    _check_batches(rows, held_out, stage, world_size)
     batches = patch_loader(
         rows,
         batch_size=items,
@@ -368,12 +414,41 @@ def _loaders(
     return batches, val_batches
 
 
+def _check_batches(rows: ImagePatches, held_out: ImagePatches, stage: Stage, world_size: int) -> None:
+    items = stage.batch_size // stage.versions
+    if items % world_size:
+        of = f" of {stage.versions} versions each" if stage.versions > 1 else ""
+        raise ValueError(
+            f"batch_size={stage.batch_size}: {items} items{of} cannot be shared evenly by {world_size} devices"
+        )
+    if world_size > 1 and min(len(rows) // items, len(held_out) // world_size) < 1:
+        raise ValueError(
+            f"{len(rows) * stage.versions} training and {len(held_out)} validation rows are too few for batches of "
+            f"{stage.batch_size} on {world_size} devices"
+        )
+
+
 def _strategy(places: Devices, stage: Stage) -> str | Strategy:
     if places.strategy not in ("auto", "ddp") or places.single:
         return places.strategy
     # Validation rows may not share out evenly, which an exchange of buffers, constants here, would not survive.
     unused = bool(stage.freeze)  # parameters that do not learn at first
     return DDPStrategy(find_unused_parameters=unused, broadcast_buffers=False, timeout=TIMEOUT)
+
+
+@contextmanager
+def _together(trainer: lightning.Trainer) -> Iterator[bool]:
+    """Whether this is the main process; the others wait at the end of the block, and fail there if the main one failed."""
+    main = trainer.is_global_zero
+    try:
+        yield main
+    except BaseException as error:
+        with suppress(Exception):  # of another process that is gone: not what went wrong first
+            trainer.strategy.broadcast(f"{type(error).__name__}: {error}")
+        raise
+    failure = trainer.strategy.broadcast("")
+    if failure:
+        raise ValueError(f"the main process failed: {failure}")
 
 
 def _has_stopped_early(checkpoint: dict[str, Any], stage: Stage) -> bool:
@@ -411,18 +486,39 @@ def _score_parts(
     model: VTAMIQ, stage: Stage, parts: dict[str, Database], out: Path, accelerator: str, progress: bool
 ) -> None:
     """Write the prediction table of the validation and test rows."""
+    held_out = {name: database for name, database in parts.items() if name != "train"}
+    tables = [
+        _score(model, stage, database, out, accelerator, progress, split=name, stage=stage.name)
+        for name, database in held_out.items()
+    ]
+    write_table(pd.concat(tables, ignore_index=True), out / "predictions.parquet")
+
+
+def _score_start(
+    start: tuple[dict[str, torch.Tensor], VTAMIQConfig], stage: Stage, test: Database, out: Path, accelerator: str,
+    progress: bool,
+) -> None:  # fmt: skip
+    """Write the prediction table of the test rows by the weights that the run started from."""
+    state, config = start
+    model = VTAMIQ(config)
+    model.load_state_dict(state)
+    write_table(_score(model, stage, test, out, accelerator, progress, split="test"), out / START)
+
+
+def _score(
+    model: VTAMIQ, stage: Stage, database: Database, out: Path, accelerator: str, progress: bool, /, **labels: str
+) -> pd.DataFrame:
+    """What the model predicts for a part, where an interruption left off; afterwards it is on the CPU."""
+    keep = out / SCORING / f"{labels['split']}-{_weights_digest(model)}"
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     model = model.cuda() if on_gpu else model
     caps = caps_for(model, stage.caps, num_patches=stage.test_patches)
-    tables = [
-        predict(
-            model, database, caps, repeats=stage.test_repeats, seed=stage.seed, batch_size=stage.batch_size,
-            workers=stage.workers, progress=progress, split=name, stage=stage.name,
-        )
-        for name, database in parts.items() if name != "train"
-    ]  # fmt: skip
+    table = predict(
+        model, database, caps, repeats=stage.test_repeats, seed=stage.seed, batch_size=stage.batch_size,
+        workers=stage.workers, progress=progress, keep=keep, **labels,
+    )  # fmt: skip
     model.cpu()
-    write_table(pd.concat(tables, ignore_index=True), out / "predictions.parquet")
+    return table
 
 
 def _check_parts(parts: dict[str, Database], stage: Stage) -> None:
@@ -566,11 +662,16 @@ def _wait_for_claim(out: Path, record: dict[str, Any]) -> None:
     """Until the main process has made the folder ready for this very run."""
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until:
-        path = out / "run.json"
-        if path.is_file() and not _differences(record, json.loads(path.read_text())):
+        if _holds(out, record):
             return
         time.sleep(0.2)
     raise ValueError(f"{out}: the main process has not made this run's folder ready; does every node see the folder?")
+
+
+def _holds(out: Path, record: dict[str, Any]) -> bool:
+    """Whether the folder is that of this very run, begun or finished."""
+    path = out / "run.json"
+    return path.is_file() and not _differences(record, json.loads(path.read_text()))
 
 
 def _differences(record: dict[str, Any], held: dict[str, Any]) -> list[str]:
