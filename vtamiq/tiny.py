@@ -74,9 +74,10 @@ NETWORK = VTAMIQConfig(
     head_dropout=0.0,
     zero_anchor=True,
 )
+MAP_PIXELS = 2**21  # with which the weights that ship were made; their pictures have fewer
 WEAK = Stage(
     name="weak_pretraining",
-    caps=CAPS(num_patches=32),
+    caps=CAPS(num_patches=32, map_pixels=MAP_PIXELS),
     test_patches=64,
     test_repeats=1,
     epochs=45,
@@ -95,7 +96,7 @@ WEAK = Stage(
 FINISH = replace(
     WEAK,
     name="more_patches",
-    caps=CAPS(num_patches=128),
+    caps=CAPS(num_patches=256, map_pixels=MAP_PIXELS),
     test_patches=256,
     epochs=1,
     batch_size=40,
@@ -105,7 +106,7 @@ FINISH = replace(
 PREFERENCES = Stage(
     name="preferences",
     labels="preferences",
-    caps=CAPS(num_patches=64),
+    caps=CAPS(num_patches=64, map_pixels=MAP_PIXELS),
     test_patches=256,
     test_repeats=1,
     epochs=2,
@@ -130,7 +131,7 @@ class TinyRecipe:
         labels_on: where the metrics are computed, "cpu" or "cuda".
         network: which starts from scratch (`vtamiq.initialise`).
         weak: the stage that learns the consensus, of few patches each of many pairs.
-        finish: goes on with more patches, nearer to the number that scores are made of.
+        finish: goes on with more patches, as many as scores are made of.
         simulate: preferences to simulate for each reference; 0 leaves out the stage that learns from them.
         preferences: that stage.
         left_out: types that a second training, by `weak` and `finish` without them, is tested on; () for none.
@@ -196,13 +197,21 @@ SIZES: Mapping[str, TinyRecipe] = {
         turn=True,
         labels_on="cuda",
         weak=replace(
-            WEAK, caps=CAPS(num_patches=64), precision="bf16-mixed", onednn=False, workers=14, in_memory=False
+            WEAK,
+            caps=CAPS(num_patches=64, map_pixels=MAP_PIXELS),
+            precision="bf16-mixed",
+            onednn=False,
+            workers=14,
+            in_memory=False,
         ),
-        finish=replace(
-            FINISH, caps=CAPS(num_patches=256), precision="bf16-mixed", onednn=False, workers=14, in_memory=False
-        ),
+        finish=replace(FINISH, precision="bf16-mixed", onednn=False, workers=14, in_memory=False),
         preferences=replace(
-            PREFERENCES, caps=CAPS(num_patches=256), batch_size=64, precision="bf16-mixed", workers=14, in_memory=False
+            PREFERENCES,
+            caps=CAPS(num_patches=256, map_pixels=MAP_PIXELS),
+            batch_size=64,
+            precision="bf16-mixed",
+            workers=14,
+            in_memory=False,
         ),
         accelerator="gpu",
         devices=1,
