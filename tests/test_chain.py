@@ -350,6 +350,7 @@ class TestRun:
             assert row["val_srocc"] == pytest.approx(run.history["val_srocc"].max())
         # Both stages have the same test rows and patches: the second starts with what the first ended with.
         assert table["srocc_start"][1] == pytest.approx(table["srocc"][0])
+        assert table["srocc_gain"][1] == table["srocc"][1] - table["srocc_start"][1]
 
     def test_again_nothing_is_trained(self, done, apart, root, monkeypatch):
         runs, out = done

@@ -175,6 +175,17 @@ class TestRepeatedRuns:
         (ax,) = repeated_runs(runs).axes
         assert sorted(len(line.get_xdata()) for line in ax.lines if line.get_linestyle() == "None") == [0, 0, 6, 7, 7]
 
+    def test_runs_are_joined_within_a_group(self, runs):
+        runs = runs[(runs["method"] == "VTAMIQ") | (runs["seed"] != 3)]  # one run is missing in one series
+        plain, joined = (repeated_runs(runs, joined=column).axes[0] for column in (None, "seed"))
+        lines = [line for line in joined.lines if line.get_color() == "0.7"]
+        assert len(joined.lines) - len(plain.lines) == len(lines) == 2 * 7
+        expected = [part["srocc"].tolist() for _, part in runs.groupby(["database", "seed"])]
+        assert sorted(line.get_ydata().tolist() for line in lines) == sorted(expected)
+        assert all(round(x) == round(line.get_xdata()[0]) for line in lines for x in line.get_xdata())
+        with pytest.raises(ValueError, match="no column `run`"):
+            repeated_runs(runs, joined="run")
+
     def test_without_series(self, runs):
         figure = repeated_runs(runs[runs["method"] == "PSNR"], series=None)
         assert figure.legends == []

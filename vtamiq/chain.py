@@ -584,11 +584,11 @@ def launch(
 def _result(run: Run, part: _Planned) -> dict[str, Any]:
     """What a row of `chain.csv` says of a finished stage: the best epoch, and how the test went.
 
-    `srocc_start` is the SROCC of the weights that the stage started from on the same test rows, so that the difference is
-    what the stage has gained. Synthetic pairs that a distortion left unchanged are not tested on.
+    `srocc_start` is the SROCC of the weights that the stage started from on the same test rows, `srocc_gain` what the stage
+    has gained over them. Synthetic pairs that a distortion left unchanged are not tested on.
     """
     row = {name: run.result.get(name) for name in ("best_epoch", "val_srocc", "seconds")}
-    row |= {"n": 0} | dict.fromkeys([*VALUES[1:], "srocc_start"], float("nan"))
+    row |= {"n": 0} | dict.fromkeys([*VALUES[1:], "srocc_start", "srocc_gain"], float("nan"))
     tested = _tested(part)
     if tested is None:
         return row
@@ -596,7 +596,8 @@ def _result(run: Run, part: _Planned) -> dict[str, Any]:
         evaluate(table.merge(tested, on=_PAIR, validate="one_to_one"), ["split"], bootstrap=0).iloc[0]
         for table in (run.predictions.query("split == 'test'"), pd.read_parquet(run.folder / START))
     )
-    return row | {name: after[name] for name in VALUES} | {"srocc_start": before["srocc"]}
+    gain = {"srocc_start": before["srocc"], "srocc_gain": after["srocc"] - before["srocc"]}
+    return row | {name: after[name] for name in VALUES} | gain
 
 
 def _tested(part: _Planned) -> pd.DataFrame | None:

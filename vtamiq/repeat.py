@@ -34,10 +34,10 @@ __all__ = ["Repeats", "RunsFailed", "check_many", "compare", "grid", "k_fold", "
 
 log = logging.getLogger(__name__)
 
-MEASURED = (*VALUES[1:], "val_srocc", "srocc_start")
+MEASURED = (*VALUES[1:], "val_srocc", "srocc_start", "srocc_gain")
 _MEASURED_ON = ("database", "score", "synthetic")
-_COLUMNS = (*_MEASURED_ON, "seed", "train", "val", "test", "left_out", *VALUES, "srocc_start", "val_srocc", "best_epoch",
-            "seconds", "folder")  # fmt: skip
+_COLUMNS = (*_MEASURED_ON, "seed", "train", "val", "test", "left_out", *VALUES, "srocc_start", "srocc_gain", "val_srocc",
+            "best_epoch", "seconds", "folder")  # fmt: skip
 _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 GRACE = 20  # seconds that a run has to end after it was told to
 _MAX_SHOWN = 5  # failed runs, in the message
@@ -56,7 +56,7 @@ class Repeats:
         table: a row for every run: what tells it from the others (`run`, `fold`, settings); what was tested on (`database`,
             `score`, `synthetic`); `seed` of its split; pairs for `train`, `val` and `test`, and `left_out`; on the test
             part, n, srocc, krocc, plcc, rmse, plcc_fitted, rmse_fitted as `vtamiq.evaluation.evaluate` has them, and
-            `srocc_start`, before this stage; `val_srocc`, `best_epoch`, `seconds`, `folder`.
+            `srocc_start`, before this stage, and `srocc_gain` over it; `val_srocc`, `best_epoch`, `seconds`, `folder`.
         summary: `summarise` of it.
     """
 

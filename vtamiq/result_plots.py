@@ -148,6 +148,7 @@ def repeated_runs(
     values: Sequence[str] = ("srocc",),
     group: str = "database",
     series: str | None = "method",
+    joined: str | None = None,
     labels: Mapping[str, str] | None = None,
     title: str | None = None,
 ) -> Figure:
@@ -160,6 +161,7 @@ def repeated_runs(
         values: columns with the metrics; runs where one is NaN are left out of its panel.
         group: column that shares out the horizontal axis, such as the database.
         series: column that tells boxes of one group apart, such as the method.
+        joined: column that tells runs apart: a line joins what one run has in neighbouring boxes of a group.
         labels: column → name on its axis, where it is to be another one.
 
     Raises:
@@ -167,7 +169,7 @@ def repeated_runs(
     """
     if isinstance(values, str) or not values:
         raise ValueError(f"values must be names of columns, got {values!r}")
-    _check_columns(table, [*values, group, *([series] if series else [])])
+    _check_columns(table, [*values, group, *(column for column in (series, joined) if column)])
     names = NAMES | dict(labels or {})
     groups = list(table[group].unique())
     kinds = list(table[series].unique()) if series else [None]
@@ -177,13 +179,18 @@ def repeated_runs(
     axes = figure.subplots(1, len(values), squeeze=False)[0]
     looks = dict(zip(kinds, zip(_cycle_colours(len(kinds)), _markers(len(kinds)), shares, strict=True), strict=True))
     for ax, value in zip(axes, values, strict=True):
+        points: list[pd.DataFrame] = []
         for kind, (colour, marker, shift) in looks.items():
             of_kind = table if kind is None else table[table[series] == kind]
             for place, which in enumerate(groups):
-                runs = of_kind.loc[of_kind[group] == which, value].dropna().to_numpy()
-                if len(runs):
-                    _box(ax, runs, place + shift, width, colour, marker)
+                rows = of_kind[of_kind[group] == which].dropna(subset=[value])
+                if len(rows):
+                    x = _box(ax, rows[value].to_numpy(), place + shift, width, colour, marker)
+                    points.append(rows.assign(x=x, place=place))
             ax.plot([], [], linestyle="", color=colour, marker=marker, label=kind)
+        if joined:
+            for _, run in pd.concat(points).groupby(["place", joined], sort=False):
+                ax.plot(run["x"], run[value], color="0.7", linewidth=0.6, zorder=1)
         ax.set_xticks(range(len(groups)), labels=groups)
         ax.set_xlim(-0.5, len(groups) - 0.5)
         ax.tick_params(axis="x", length=0, rotation=30 if len(groups) * len(values) > 6 else 0)
@@ -195,12 +202,14 @@ def repeated_runs(
     return figure
 
 
-def _box(ax: Axes, runs: np.ndarray, x: float, width: float, colour: str, marker: str) -> None:
+def _box(ax: Axes, runs: np.ndarray, x: float, width: float, colour: str, marker: str) -> np.ndarray:
+    """Returns where the points of the runs stand."""
     ink = {"color": colour, "linewidth": 0.9}
     look = {"boxprops": ink, "whiskerprops": ink, "capprops": ink, "medianprops": ink | {"linewidth": 1.8}}
     ax.boxplot(runs, positions=[x], widths=0.75 * width, whis=(0, 100), showfliers=False, manage_ticks=False, **look)
     beside = (np.arange(len(runs)) * 0.618034 % 1 - 0.5) * 0.45 * width  # points of equal value stay apart
     ax.plot(x + beside, runs, linestyle="", marker=marker, color=colour, alpha=0.6, markersize=2.5, markeredgewidth=0)
+    return x + beside
 
 
 def _shares(count: int) -> np.ndarray:
