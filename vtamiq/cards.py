@@ -181,7 +181,7 @@ def _licence(source: Mapping[str, str]) -> str:
     return (
         "The weights in this folder are for research use only, since the photographs that they were trained on\n"
         f"({source['name']}) are {source['terms']}.\n"
-        "The code of the package, which made them, is under the Apache License 2.0.\n"
+        "The code of the package, which made them, is under Apache-2.0.\n"
     )
 
 
