@@ -69,6 +69,7 @@ def test_speeds_are_those_of_the_run():
         assert measured[name].eq(value).all()
     measured = pd.read_csv(ROOT / "figures" / "benchmark_precision_tiny.csv").set_index("what")
     half = measured.loc["CPU: bfloat16"]
+    assert f"bfloat16 is {half['ratio']:.1f} times as fast" in words
     assert f"by up to {half['error']:.4f} of a range of {half['score_range']:.2f}" in words
 
 
