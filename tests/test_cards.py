@@ -112,7 +112,14 @@ def folder(tmp_path):
     known = {"database": "bsds", "synthetic": True}
     tables = {
         "agreement": agreement,
-        "types": pd.DataFrame([known | {"dist_type": 18, "srocc": 0.2221, "lookup_srocc": 0.2331, "monotony": np.nan}]),
+        "types": pd.DataFrame([
+            known | {"dist_type": 18, "dist_name": "mean shift", "srocc": 0.2221, "lookup_srocc": 0.2331,
+                     "within_cell": 0.5, "monotony": np.nan, "ordered": False},
+            known | {"dist_type": 23, "dist_name": "colour block", "srocc": 0.8999, "lookup_srocc": 0.2332,
+                     "within_cell": 0.5551, "monotony": 0.9791, "ordered": True},
+            known | {"dist_type": 24, "dist_name": "high sharpen", "srocc": 0.9, "lookup_srocc": 0.2333,
+                     "within_cell": 0.5552, "monotony": 0.9792, "ordered": True},
+        ]),
         "spread": pd.DataFrame([known | {"num_patches": 256, "n": 968, "draws": 4, "std": 0.0123, "range": 1.02,
                                          "share": 0.0121, "srocc": 0.9191}]),
         "copies": pd.DataFrame([{"database": "bsds", "photographs": 8, "largest": 0.0}]),
@@ -140,6 +147,7 @@ class TestCard:
             "| bsds | copy | 0.000 | = 0 | yes | of b |", "18 mean shift (V) | brightness | 0.222 | 0.233 | – |",
             "| bsds | 968 | 4 | 256 | 0.012 | 1.020 | 1.2% | 0.919 |", "2,904 pairs of 24 photographs, 25 types, 121 cells",
             "256 patches a pair in the mean of 4 draws",
+            "Types below 0.9: colour block on bsds (0.900; levels of a photograph 0.979, photographs of a level 0.555).",
             "On bsds the look-up, which opens no image, orders all pairs better (0.144) than this model does (0.111).",
             "On bsds 1 of 1 metrics agree better with the consensus of the others than this model does: VSI.",
             "| VTAMIQ | 0.111 [0.115, 0.118] |",
@@ -172,6 +180,8 @@ class TestCard:
         facts["recipe"]["source"] |= {"url": "", "citation": ""}
         facts["made_before"], facts["recipe"]["measures"]["repeats"] = {"database": False, "run": True}, 1
         (folder / "facts.json").write_text(json.dumps(facts))
+        types = pd.read_csv(folder / "types.csv")
+        types.assign(srocc=0.95).to_csv(folder / "types.csv", index=False)
         goals = pd.read_csv(folder / "goals.csv").assign(met=True)
         goals.to_csv(folder / "goals.csv", index=False)
         agreement = pd.read_csv(folder / "agreement.csv")
@@ -198,6 +208,7 @@ class TestCard:
             assert said in card, said
         assert "Please cite" not in card
         assert "falls short" not in card
+        assert "Types below" not in card
         assert "was not measured" not in card
         assert "look-up, which opens no image, orders" not in card
         assert "agree better" not in card

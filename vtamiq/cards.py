@@ -30,7 +30,7 @@ from vtamiq.databases import Database
 from vtamiq.distortions import find_distortion
 from vtamiq.files import replacing, write_text
 from vtamiq.inference import fingerprint
-from vtamiq.measures import ALL, TABLES
+from vtamiq.measures import ALL, GOALS, TABLES
 from vtamiq.metrics import IQMS
 from vtamiq.model import SHIPPED, VTAMIQ
 from vtamiq.pairs import PairImages
@@ -242,6 +242,7 @@ def render_card(folder: str | Path) -> str:
         metrics=[IQMS[name].label for name in facts["data"]["metrics"]],
         goals=_goals(tables["goals"]),
         short=int((~tables["goals"]["met"]).sum()),
+        lowest=_lowest(tables["types"]),
         standing=_standing(agreement),
         agreement={
             name: _agreement(agreement[agreement["database"] == name]) for name in agreement["database"].unique()
@@ -291,6 +292,22 @@ def _goals(goals: pd.DataFrame) -> str:
     )
     rows = reached[["database", "measure", "reached", "goal", "met", "remark"]].to_numpy().tolist()
     return _markdown(columns, rows)
+
+
+def _lowest(types: pd.DataFrame) -> list[str]:
+    """A line about the types that miss their goal, if there are any: what of them is in order, and what is not."""
+    missed = types[types["ordered"] & (types["srocc"] < GOALS.types)]
+    if missed.empty:
+        return []
+    named = [
+        f"{row['dist_name']} on {row['database']} ({_number(row['srocc'])}; levels of a photograph "
+        f"{_number(row['monotony'])}, photographs of a level {_number(row['within_cell'])})"
+        for row in missed.sort_values("srocc").to_dict("records")
+    ]
+    return [
+        f"Types below {GOALS.types:g}: {'; '.join(named)}. The levels of one photograph are mostly in order; what is not "
+        "is how much one level harms different photographs."
+    ]
 
 
 def _standing(agreement: pd.DataFrame) -> list[str]:
