@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from vtamiq.caps import CAPS, PatchSample
+from vtamiq.files import is_utf8
 from vtamiq.images import ImageError, check_same_size, read_image
 from vtamiq.inference import NOT_FINITE, check_model, evaluation, fingerprint, half_precision
 from vtamiq.model import VTAMIQ
@@ -133,10 +134,8 @@ def _images_below(folder: str | Path) -> list[Path]:
 
 
 def _check_text(path: str) -> None:
-    try:
-        path.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{path!a}: a name that is not UTF-8 cannot be kept in tables; rename that file") from error
+    if not is_utf8(path):
+        raise ValueError(f"{path!a}: a name that is not UTF-8 cannot be kept in tables; rename that file")
 
 
 def _reference_of(distorted: Path, references: Mapping[str, list[Path]]) -> str:

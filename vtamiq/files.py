@@ -14,7 +14,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["clear_unfinished", "holding", "holding_folder", "replacing", "write_text"]
+__all__ = ["clear_unfinished", "holding", "holding_folder", "is_utf8", "replacing", "write_text"]
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +71,15 @@ def holding(path: str | Path) -> Iterator[None]:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise BlockingIOError(f"{path} is held by another process") from error
         yield
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a file's name is text that tables can keep: bytes that are not UTF-8 come from the system as surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

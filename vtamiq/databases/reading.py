@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 from vtamiq.databases.base import PAIR_COLUMNS, Database, DatabaseError, pair_table, path_parts
+from vtamiq.files import is_utf8
 from vtamiq.images import ImageError, image_size
 
 __all__ = ["Facts", "FolderIndex", "LabelRows", "list_folder", "read_lines"]
@@ -378,15 +379,7 @@ class FolderIndex:
 def list_folder(path: Path) -> list[str]:
     """Names in a folder, but for clutter that operating systems leave (.DS_Store, Thumbs.db, ._*), and for names that are
     not UTF-8: no label can mention those, and no table can keep them."""
-    return [name for name in os.listdir(path) if not _CLUTTER.fullmatch(name) and _is_text(name)]
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:  # bytes that could not be decoded are surrogates
-        return False
-    return True
+    return [name for name in os.listdir(path) if not _CLUTTER.fullmatch(name) and is_utf8(name)]
 
 
 def read_lines(path: Path, name: str) -> list[tuple[int, str]]:
