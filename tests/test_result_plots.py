@@ -183,6 +183,7 @@ class TestRepeatedRuns:
         expected = [part["srocc"].tolist() for _, part in runs.groupby(["database", "seed"])]
         assert sorted(line.get_ydata().tolist() for line in lines) == sorted(expected)
         assert all(round(x) == round(line.get_xdata()[0]) for line in lines for x in line.get_xdata())
+        assert repeated_runs(runs.assign(srocc=np.nan), joined="seed").axes[0].lines  # its legend: nothing to join
         with pytest.raises(ValueError, match="no column `run`"):
             repeated_runs(runs, joined="run")
 

@@ -188,7 +188,7 @@ def repeated_runs(
                     x = _box(ax, rows[value].to_numpy(), place + shift, width, colour, marker)
                     points.append(rows.assign(x=x, place=place))
             ax.plot([], [], linestyle="", color=colour, marker=marker, label=kind)
-        if joined:
+        if joined and points:
             for _, run in pd.concat(points).groupby(["place", joined], sort=False):
                 ax.plot(run["x"], run[value], color="0.7", linewidth=0.6, zorder=1)
         ax.set_xticks(range(len(groups)), labels=groups)
