@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import Mlp
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -19,7 +20,7 @@ from vtamiq import fast
 from vtamiq import model as model_module
 from vtamiq.attention import capture
 from vtamiq.caps import CAPS
-from vtamiq.fast import OneDNNLinear, accelerate, accelerated, compile_blocks, linear_rows, restore
+from vtamiq.fast import FusedGELU, OneDNNLinear, accelerate, accelerated, compile_blocks, linear_rows, restore
 from vtamiq.inference import fingerprint
 from vtamiq.model import VTAMIQ
 from vtamiq.modules import VTAMIQLoss
@@ -223,6 +224,56 @@ def test_hooked_and_derived_layers_are_left_alone():
     assert [type(part) for part in module] == [nn.Linear, Own, OneDNNLinear]
 
 
+class TestFusedGELU:
+    """The first layer of an MLP computes the activation after it."""
+
+    @pytest.mark.parametrize("training", [False, True])
+    @pytest.mark.parametrize("approximate", ["none", "tanh"])
+    def test_equals_the_two_layers(self, approximate, training):
+        torch.manual_seed(0)
+        plain = Mlp(6, 24, act_layer=partial(nn.GELU, approximate=approximate), drop=0.5)
+        ours, x = accelerate(copy.deepcopy(plain), training=training), torch.randn(2, 5, 6)
+        assert ours.fc1.gelu == approximate
+        assert ours.fc2.gelu is None
+        assert type(ours.act) is FusedGELU
+        seen = []
+        ours.act.register_forward_hook(lambda module, given, result: seen.append(result.detach()))
+        for part in (plain, ours):
+            part.eval()
+        with torch.no_grad():
+            torch.testing.assert_close(ours(x), plain(x), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(seen.pop(), plain.act(plain.fc1(x)), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(ours.double()(x.double()), plain.double()(x.double()))  # left to PyTorch
+        gradients = []
+        for part in (plain.float(), ours.float()):
+            given = x.clone().requires_grad_()
+            part(given).square().sum().backward()
+            gradients.append((given.grad, *(parameter.grad for parameter in part.parameters())))
+        for expected, actual in zip(*gradients, strict=True):
+            torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
+
+    def test_undone(self):
+        mlp = restore(accelerate(Mlp(6, 24, act_layer=partial(nn.GELU, approximate="tanh")).eval()))
+        assert type(mlp.act) is nn.GELU
+        assert mlp.act.approximate == "tanh"
+        assert not mlp.act.training
+        assert type(mlp.fc1) is nn.Linear
+
+    def test_only_plain_activations_of_plain_mlps(self):
+        watched, other, within = Mlp(6, 24), Mlp(6, 24, act_layer=nn.ReLU), nn.Sequential(nn.Linear(6, 24), nn.GELU())
+        watched.act.register_forward_hook(lambda *parts: None)
+        for module in (watched, other, within):
+            assert [part.gelu for part in routed(accelerate(module))] == [None] * len(routed(module))
+            assert not [part for part in module.modules() if isinstance(part, FusedGELU)]
+
+    def test_all_blocks_have_it(self, model, batch):
+        plain = copy.deepcopy(model)
+        model.optimize_for_inference()
+        assert [block.mlp.fc1.gelu for block in model.encoder.blocks] == ["none"] * len(model.encoder.blocks)
+        with torch.inference_mode():
+            torch.testing.assert_close(model(*batch), plain(*batch), atol=1e-5, rtol=0)
+
+
 class TestChoice:
     @pytest.fixture(autouse=True)
     def always_worth_it(self):
@@ -273,11 +324,14 @@ class TestChoice:
         monkeypatch.setattr(fast, "_onednn_pack", missing)
         assert routed(accelerate(nn.Sequential(nn.Linear(16, 8)))) == []
 
-    @pytest.mark.parametrize("error", [1.0, torch.nan])
-    def test_an_operator_that_is_wrong_is_not_used(self, monkeypatch, seconds, error):
+    @pytest.mark.parametrize("errors", [(1.0, 0.0), (torch.nan, 0.0), (0.0, 1.0)])
+    def test_an_operator_that_is_wrong_is_not_used(self, monkeypatch, seconds, errors):
+        def product(x, weight, bias, gelu=None):
+            return F.linear(x, weight) + errors[0] if gelu is None else F.gelu(F.linear(x, weight)) + errors[1]
+
         seconds(1.0, 0.1)
         monkeypatch.setattr(fast, "_onednn_pack", lambda weight: weight)
-        monkeypatch.setattr(fast, "_onednn_product", lambda x, weight, bias: F.linear(x, weight) + error)
+        monkeypatch.setattr(fast, "_onednn_product", product)
         assert routed(accelerate(nn.Sequential(nn.Linear(16, 8)))) == []
 
     def test_without_onednn(self, monkeypatch):

@@ -1,7 +1,8 @@
 """The same computation faster: products by oneDNN on CPUs where that pays, and blocks compiled by torch.compile.
 
 PyTorch multiplies float32 matrices on x86 with its BLAS, which uses half of what some CPUs can do. oneDNN, which PyTorch
-ships for convolutions and for its compiler, often does better, the more so with weights that are laid out for it ahead.
+ships for convolutions and for its compiler, often does better, the more so with weights that are laid out for it ahead and
+the GELU of an MLP computed on the way.
 """
 
 import logging
@@ -11,10 +12,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 __all__ = [
+    "FusedGELU",
     "OneDNNLinear",
     "accelerate",
     "accelerated",
@@ -41,13 +44,14 @@ class OneDNNLinear(nn.Linear):
     copy of the weights (as much memory again) is made on first use without gradients, and anew after the weights changed.
     With `training_too`, gradients go through oneDNN as well, and nothing is packed: the weights change at every step, also
     in ways that nobody is told of, such as an exchange with their moving average.
+    With `gelu`, the `approximate` of an `nn.GELU`, outputs are those of that activation: one way through memory less.
     """
 
     _packed: dict[tuple[int, int], tuple[tuple[int, int], Tensor]]
 
-    def __init__(self, linear: nn.Linear, training_too: bool = False):
+    def __init__(self, linear: nn.Linear, training_too: bool = False, gelu: str | None = None):
         _take_parameters(self, linear)
-        self.training_too, self._packed = training_too, {}
+        self.training_too, self.gelu, self._packed = training_too, gelu, {}
 
     def forward(self, x: Tensor) -> Tensor:
         return self.rows(x, 0, self.out_features)
@@ -55,11 +59,11 @@ class OneDNNLinear(nn.Linear):
     def rows(self, x: Tensor, start: int, stop: int) -> Tensor:
         """Outputs `start` … `stop` − 1 alone, as if the others did not exist."""
         weight, bias = _sliced(self, start, stop)
-        if not _onednn_can(x, weight):
-            return F.linear(x, weight, bias)
-        if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (x, weight, bias)):
-            return _Product.apply(x, weight, bias) if self.training_too else F.linear(x, weight, bias)
-        return _onednn_product(x, weight if self.training_too else self._pack(weight, start, stop), bias)
+        can = _onednn_can(x, weight)
+        if can and not _gradients_flow(x, weight, bias):
+            return _onednn_product(x, weight if self.training_too else self._pack(weight, start, stop), bias, self.gelu)
+        y = (_Product.apply if can and self.training_too else F.linear)(x, weight, bias)
+        return y if self.gelu is None else F.gelu(y, approximate=self.gelu)
 
     def _pack(self, weight: Tensor, start: int, stop: int) -> Tensor:
         # Two threads may both pack: what they store is the same.
@@ -72,6 +76,13 @@ class OneDNNLinear(nn.Linear):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_packed": {}}  # opaque to copy and pickle, and made anew on first use
+
+
+class FusedGELU(nn.GELU):
+    """An `nn.GELU` that the layer before it has computed already."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
 
 
 class _Product(torch.autograd.Function):
@@ -124,7 +135,7 @@ def accelerate(module: nn.Module, *, training: bool = False, shapes: Collection[
     worth: dict[Shape, bool] = {}
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is not nn.Linear or child._forward_hooks or child._forward_pre_hooks:
+            if type(child) is not nn.Linear or _hooked(child):
                 continue
             shape = (child.out_features, child.in_features)
             if shape not in worth:
@@ -133,7 +144,7 @@ def accelerate(module: nn.Module, *, training: bool = False, shapes: Collection[
                 else:
                     worth[shape] = shape in shapes and onednn_works(*shape)
             if worth[shape]:
-                setattr(parent, name, OneDNNLinear(child, training))
+                setattr(parent, name, OneDNNLinear(child, training, _absorb_gelu(parent, name)))
     taken = ", ".join(f"{inputs} → {outputs}" for (outputs, inputs), pays in worth.items() if pays)
     log.debug("oneDNN is taken for: %s", taken or "nothing, it is not faster here")
     return module
@@ -152,6 +163,8 @@ def restore(module: nn.Module) -> nn.Module:
                 plain = nn.Linear.__new__(nn.Linear)
                 _take_parameters(plain, child)
                 setattr(parent, name, plain)
+            elif isinstance(child, FusedGELU):
+                setattr(parent, name, nn.GELU(child.approximate).train(child.training))
     return module
 
 
@@ -205,6 +218,23 @@ def _take_parameters(linear: nn.Linear, other: nn.Linear) -> None:
     linear.weight, linear.bias, linear.training = other.weight, other.bias, other.training
 
 
+def _absorb_gelu(parent: nn.Module, name: str) -> str | None:
+    """Leave the GELU of a timm MLP to its first layer: which one it is, or None if `name` is another layer."""
+    act = getattr(parent, "act", None)
+    if type(parent) is not Mlp or name != "fc1" or type(act) is not nn.GELU or _hooked(act):
+        return None
+    parent.act = FusedGELU(act.approximate).train(act.training)
+    return act.approximate
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _gradients_flow(*parts: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in parts)
+
+
 def _sliced(linear: nn.Linear, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
     if (start, stop) == (0, linear.out_features):
         return linear.weight, linear.bias
@@ -229,22 +259,27 @@ def _onednn_pack(weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), HINT_ROWS)
 
 
-def _onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def _onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: str | None = None) -> Tensor:
+    activation, algorithm = ("none", "") if gelu is None else ("gelu", gelu)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], algorithm)
 
 
 @torch.no_grad()
 def onednn_works(outputs: int = 64, inputs: int = 64) -> bool:
-    """Whether oneDNN is there and multiplies by a weight (outputs, inputs) rightly."""
+    """Whether oneDNN is there and multiplies by a weight (outputs, inputs) rightly, with a GELU after it or without."""
     if not torch.backends.mkldnn.is_available():
         return False
     x, weight = _trial(outputs, inputs)
     try:
-        result = _onednn_product(x, _onednn_pack(weight), None)
+        packed = _onednn_pack(weight)
+        results = [_onednn_product(x, packed, None), _onednn_product(x, packed, None, "none")]
     except (AttributeError, RuntimeError):  # no such operator, or none for this CPU
         return False
-    expected = F.linear(x, weight)
-    return bool((expected - result).abs().max() <= TOLERANCE * expected.abs().max())  # not so for NaN
+    product = F.linear(x, weight)
+    return all(  # not so for NaN
+        bool((expected - result).abs().max() <= TOLERANCE * product.abs().max())
+        for result, expected in zip(results, (product, F.gelu(product)), strict=True)
+    )
 
 
 def _trial(outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
