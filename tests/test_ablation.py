@@ -233,6 +233,8 @@ class TestComponents:
         table = component_table(rows, resample="references", bootstrap=50)
         assert table["srocc_low"].notna().all()
         assert table["p"].notna().tolist() == [False, True]
+        without = component_table(rows.drop(columns="content"), resample="references", bootstrap=50)  # as of KADID-10k
+        pd.testing.assert_frame_equal(without, table)
 
     def test_refused(self):
         base, other = (result_rows(np.arange(8.0), variant=name, run=0) for name in ("base", "a"))

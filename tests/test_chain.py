@@ -457,8 +457,20 @@ class TestUnseen:
         runs, _ = done
         chain = chain_of(("more", {"seed": 3}), start=str(runs[0].folder), model={})
         assert check_chain(chain, root=root)[["val", "test", "left_out"]].to_numpy().tolist() == [[4, 4, 0]]
-        other = changed(chain, {"steps.0.data.seed": 4})
+        other = changed(chain, {"steps.0.data.seed": 10})
         assert check_chain(other, root=root)["left_out"].item() > 0
+
+    def test_what_the_start_was_trained_on_is_not_validated_on(self, done, root, apart):
+        """A chain that begins where another one ended is the second half of one chain."""
+        runs, _ = done
+        assert [entry["role"] for entry in runs[1].model.seen] == ["train", "val"] * 2
+        chain = chain_of(("more", {"seed": 10}), start=str(runs[0].folder), model={})
+        (alone,) = chain_module._plan(chain, start_model(chain), lambda data: load_data(data, root))
+        whole = changed(apart, {"steps.1.data.seed": 10})
+        second = chain_module._plan(whole, start_model(whole), lambda data: load_data(data, root))[1]
+        full = Data(DATABASE, seed=10).parts(load_data(second.step.data, root))[1]
+        assert alone.validation.references == second.validation.references != full.references
+        assert alone.test.references == second.test.references
 
     def test_an_unknown_past_and_a_common_source_are_told(self, root, caplog, tmp_path):
         model = VTAMIQ(TINY)

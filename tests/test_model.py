@@ -96,7 +96,8 @@ def test_unaligned_positions_equal_the_original(golden):
 
 
 def test_preferences_equal_the_original(golden):
-    w = 1.0 if not golden.has("out/pref_prob_w2p5") else 6.0
+    w = golden.model.config.preference_weight
+    assert w == (6.0 if golden.has("out/pref_prob_w2p5") else 1.0)
     assert_close(preference(golden["out/q"], golden["out/q_b"], w), golden["out/pref_prob"], 5e-6)
     if golden.has("out/pref_prob_w2p5"):
         assert_close(preference(golden["out/q"], golden["out/q_b"], 2.5), golden["out/pref_prob_w2p5"], 5e-6)

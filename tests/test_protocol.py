@@ -160,6 +160,13 @@ def test_finished_predictions_are_read_unless_something_changed(database, tmp_pa
     assert not human["synthetic"].any()
 
 
+def test_a_perfect_copy_has_one_score_only_where_both_are_looked_at_in_the_same_places():
+    one = candidate()
+    assert one.perfect == 0.0
+    assert replace(one, caps=CAPS(num_patches=4, aligned=False)).perfect is None
+    assert Candidate("other", VTAMIQ(replace(TINY, zero_anchor=False)), one.caps).perfect is None
+
+
 def test_rows_say_where_they_come_from(database, run):
     table = predict_all([load_candidate(run.folder)], [database.subset(["r3"])], ["psnr", "mdsi"], **QUIET)
     first = table.groupby("metric").first()

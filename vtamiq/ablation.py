@@ -25,7 +25,7 @@ from vtamiq.comparisons import compare_metrics
 from vtamiq.complexity import cost_table
 from vtamiq.configs import did_you_mean
 from vtamiq.databases import Database
-from vtamiq.evaluation import evaluate
+from vtamiq.evaluation import contents_of, evaluate
 from vtamiq.inference import evaluation
 from vtamiq.model import VTAMIQ
 from vtamiq.predictions import predict
@@ -333,7 +333,7 @@ def _each_run(predictions: pd.DataFrame, base: str, bootstrap: int, resample: st
             continue
         compared = compare_metrics(
             part["q"], other.loc[part.index, "q"], part["score"],
-            part["content"].fillna(part["ref_id"]) if resample == "references" else None,
+            contents_of(part.reset_index()) if resample == "references" else None,
             higher_better=bool(part["higher_better"].iloc[0]), resamples=bootstrap, seed=seed,
         )  # fmt: skip
         low, high = compared["low"], compared["high"]

@@ -350,7 +350,8 @@ class _Planned:
 
 def _plan(chain: Chain, model: VTAMIQ, load: Callable[[Data], Database]) -> list[_Planned]:
     """All parts of all steps, so that whatever is wrong with the last is found before the first is trained."""
-    seen, trained, planned = list(model.seen or ()), [], []
+    seen, planned = list(model.seen or ()), []
+    trained = [entry for entry in seen if entry.get("role") == "train"]
     if model.seen is None:
         log.warning("it is not known which pictures %s was trained on; they may be among those tested", chain.start)
     for number, step in enumerate(chain.steps):
@@ -364,8 +365,8 @@ def _plan(chain: Chain, model: VTAMIQ, load: Callable[[Data], Database]) -> list
         if test is not None:
             _warn_of_relatives(seen, test, place)
         if number + 1 < len(chain.steps):
-            trained.append(pictures_of(training))
-            seen += [trained[-1], pictures_of(validation)]
+            trained.append(pictures_of(training, "train"))
+            seen += [trained[-1], pictures_of(validation, "val")]
     return planned
 
 

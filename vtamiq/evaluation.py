@@ -20,6 +20,7 @@ from vtamiq.published import published_results
 
 __all__ = [
     "beside_published",
+    "contents_of",
     "cross_database",
     "evaluate",
     "evaluate_preferences",
@@ -127,11 +128,11 @@ def _one_direction(group: pd.DataFrame) -> dict[str, bool]:
     return {name: bool(values.iloc[0]) for name, values in directions.items()}
 
 
-def _contents(group: pd.DataFrame) -> np.ndarray:
+def contents_of(group: pd.DataFrame) -> np.ndarray:
     """What must be resampled together: all pairs of one content of one database."""
     content = group["ref_id"].astype(str)
     if "content" in group:
-        content = group["content"].astype("str").fillna(content)
+        content = group["content"].astype(object).fillna(content).astype(str)
     return (
         (group["database"].astype(str) + "/" + content).to_numpy(dtype=str)
         if "database" in group
@@ -142,7 +143,7 @@ def _contents(group: pd.DataFrame) -> np.ndarray:
 def _correlate(group: pd.DataFrame, bootstrap: int, resample: str, seed: int) -> dict[str, Any]:
     values = group["q"].to_numpy(dtype=float), group["score"].to_numpy(dtype=float)
     directions = _one_direction(group)
-    groups = _contents(group) if resample == "references" else None
+    groups = contents_of(group) if resample == "references" else None
     result = correlations(*values, **directions, bootstrap=bootstrap, groups=groups, seed=seed)
     four = correlations(*values, **directions, parameters=4)
     fit, fit4 = result.pop("fit"), four["fit"]
@@ -252,7 +253,7 @@ def significance(
         for one, other in combinations(metrics, 2):
             a, b = metrics[one], metrics[other].loc[metrics[one].index]
             compared = compare_metrics(
-                a["q"], b["q"], a["score"], _contents(a.reset_index()),
+                a["q"], b["q"], a["score"], contents_of(a.reset_index()),
                 higher_better=_one_direction(a)["higher_better"],
                 lower_better=(_one_direction(a)["lower_better"], _one_direction(b)["lower_better"]),
                 resamples=bootstrap, seed=seed,

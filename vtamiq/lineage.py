@@ -37,10 +37,12 @@ def _digest(path: Path) -> set[str]:
         return set()
 
 
-def pictures_of(database: Database) -> dict[str, Any]:
-    """What a model has seen that was trained on this: `database`, `contents` and `pictures`, as plain JSON."""
+def pictures_of(database: Database, role: str = "train") -> dict[str, Any]:
+    """What a model has seen that was trained or validated on this, as plain JSON: `database`, `role` ("train" or "val"),
+    `contents` and `pictures`."""
     return {
         "database": database.name,
+        "role": role,
         "contents": sorted(set(database.contents.values())),
         "pictures": sorted(set().union(*reference_digests(database).values())),
     }

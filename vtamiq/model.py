@@ -135,6 +135,7 @@ class VTAMIQConfig:
             mlp_dropout=0.1,
             decoder_drop_path=0.0,
             head_dropout=0.2,
+            preference_weight=1.0,  # their preferences have no sharpness
             mean=(0.485, 0.456, 0.406),
             std=(0.229, 0.224, 0.225),
             uv_anchor="corner",
@@ -473,8 +474,8 @@ class VTAMIQ(
         lower_better: True, always.
         score_range: lowest and highest score that there can be. The head is a plain linear layer, so there is no bound:
             nearly perfect copies may come out below 0, and how large the worst distortions get depends on the training.
-        perfect_score: score of an image compared with itself, 0.0 by construction with `zero_anchor`; None without it, it
-            is then whatever number the weights give to a zero difference.
+        perfect_score: score of an image compared with itself, 0.0 by construction with `zero_anchor` where both are looked
+            at in the same places; None without it, it is then whatever number the weights give to a zero difference.
         origin: where the weights come from, in words; set by whatever loads them.
         seen: pictures that the weights were trained or validated on for image quality, as `vtamiq.lineage` has them;
             empty for initial values and for an ImageNet ViT, None if nobody knows. Kept by `save_pretrained`.

@@ -60,8 +60,9 @@ class Candidate:
 
     @property
     def perfect(self) -> float | None:
-        """The score of a perfect copy, if it is the same for all."""
-        return 0.0 if self.model.config.zero_anchor else None
+        """The score of a perfect copy, if it is the same for all: not so where the two images are looked at in places of
+        their own."""
+        return 0.0 if self.model.config.zero_anchor and self.caps.aligned else None
 
 
 def load_candidate(

@@ -88,9 +88,10 @@ def repeat(
 ) -> Repeats:
     """Train and test the last stage `repeats` times, over random splits and seeds, as the paper does.
 
-    Run k is the chain with k added to the seeds of the last stage and of its data, so that it has another split, other
-    patches and another order; and, if there is one stage only, to the seed of the first weights. Run 0 is therefore the
-    chain itself. Where the split is fixed ("distributed", "original"), it is that of every run.
+    Run k is the chain with k added to the seeds of the last stage and of its data, so that its split is drawn anew, with
+    other patches and another order; and, if there is one stage only, to the seed of the first weights. Run 0 is therefore
+    the chain itself. Where the split is fixed ("distributed", "original"), it is that of every run; of a few contents two
+    runs may draw the same, and `k_fold` tests each once.
 
     Finished runs are loaded, so call again after an interruption or a failure.
 

@@ -39,8 +39,9 @@ def score(
     """Perceived distortion of `distorted` against `reference`: lower is better.
 
     Deterministic: the same images, model and seed give the same score, whatever else is scored in the same call (with
-    larger batches, up to rounding). A perfect copy scores exactly 0 if the model has `zero_anchor`; nothing keeps a model
-    from giving a nearly perfect one a score slightly below 0. May be called from several threads at once.
+    larger batches, up to rounding). A perfect copy scores exactly 0 if the model has `zero_anchor` and `caps` is aligned;
+    nothing keeps a model from giving a nearly perfect one a score slightly below 0. May be called from several threads at
+    once.
 
     >>> score(reference, distorted) > 0  # paths, PIL images, arrays or tensors; by the model that ships with the package
     True

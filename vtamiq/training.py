@@ -204,7 +204,7 @@ def train(
     parts = {"train": training, "val": validation} | ({"test": test} if test is not None else {})
     _check_parts(parts, stage)
     labels = _labels(stage, parts)
-    seen = None if model.seen is None else (*model.seen, pictures_of(training), pictures_of(validation))
+    seen = None if model.seen is None else (*model.seen, pictures_of(training, "train"), pictures_of(validation, "val"))
     record = json.loads(json.dumps(_record(model, stage, parts, labels)))
     if not _holds(out, record):  # what is refused leaves no folder, and sets none aside
         check_stage(model, stage, training, validation, test, places)
