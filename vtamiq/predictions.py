@@ -48,6 +48,9 @@ def predict(
 ) -> pd.DataFrame:
     """Score every pair of a database.
 
+    The same database, model and seed give the same scores. Patches are drawn by the number of a row, so a pair has other
+    ones in another selection of rows, and than those of `score`: by chance alone its score differs.
+
     Args:
         model: used in evaluation mode on the device where it is; its mode is restored.
         caps: patch sampling; None takes `CAPS()` with what the model prescribes.
