@@ -6,6 +6,7 @@ common.
 """
 
 import os
+import signal
 import tempfile
 
 import pytest
@@ -38,6 +39,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a script; some tests interrupt
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("numprocesses", None):
         return  # this process only hands tests out to others, which come here as well
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
