@@ -324,10 +324,13 @@ class TestChoice:
         monkeypatch.setattr(fast, "_onednn_pack", missing)
         assert routed(accelerate(nn.Sequential(nn.Linear(16, 8)))) == []
 
-    @pytest.mark.parametrize("errors", [(1.0, 0.0), (torch.nan, 0.0), (0.0, 1.0)])
-    def test_an_operator_that_is_wrong_is_not_used(self, monkeypatch, seconds, errors):
+    @pytest.mark.parametrize("wrong", [None, "none", "tanh"])
+    @pytest.mark.parametrize("error", [1.0, torch.nan])
+    def test_an_operator_that_is_wrong_is_not_used(self, monkeypatch, seconds, error, wrong):
         def product(x, weight, bias, gelu=None):
-            return F.linear(x, weight) + errors[0] if gelu is None else F.gelu(F.linear(x, weight)) + errors[1]
+            y = F.linear(x, weight)
+            y = y if gelu is None else F.gelu(y, approximate=gelu)
+            return y + error if gelu == wrong else y
 
         seconds(1.0, 0.1)
         monkeypatch.setattr(fast, "_onednn_pack", lambda weight: weight)

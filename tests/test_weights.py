@@ -69,6 +69,11 @@ class TestFiles:
                 assert value.dtype == torch.float32
                 assert torch.equal(value, stored.get_tensor(name).float())
 
+    def test_what_they_were_trained_on_is_told_from_what_they_were_validated_on(self):
+        seen = load_default().seen
+        assert [(entry["role"], len(entry["contents"])) for entry in seen] == [("train", 160), ("val", 8)] * 2
+        assert not set(seen[0]["contents"]) & set(seen[1]["contents"])
+
     def test_a_wheel_has_them(self):
         """hatchling takes every file of the package that git does not ignore."""
         built = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]
