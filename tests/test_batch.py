@@ -422,7 +422,7 @@ def test_two_processes_one_killed_then_gone_on_with(folder, model, model_folder,
     killed = start(tmp_path / "pairs.csv", model_folder, out, 1, 2)
     try:
         limit = time.monotonic() + 120
-        while not list(parts.glob("*.jsonl")):
+        while not any(path.stat().st_size for path in parts.glob("*.jsonl")):
             assert killed.poll() is None, killed.communicate()
             assert time.monotonic() < limit
             time.sleep(0.005)
@@ -605,7 +605,8 @@ class TestShell:
         command = ["score", "--ref-dir", str(tmp_path / "ref"), "--dist-dir", str(tmp_path / "dist"), "--out", str(out)]
         command += ["--model", str(model_folder), "--patches", "4", "--workers", "0", "--batch-size", "50"]
         parts = tmp_path / "scores.parquet.parts"
-        threading.Thread(target=terminate_when, args=(lambda: any(parts.glob("*.jsonl")),), daemon=True).start()
+        recorded = lambda: any(path.stat().st_size for path in parts.glob("*.jsonl"))  # noqa: E731
+        threading.Thread(target=terminate_when, args=(recorded,), daemon=True).start()
         assert main(command) == 143
         assert "to go on: " in capsys.readouterr().err
         done = sum(path.read_text().count("\n") for path in parts.iterdir())
