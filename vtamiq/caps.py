@@ -442,7 +442,7 @@ class CAPS:
     patch_ratio: float = 1.75
     shuffle: bool = False
     uv_anchor: str = "centre"
-    map_pixels: int = 2**19
+    map_pixels: int = 2**17
 
     def __post_init__(self):
         rules = {
