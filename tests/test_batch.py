@@ -412,6 +412,11 @@ def start(folder, model_folder, out, rank=0, world_size=1):
     )  # fmt: skip
 
 
+def any_row(parts):
+    """Whether a journal has a row yet: it is there before its first one."""
+    return any(path.stat().st_size for path in parts.glob("*.jsonl"))
+
+
 def test_two_processes_one_killed_then_gone_on_with(folder, model, model_folder, tmp_path):
     """Rank 1 is killed for good while it scores; rank 0 ends well without a table; one process does what is left."""
     pairs = pd.concat([pd.read_csv(folder / "pairs.csv")] * 15, ignore_index=True)
@@ -422,7 +427,7 @@ def test_two_processes_one_killed_then_gone_on_with(folder, model, model_folder,
     killed = start(tmp_path / "pairs.csv", model_folder, out, 1, 2)
     try:
         limit = time.monotonic() + 120
-        while not any(path.stat().st_size for path in parts.glob("*.jsonl")):
+        while not any_row(parts):
             assert killed.poll() is None, killed.communicate()
             assert time.monotonic() < limit
             time.sleep(0.005)
@@ -605,8 +610,7 @@ class TestShell:
         command = ["score", "--ref-dir", str(tmp_path / "ref"), "--dist-dir", str(tmp_path / "dist"), "--out", str(out)]
         command += ["--model", str(model_folder), "--patches", "4", "--workers", "0", "--batch-size", "50"]
         parts = tmp_path / "scores.parquet.parts"
-        recorded = lambda: any(path.stat().st_size for path in parts.glob("*.jsonl"))  # noqa: E731
-        threading.Thread(target=terminate_when, args=(recorded,), daemon=True).start()
+        threading.Thread(target=terminate_when, args=(lambda: any_row(parts),), daemon=True).start()
         assert main(command) == 143
         assert "to go on: " in capsys.readouterr().err
         done = sum(path.read_text().count("\n") for path in parts.iterdir())

@@ -67,6 +67,7 @@ def test_speeds_are_those_of_the_run():
     words = " ".join(README.split())
     data = pd.read_csv(ROOT / "figures" / "benchmark_data.csv").set_index(["against", "what"])
     assert data["megapixels"].eq("0.2 1.0 2.0 12.0").all()
+    assert data["rounds"].eq(15).all()
     for what, shares in zip(("sampling 512 patches takes", "a whole item"), shares_of_decoding(data), strict=True):
         assert "{} {:.2f}, {:.2f}, {:.2f} and {:.2f}".format(what, *shares) in words
     versions = measured.loc["score, optimised", "ratio"].item()

@@ -2,9 +2,8 @@
 
 A score is made from a few hundred patches, so the network costs the same for every size of image; reading the images and
 finding the places to look at grow with the number of pixels, the latter by less (`CAPS.map_pixels`). One pair is held at a
-time. Beside the images and the model, finding the places takes about 5 MB at most, whatever their size (27 bytes a pixel
-up to an eighth of a megapixel); with several scales, whose images are pooled as a whole, 13 bytes a pixel where that is
-more.
+time. Beside the images and the model, finding the places takes less than 5 MB up to 24 megapixels (by SSIM 25), and beyond
+grows with the width of an image alone; with several scales, whose images are pooled as a whole, 13 bytes a pixel.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
