@@ -1,6 +1,7 @@
 """The layouts of real databases, with their real labels and names but small images.
 
-Each `build_*` makes a complete copy below `root` from the tables in `tests/data/labels`; `references` restricts it to some
+Each `build_*` makes a complete copy below `root` from the tables in `tests/data/labels`; `references` restricts it to
+some
 of them. Images are one file per size under many names unless a function makes them.
 """
 

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vtamiq.databases import Database
-from vtamiq.databases.base import pair_table
-from vtamiq.images import write_png
-from vtamiq.model import VTAMIQConfig
+from vtamiq.databases.schema import Database, pair_table
+from vtamiq.images.reading import write_png
+from vtamiq.model.network import VTAMIQConfig
 
 SIDE = 48
 TINY = VTAMIQConfig(

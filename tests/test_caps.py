@@ -33,7 +33,7 @@ from vtamiq.caps import (
     regular_grid,
     smooth,
 )
-from vtamiq.images import ImageError
+from vtamiq.images.reading import ImageError
 
 DATA = Path(__file__).parent / "data"
 

@@ -12,12 +12,19 @@ from PIL import Image
 
 import vtamiq
 from tests.small import TINY
-from vtamiq.modules import VTAMIQLoss
-from vtamiq.scoring import score
-from vtamiq.torchmetric import VTAMIQMetric
+from vtamiq.scoring.loss import VTAMIQLoss
+from vtamiq.scoring.metric import VTAMIQMetric
+from vtamiq.scoring.scores import score
 
 MODULES = ["vtamiq", *(f"vtamiq.{module.name}" for module in pkgutil.iter_modules(vtamiq.__path__))]
-WITH_EXAMPLES = {"vtamiq", "vtamiq.batch", "vtamiq.caps", "vtamiq.modules", "vtamiq.scoring", "vtamiq.torchmetric"}
+WITH_EXAMPLES = {
+    "vtamiq",
+    "vtamiq.scoring.table",
+    "vtamiq.caps",
+    "vtamiq.scoring.loss",
+    "vtamiq.scoring.scores",
+    "vtamiq.scoring.metric",
+}
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from tests.small import TINY
-from vtamiq.images import write_png
-from vtamiq.model import VTAMIQ
+from vtamiq.images.reading import write_png
+from vtamiq.model.network import VTAMIQ
 
 if importlib.util.find_spec("websocket") is None:
     pytest.skip("no websocket-client here: pip install websocket-client", allow_module_level=True)
@@ -26,7 +26,7 @@ from tests.chromium import Chromium, find_chromium, wait_for
 
 ROOT = Path(__file__).parents[1]
 CELLS = {
-    "sampling": "from vtamiq.explore import *\nexplore_sampling(photograph='coffee', distortion='colorblock')",
+    "sampling": "from vtamiq.lab.explore import *\nexplore_sampling(photograph='coffee', distortion='colorblock')",
     "attention": "from vtamiq import VTAMIQ\nmodel = VTAMIQ.from_pretrained('model')\n"
     "explore_attention(model, photograph='coffee', method='attention', draws=2, trained='random weights')",
     "score": "explore_score(model, photograph='chelsea', repeats=2, trained='random weights')",

@@ -17,16 +17,18 @@ from PIL import Image
 
 import vtamiq
 from tests.small import TINY, small_table
-from vtamiq import __version__, chain, pipeline, repeat, scoring
+from vtamiq import __version__
 from vtamiq.__main__ import main
-from vtamiq.caps import CAPS
-from vtamiq.chain import Chain, Data, Step, changed
-from vtamiq.databases import load_database
+from vtamiq.caps import CAPS, caps_for
+from vtamiq.databases.loading import load_database
 from vtamiq.databases.synthetic import MANIFEST
-from vtamiq.inference import fingerprint
-from vtamiq.model import VTAMIQ, VTAMIQConfig
-from vtamiq.predictions import caps_for
-from vtamiq.training import Stage
+from vtamiq.lab import pipeline
+from vtamiq.model.inference import fingerprint
+from vtamiq.model.network import VTAMIQ, VTAMIQConfig
+from vtamiq.scoring import scores as scoring
+from vtamiq.training import chain, repeat
+from vtamiq.training.chain import Chain, Data, Step, changed
+from vtamiq.training.stage import Stage
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +104,7 @@ class TestScore:
         assert capsys.readouterr().out == f"{expected:.4f}\n"
 
     def test_fast_changes_rounding_only(self, images, model, capsys, monkeypatch):
-        monkeypatch.setattr("vtamiq.fast._worth_it", lambda *shape: torch.backends.mkldnn.is_available())
+        monkeypatch.setattr("vtamiq.model.accelerate._worth_it", lambda *shape: torch.backends.mkldnn.is_available())
         optimised = []
         original = VTAMIQ.optimize_for_inference
         monkeypatch.setattr(VTAMIQ, "optimize_for_inference", lambda model: optimised.append(original(model)) or model)
@@ -192,14 +194,16 @@ class TestScore:
         assert "no such folder" not in errors
 
     def test_hub_id_in_the_local_cache(self, images, model, monkeypatch, capsys):
-        monkeypatch.setattr("vtamiq.model._snapshot", lambda hub_id, *_: {"someone/vtamiq": model}[hub_id])
+        monkeypatch.setattr("vtamiq.model.network._snapshot", lambda hub_id, *_: {"someone/vtamiq": model}[hub_id])
         reference = str(images / "reference.png")
         assert main(["score", reference, reference, "--model", "someone/vtamiq", "--patches", "8"]) == 0
         assert float(capsys.readouterr().out) == 0
 
     def test_network_is_asked_only_with_download(self, images, model, monkeypatch, capsys):
         asked = []
-        monkeypatch.setattr("vtamiq.model._snapshot", lambda name, download, _: asked.append((name, download)) or model)
+        monkeypatch.setattr(
+            "vtamiq.model.network._snapshot", lambda name, download, _: asked.append((name, download)) or model
+        )
         command = ["score", *[str(images / "reference.png")] * 2, "--model", "someone/vtamiq", "--patches", "8"]
         assert main(command) == main([*command, "--download"]) == 0
         assert asked == [("someone/vtamiq", False), ("someone/vtamiq", True)]
@@ -208,7 +212,7 @@ class TestScore:
         def offline(*_, **__):
             raise ConnectionError("no route to host")
 
-        monkeypatch.setattr("vtamiq.model.snapshot_download", offline)
+        monkeypatch.setattr("vtamiq.model.network.snapshot_download", offline)
         assert main(["score", *[str(images / "reference.png")] * 2, "--model", "someone/vtamiq", "--download"]) == 2
         assert "no route to host" in capsys.readouterr().err
 
@@ -236,7 +240,7 @@ class TestScore:
         assert json.loads(capsys.readouterr().out) == found
 
     def test_an_installation_without_weights(self, images, monkeypatch, tmp_path, capsys):
-        monkeypatch.setattr("vtamiq.inference.SHIPPED", tmp_path)
+        monkeypatch.setattr("vtamiq.model.inference.SHIPPED", tmp_path)
         assert main(["score", str(images / "reference.png"), str(images / "noisy.png")]) == 2
         assert "vtamiq-tiny, which ships with vtamiq, is missing from this installation" in capsys.readouterr().err
 

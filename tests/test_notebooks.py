@@ -14,12 +14,13 @@ from matplotlib.text import Text
 
 from tests.layouts import build_tid2013, noisy
 from tests.small import TINY
-from vtamiq import pipeline, plots
-from vtamiq.metrics import CHEAP_IQMS
-from vtamiq.model import VTAMIQ
-from vtamiq.pipeline import reproduce
-from vtamiq.redraw import redraw
-from vtamiq.training import Run
+from vtamiq.images.iqms import CHEAP_IQMS
+from vtamiq.lab import pipeline
+from vtamiq.lab.pipeline import reproduce
+from vtamiq.lab.redraw import redraw
+from vtamiq.model.network import VTAMIQ
+from vtamiq.plots import charts as plots
+from vtamiq.training.run import Run
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -130,10 +131,7 @@ def test_statements_of(source, count):
 def smoke(tmp_path_factory):
     """All notebooks, run once; the run folder and its summary."""
     out = tmp_path_factory.mktemp("runs")
-    digest = pipeline._package_digest()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "_package_digest", lambda: digest)  # the source may be edited while this runs
-        yield out, reproduce("smoke", out=out, notebooks=ROOT / "notebooks").set_index("notebook")
+    return out, reproduce("smoke", out=out, notebooks=ROOT / "notebooks").set_index("notebook")
 
 
 class TestHeadless:
@@ -219,8 +217,6 @@ def test_a_database_of_real_layout_runs_through_notebook_06(tmp_path, monkeypatc
     """All of TID2013 in its own layout, with small pictures, a model that comes from elsewhere, and no notebook 03."""
     build_tid2013(tmp_path / "data" / "tid2013", image=noisy)
     monkeypatch.setenv("VTAMIQ_DATA", str(tmp_path / "data"))
-    digest = pipeline._package_digest()
-    monkeypatch.setattr(pipeline, "_package_digest", lambda: digest)  # the source may be edited while this runs
     VTAMIQ(TINY).save_pretrained(tmp_path / "model")
     parameters = {"databases": "tid2013", "checkpoints": str(tmp_path / "model"), "iqms": "psnr", "bootstrap": 50}
     parameters |= {"repeats": 1, "num_patches": 4}

@@ -22,7 +22,7 @@ def test_every_public_name_is_there(name):
 
 
 def test_submodules_are_found_without_being_imported_first():
-    code = "import vtamiq; print(vtamiq.inference.fingerprint.__name__)"
+    code = "import vtamiq; print(vtamiq.model.inference.fingerprint.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "fingerprint"
 

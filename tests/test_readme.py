@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from vtamiq.__main__ import parser
-from vtamiq.pipeline import find_notebooks, parse_parameter
+from vtamiq.lab.pipeline import find_notebooks, parse_parameter
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -1,10 +1,11 @@
 """VTAMIQ: Vision Transformer for Attention Modulated Image Quality (Chubarau & Clark 2021, arXiv:2110.01655).
 
-A full-reference image quality metric: it says how distorted an image looks beside its reference. **Lower is better, 0 is a
+A full-reference image quality metric: it says how distorted an image looks beside its reference. **Lower is better, 0
+is a
 perfect copy** (exactly 0 for models with `zero_anchor`). There is no upper bound, and nothing keeps a model from giving a
 nearly perfect copy a score slightly below 0: see `VTAMIQ.score_range`. What a number means depends on the weights, on the
 labels that they were trained on: compare scores of one model only. `model.origin` says where its weights come from, and
-`vtamiq.inference.fingerprint(model)` tells them from any others.
+`fingerprint(model)` tells them from any others.
 
 Where no model is given, the one that ships with the package scores, `vtamiq-tiny`. It was trained on SYNTHETIC labels: it
 imitates a consensus of conventional metrics, not human opinion. `VTAMIQ.from_pretrained("vtamiq-tiny")` gives one of your
@@ -47,88 +48,40 @@ Choosing the number of patches
     - Start with the number that the model was trained with, 256 if nothing is said. Another number is not only noisier or
       surer, it is another input: the model may answer it with a shift of all scores.
     - K draws divide the variance by K, since they are independent: the standard error of the mean is s / sqrt(K), with s
-      the standard deviation between draws, and `return_std` estimates it. To tell two versions apart whose scores differ by
+      the standard deviation between draws, and `return_std` estimates it. To tell two versions apart whose scores
+      differ by
       d, choose K so that the standard error is well below d / 2; four times the draws halve it.
-    - More patches in a draw lower s too, but more slowly than 1 / sqrt(N): attention weighs patches unequally, and what it
+    - More patches in a draw lower s too, but more slowly than 1 / sqrt(N): attention weighs patches unequally, and
+    what it
       makes of them is not an average. With the weights that ship, s went from 0.033 at 32 patches to 0.010 at 512, about
       as N to the power of -0.4 (notebook 00, `figures/score_spread.csv`).
     - Time grows with K N for the network, and a little faster in N for its attention; each draw also looks at the whole
       images once to find its places.
-    - Scores at the same seed share much of their noise when the versions differ in the same places. For ranking versions of
+    - Scores at the same seed share much of their noise when the versions differ in the same places. For ranking
+    versions of
       one reference, `ReferenceEmbedding` or `shared_positions=True` compares all of them at the same places.
 """
 
-import importlib
-import importlib.util
-from typing import TYPE_CHECKING, Any
+import lazy_loader
 
 __version__ = "0.1.0"
 
-if TYPE_CHECKING:
-    from vtamiq.attention import attention_maps
-    from vtamiq.batch import score_table
-    from vtamiq.caps import CAPS, PatchSample
-    from vtamiq.databases import Database, DatabaseError, load_database
-    from vtamiq.distortions import DISTORTIONS, distort
-    from vtamiq.images import ImageError, read_image, read_images
-    from vtamiq.model import VTAMIQ, CheckpointError, VTAMIQConfig, preference
-    from vtamiq.modules import VTAMIQLoss
-    from vtamiq.scoring import ReferenceEmbedding, score
-    from vtamiq.synthesis import demo_database, synthesize
-    from vtamiq.torchmetric import VTAMIQMetric
-
-__all__ = [
-    "CAPS",
-    "DISTORTIONS",
-    "VTAMIQ",
-    "CheckpointError",
-    "Database",
-    "DatabaseError",
-    "ImageError",
-    "PatchSample",
-    "ReferenceEmbedding",
-    "VTAMIQConfig",
-    "VTAMIQLoss",
-    "VTAMIQMetric",
-    "attention_maps",
-    "demo_database",
-    "distort",
-    "load_database",
-    "preference",
-    "read_image",
-    "read_images",
-    "score",
-    "score_table",
-    "synthesize",
-]
-
-# Where each name lives. It is imported when it is first asked for: reading a database or an image costs no torch.
+# Every name is imported when it is first used: reading a database or an image costs no torch.
 _HOMES = {
-    "attention": ("attention_maps",),
-    "batch": ("score_table",),
-    "caps": ("CAPS", "PatchSample"),
-    "databases": ("Database", "DatabaseError", "load_database"),
-    "distortions": ("DISTORTIONS", "distort"),
-    "images": ("ImageError", "read_image", "read_images"),
-    "model": ("VTAMIQ", "CheckpointError", "VTAMIQConfig", "preference"),
-    "modules": ("VTAMIQLoss",),
-    "scoring": ("ReferenceEmbedding", "score"),
-    "synthesis": ("demo_database", "synthesize"),
-    "torchmetric": ("VTAMIQMetric",),
+    "attention.maps": ["attention_maps"],
+    "caps": ["CAPS", "PatchSample"],
+    "databases.loading": ["load_database"],
+    "databases.schema": ["Database", "DatabaseError"],
+    "databases.synthesis": ["demo_database", "synthesize"],
+    "images.distortions": ["DISTORTIONS", "distort"],
+    "images.reading": ["ImageError", "read_image", "read_images"],
+    "model.checkpoints": ["CheckpointError"],
+    "model.network": ["VTAMIQ", "VTAMIQConfig", "preference"],
+    "scoring.loss": ["VTAMIQLoss"],
+    "scoring.metric": ["VTAMIQMetric"],
+    "scoring.scores": ["ReferenceEmbedding", "score"],
+    "scoring.table": ["score_table"],
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME_OF:
-        value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
-    elif not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}"):
-        value = importlib.import_module(f"{__name__}.{name}")
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+_WINGS = ("attention", "databases", "evaluation", "images", "lab", "model", "plots", "scoring", "training", "utils")
+__getattr__, __dir__, _ = lazy_loader.attach(__name__, submodules=_WINGS, submod_attrs=_HOMES)
+__all__ = sorted(name for names in _HOMES.values() for name in names)

@@ -23,9 +23,9 @@ from vtamiq import __version__
 if TYPE_CHECKING:
     import pandas as pd
 
-    from vtamiq.chain import Chain
-    from vtamiq.model import VTAMIQ
-    from vtamiq.repeat import Repeats
+    from vtamiq.model.network import VTAMIQ
+    from vtamiq.training.chain import Chain
+    from vtamiq.training.repeats import Repeats
 
 TRAINED = "runs/demo/03_weak_pretraining/run/model"  # what `make reproduce` leaves for --model
 SHOWN_PROBLEMS = 3  # of a database
@@ -90,8 +90,8 @@ def run_score(arguments: argparse.Namespace) -> int:
 
 
 def _score_one(arguments: argparse.Namespace) -> int:
-    from vtamiq.inference import DEFAULT, fingerprint
-    from vtamiq.scoring import score
+    from vtamiq.model.inference import DEFAULT, fingerprint
+    from vtamiq.scoring.scores import score
 
     for option in ("out", "root", "workers"):
         if getattr(arguments, option) is not None:
@@ -119,8 +119,8 @@ def _score_one(arguments: argparse.Namespace) -> int:
 
 
 def _score_many(arguments: argparse.Namespace) -> int:
-    from vtamiq.batch import pair_folders, score_table, to_json
-    from vtamiq.processes import count_workers
+    from vtamiq.scoring.table import pair_folders, score_table, to_json
+    from vtamiq.utils.processes import count_workers
 
     rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     if arguments.out and arguments.json:
@@ -151,7 +151,7 @@ def _score_many(arguments: argparse.Namespace) -> int:
 
 def _spare_cores() -> int:
     """Cores that the network of this process, or of its neighbours under torchrun, leaves over; at least one."""
-    from vtamiq.processes import count_workers
+    from vtamiq.utils.processes import count_workers
 
     return max(1, count_workers(None) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1)
 
@@ -174,8 +174,8 @@ def _report(table: "pd.DataFrame", arguments: argparse.Namespace) -> int:
 
 def _scorer(arguments: argparse.Namespace) -> "tuple[VTAMIQ, dict]":
     """The model on its device, and the options that scoring one pair and scoring many have in common."""
-    from vtamiq.inference import choose_device, load_default
-    from vtamiq.predictions import caps_for
+    from vtamiq.caps import caps_for
+    from vtamiq.model.inference import choose_device, load_default
 
     model = _load(arguments.model, arguments.download) if arguments.model else load_default()
     device = choose_device(arguments.device)
@@ -191,7 +191,8 @@ def _scorer(arguments: argparse.Namespace) -> "tuple[VTAMIQ, dict]":
 
 
 def _load(folder_or_id: str, download: bool) -> "VTAMIQ":
-    from vtamiq.model import VTAMIQ, CheckpointError
+    from vtamiq.model.checkpoints import CheckpointError
+    from vtamiq.model.network import VTAMIQ
 
     try:
         return VTAMIQ.from_pretrained(folder_or_id, download=download)
@@ -211,8 +212,8 @@ def _load(folder_or_id: str, download: bool) -> "VTAMIQ":
 
 
 def run_train(arguments: argparse.Namespace) -> int:
-    from vtamiq.chain import check_chain, example, run_chain
-    from vtamiq.repeat import RunsFailed
+    from vtamiq.training.chain import check_chain, example, run_chain
+    from vtamiq.training.repeats import RunsFailed
 
     if arguments.example:
         print(example(), end="")
@@ -252,7 +253,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 
 def _chain(arguments: argparse.Namespace) -> "Chain":
     """The chain of the file, with what the command line says otherwise."""
-    from vtamiq.chain import Chain, changed, parse_setting
+    from vtamiq.training.chain import Chain, changed, parse_setting
 
     chain = Chain.load(arguments.file, dict(map(parse_setting, arguments.set)))
     names = ("devices", "num_nodes", "strategy", "accelerator")
@@ -263,14 +264,14 @@ def _chain(arguments: argparse.Namespace) -> "Chain":
 
 
 def _check_many(chain: "Chain", many: dict) -> "pd.DataFrame":
-    from vtamiq.repeat import check_many
+    from vtamiq.training.repeats import check_many
 
     settings = dict(map(_parse_values, many["grid"])) if "grid" in many else None
     return check_many(chain, settings=settings, **{name: many[name] for name in ("repeats", "folds") if name in many})
 
 
 def _train_many(chain: "Chain", out: Path, many: dict, options: dict) -> "Repeats":
-    from vtamiq.repeat import grid, k_fold, repeat
+    from vtamiq.training.repeats import grid, k_fold, repeat
 
     if "grid" in many:
         numbers = {name: many[name] for name in ("repeats", "folds") if name in many}
@@ -282,7 +283,7 @@ def _train_many(chain: "Chain", out: Path, many: dict, options: dict) -> "Repeat
 
 def _parse_values(text: str) -> tuple[str, list]:
     """("steps.-1.stage.epochs", [1, 2]) of "steps.-1.stage.epochs=1,2"; a value that is a list stands in brackets."""
-    from vtamiq.chain import parse_setting
+    from vtamiq.training.chain import parse_setting
 
     name, equals, values = text.partition("=")
     return parse_setting(f"{name}{equals}[{values}]" if equals else text)
@@ -300,8 +301,8 @@ def _print_table(table: "pd.DataFrame", columns: Sequence[str], really: bool = T
 
 
 def run_databases(arguments: argparse.Namespace) -> int:
-    from vtamiq.databases import LOADERS, data_folder, find_databases
-    from vtamiq.survey import check_known_answer, survey
+    from vtamiq.databases.loading import LOADERS, data_folder, find_databases
+    from vtamiq.evaluation.survey import check_known_answer, survey
 
     data = Path(arguments.data) if arguments.data else data_folder()
     table = survey(data, arguments.names or None, check_images=not arguments.fast)
@@ -338,8 +339,9 @@ def _database_line(row: dict) -> str:
 
 def _print_check(check, name: str, data: Path, workers: int | None) -> bool:
     """Whether PSNR has its published correlations, or nothing is published."""
-    from vtamiq.databases import DatabaseError, find_databases
-    from vtamiq.published import known_answer
+    from vtamiq.databases.loading import find_databases
+    from vtamiq.databases.schema import DatabaseError
+    from vtamiq.evaluation.published import known_answer
 
     if known_answer(name) is None:
         print(f"{name}: no published value of PSNR to compare with")
@@ -358,7 +360,7 @@ def _print_check(check, name: str, data: Path, workers: int | None) -> bool:
 
 
 def run_synthesize(arguments: argparse.Namespace) -> int:
-    from vtamiq.synthesis import synthesize
+    from vtamiq.databases.synthesis import synthesize
 
     types = arguments.types and [int(name) if name.isdigit() else name for name in arguments.types]
     database = synthesize(
@@ -380,8 +382,8 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
 
 
 def run_weights(arguments: argparse.Namespace) -> int:
-    from vtamiq.chain import parse_setting
-    from vtamiq.tiny import NAME, make_weights
+    from tools.weights.recipe import NAME, make_weights
+    from vtamiq.training.chain import parse_setting
 
     if arguments.images is None and arguments.database is None:
         arguments.refuse("give --images, or --database with a database that was made of them")
@@ -403,14 +405,14 @@ def run_weights(arguments: argparse.Namespace) -> int:
     made = Path(arguments.out) / NAME
     print(f"{made}: made, see README.md")
     if arguments.ship:
-        from vtamiq.cards import ship
+        from tools.weights.card import ship
 
         print(f"{_from_here(ship(made))}: ships now")
     return 0
 
 
 def run_reproduce(arguments: argparse.Namespace) -> int:
-    from vtamiq.pipeline import FINISHED, parse_parameter, plan, reproduce
+    from vtamiq.lab.pipeline import FINISHED, parse_parameter, plan, reproduce
 
     chosen = {
         "only": arguments.only,
@@ -437,8 +439,9 @@ def run_reproduce(arguments: argparse.Namespace) -> int:
 def run_benchmark(arguments: argparse.Namespace) -> int:
     import torch
 
-    from vtamiq.benchmark import USUAL, Benchmark, benchmark, described, measurable
-    from vtamiq.predictions import write_table
+    from tools.benchmark.report import USUAL, benchmark, described, measurable
+    from tools.benchmark.timing import Benchmark
+    from vtamiq.utils.files import write_table
 
     names = ("backbone", "blocks", "width", "num_heads", "model", "patches", "batch", "versions", "megapixels", "rows",
              "compile", "rounds")  # fmt: skip
@@ -493,7 +496,7 @@ def _number(value: float, form: str) -> str:
 
 
 def run_figures(arguments: argparse.Namespace) -> int:
-    from vtamiq.redraw import RedrawError, redraw
+    from vtamiq.lab.redraw import RedrawError, redraw
 
     options = {"only": arguments.only, "kinds": arguments.format, "dpi": arguments.dpi, "style": arguments.style}
     try:
@@ -755,7 +758,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _is_first() -> bool:
-    from vtamiq.processes import is_first_process
+    from vtamiq.utils.processes import is_first_process
 
     return is_first_process()
 

@@ -13,18 +13,21 @@ side of a block in pixels.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, isfinite
 from numbers import Integral, Real
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 
-from vtamiq.configs import conform
-from vtamiq.images import ImageError, check_uint8_rgb
+from vtamiq.images.reading import ImageError, check_uint8_rgb
+from vtamiq.utils.configs import conform
+
+if TYPE_CHECKING:
+    from vtamiq.model.network import VTAMIQ
 
 DIFFERENCE_METRICS = ("mse", "absolute", "ssim")
 UV_ANCHORS = ("centre", "corner")
@@ -139,7 +142,8 @@ def difference_map(reference: np.ndarray, distorted: np.ndarray, metric: str = "
 
 
 def block_difference(reference: np.ndarray, distorted: np.ndarray, metric: str, block: int) -> np.ndarray:
-    """Mean of `difference_map` over blocks of b x b pixels, b a power of two, (⌈H/b⌉, ⌈W/b⌉) float32. Where the image ends
+    """Mean of `difference_map` over blocks of b x b pixels, b a power of two, (⌈H/b⌉, ⌈W/b⌉) float32. Where the image
+    ends
     within a block, its last row and column are repeated.
 
     The differences are averaged, not the images, in which noise would cancel out. In strips, which need little memory.
@@ -212,7 +216,8 @@ def smooth(values: np.ndarray, sigma: float) -> np.ndarray:
     """Gaussian of standard deviation `sigma` pixels over (H, W) float32, edges continued: `scipy.ndimage.gaussian_filter`
     with mode "nearest" to the last bit or nearly so, in less than half its time for the usual widths.
 
-    A band matrix slides over tiles that fit into the processor's cache: rows first, rounded to float32 as SciPy does, then
+    A band matrix slides over tiles that fit into the processor's cache: rows first, rounded to float32 as SciPy does,
+    then
     columns. Its products are too small for BLAS to start threads, which would crowd the workers of a loader.
     """
     radius = int(4 * sigma + 0.5)
@@ -280,7 +285,8 @@ class WeightMap:
         return WeightMap(weights[: self.size[0], : self.size[1]], self.size)
 
     def fitting(self, patch_size: int) -> np.ndarray:
-        """Weights of the blocks in which patches that fit are centred, each times the number of those patches; uniform over
+        """Weights of the blocks in which patches that fit are centred, each times the number of those patches; uniform
+        over
         all places if they have no weight. Of pixels it is (R, C), and entry (y, x) belongs to the patch at (y, x)."""
         first = patch_size // 2 // self.block
         rows, columns = (np.diff(edges) for edges in self._edges(patch_size))
@@ -290,7 +296,8 @@ class WeightMap:
         return inside if self.block == 1 else inside * np.outer(rows, columns).astype(inside.dtype)
 
     def places(self, entries: np.ndarray, patch_size: int, rng: np.random.Generator) -> np.ndarray:
-        """Entries (N, 2) of `fitting` -> top-left pixels (N, 2) of patches: any that are centred in the block, all equally
+        """Entries (N, 2) of `fitting` -> top-left pixels (N, 2) of patches: any that are centred in the block, all
+        equally
         likely."""
         if self.block == 1:
             return entries
@@ -476,7 +483,8 @@ class CAPS:
 
     @classmethod
     def paper_2021(cls, **changes: Any) -> "CAPS":
-        """How the authors' first public code (October 2021) draws: independently, by squared difference, centre and uniform
+        """How the authors' first public code (October 2021) draws: independently, by squared difference, centre and
+        uniform
         map as 5 : 2 : 0.25, uv from the top-left corner.
 
         Its centre bias is a file that is not public; unless `centre_map` gives one, the Gaussian stands in for it.
@@ -616,6 +624,15 @@ def _add(total: np.ndarray, weight: float, values: np.ndarray) -> None:
     """total += weight · values, using up `values`: at many megapixels each new array costs as much as the arithmetic."""
     values *= float(weight)
     total += values
+
+
+def caps_for(model: "VTAMIQ", caps: CAPS | None = None, **changes: Any) -> CAPS:
+    """Sampling with the model's patch size, position convention and (if it embeds scales) scales; the rest from
+    `caps`."""
+    fitting = {"patch_size": model.encoder.patch_size, "uv_anchor": model.config.uv_anchor}
+    if model.config.num_scales > 1:
+        fitting["num_scales"] = model.config.num_scales
+    return replace(caps or CAPS(), **(fitting | changes))
 
 
 def regular_grid(

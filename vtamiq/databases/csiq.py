@@ -4,7 +4,8 @@
     dst_imgs/<folder>/<image>.<token>.<level>.png   distorted; awgn/1600.AWGN.1.png, jpeg2000/1600.jpeg2000.1.png
     csiq.DMOS.xlsx                                  sheet all_by_image: image, dst_idx, dst_type, dst_lev, dmos_std, dmos
 
-The workbook names types otherwise than folders and files do, and these mix letter cases. The image 1600 is a number in it.
+The workbook names types otherwise than folders and files do, and these mix letter cases. The image 1600 is a number in
+it.
 `dmos_std` is 0 in 25 rows. Without the workbook, one of the exports in circulation serves, see `load_csiq`; some have
 rounded scores, and csiq_label.txt has no standard deviations.
 
@@ -18,8 +19,8 @@ from typing import Any
 import openpyxl
 import pandas as pd
 
-from vtamiq.databases.base import Database, DatabaseError
 from vtamiq.databases.reading import Facts, FolderIndex, LabelRows
+from vtamiq.databases.schema import Database, DatabaseError
 
 __all__ = ["CSIQ", "load_csiq"]
 
@@ -43,9 +44,10 @@ _TYPES = {  # word in any label file, without blanks → code, folder, token in 
 
 
 def load_csiq(root: str | Path, *, strict: bool = True, check_images: bool = True) -> Database:
-    """Load CSIQ; arguments and errors as for `vtamiq.databases.load_database`.
+    """Load CSIQ; arguments and errors as for `load_database`.
 
-    Labels are read from the first of these files that exists: `csiq.DMOS.xlsx`; `DMOS.csv` (the columns of its sheet, comma
+    Labels are read from the first of these files that exists: `csiq.DMOS.xlsx`; `DMOS.csv` (the columns of its sheet,
+    comma
     separated, with their header); `csiq_dmos.txt` or `ref_dist_mos.txt` (the same, tab separated, without header);
     `csiq_label.txt` (`<image>.<token>.<level>.png <dmos>` per line). The folders of types may lie in the root as well.
     """

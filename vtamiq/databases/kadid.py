@@ -12,9 +12,9 @@ whole votes, and cannot be their variance. H. Lin, V. Hosu, D. Saupe, KADID-10k,
 from collections.abc import Sequence
 from pathlib import Path
 
-from vtamiq.databases.base import Database, DatabaseError
 from vtamiq.databases.reading import Facts, FolderIndex, LabelRows
-from vtamiq.distortions import DISTORTIONS
+from vtamiq.databases.schema import Database, DatabaseError
+from vtamiq.images.distortions import DISTORTIONS
 
 __all__ = ["KADID10K", "load_kadid10k", "read_kadid_labels", "read_kadid_layout"]
 
@@ -25,7 +25,7 @@ KADID10K = Facts(
 
 
 def load_kadid10k(root: str | Path, *, strict: bool = True, check_images: bool = True) -> Database:
-    """Load KADID-10k; arguments and errors as for `vtamiq.databases.load_database`."""
+    """Load KADID-10k; arguments and errors as for `load_database`."""
     index = FolderIndex(root)
     if index.get("manifest.json") is not None:
         raise DatabaseError(f"{index.root} was made by vtamiq, its labels are synthetic: load it as 'synthetic'")
@@ -39,7 +39,8 @@ def load_kadid10k(root: str | Path, *, strict: bool = True, check_images: bool =
 
 
 def read_kadid_layout(index: FolderIndex, *, strict: bool = True) -> LabelRows:
-    """The rows of `dmos.csv` with images located and `ref_id, ref_path, dist_path, dist_type, level, score, score_std`."""
+    """The rows of `dmos.csv` with images located and `ref_id, ref_path, dist_path, dist_type, level, score,
+    score_std`."""
     rows = read_kadid_labels(index, strict=strict)
     rows.locate("ref_path", "images")
     rows.locate("dist_path", "images")

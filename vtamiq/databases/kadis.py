@@ -1,16 +1,20 @@
-"""KADIS-700k: 140,000 photographs, each at five levels of one of 25 distortions; scores of eleven metrics, none of people.
+"""KADIS-700k: 140,000 photographs, each at five levels of one of 25 distortions; scores of eleven metrics, none of
+people.
 
     ref_imgs/<slug>.png            references
     dist_imgs/<slug>_<TT>_<L>.bmp  distorted: type and level in two digits; not distributed, a MATLAB program makes them
     kadis700k_friqa.csv            dist_im,ref_im,ssim,…,sr_sim: a row per distorted image, its scores by eleven metrics
     kadis700k_ref_imgs.csv         ref_im,dist_type_1,…: a row per reference and the number of its distortion
 
-The csv of scores does not name files: `<slug>_<word>_<level>.png` there is `<slug>_<TT>_<LL>.bmp` on disk. The word becomes
-the type by the tags of `vtamiq.distortions`. It has both `colorsaturate` (7) and `saturate` (8), which are kept apart here;
+The csv of scores does not name files: `<slug>_<word>_<level>.png` there is `<slug>_<TT>_<LL>.bmp` on disk. The word
+becomes
+the type by the tags of `vtamiq.images.distortions`. It has both `colorsaturate` (7) and `saturate` (8), which are kept
+apart here;
 VTAMIQ's authors mapped both to 7, and left type 15 out as too slow to make: 134,260 references and 671,300 pairs.
 MDSI and GMSD are better when lower, the other nine when higher.
 
-Instead of images on disk, pairs can have recipes (`render=True`): `vtamiq.pairs` then distorts the reference on reading.
+Instead of images on disk, pairs can have recipes (`render=True`): `vtamiq.databases.pairs` then distorts the reference
+on reading.
 Those are our versions of the 25 distortions, and the published scores were computed on the authors': close, not the same.
 H. Lin, V. Hosu, D. Saupe, DeepFL-IQA, arXiv:2001.08113, 2020.
 """
@@ -23,9 +27,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from vtamiq.databases.base import Database, DatabaseError
 from vtamiq.databases.reading import Facts, FolderIndex, LabelRows, list_folder
-from vtamiq.distortions import DISTORTIONS, LEVELS, find_distortion
+from vtamiq.databases.schema import Database, DatabaseError
+from vtamiq.images.distortions import DISTORTIONS, LEVELS, find_distortion
 
 __all__ = ["KADIS700K", "METRICS", "load_kadis700k"]
 
@@ -51,7 +55,7 @@ def load_kadis700k(
     seed: int = 0,
     types: Sequence[int | str] | None = None,
 ) -> Database:
-    """Load KADIS-700k; arguments and errors as for `vtamiq.databases.load_database`, and:
+    """Load KADIS-700k; arguments and errors as for `load_database`, and:
 
     Args:
         check_images: open every image once; takes long. With `render`, only references can be opened.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import leastsq
 
-from vtamiq.databases.base import Database, DatabaseError
+from vtamiq.databases.schema import Database, DatabaseError
 
 __all__ = ["Linearisation"]
 

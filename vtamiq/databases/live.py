@@ -5,11 +5,14 @@
     <type>/info.txt                                         "<reference> <image> <parameter>" per line, in no order
     refnames_all.mat  dmos.mat  dmos_realigned.mat          arrays of 982 values; the last is a separate download
 
-The arrays have no file names. Value i belongs to image i of the five folders one after the other, counted as numbers: in a
-sorted listing img10 comes before img2, and every score is wrong without any error. `orgs` marks the unaltered copies, which
+The arrays have no file names. Value i belongs to image i of the five folders one after the other, counted as numbers:
+in a
+sorted listing img10 comes before img2, and every score is wrong without any error. `orgs` marks the unaltered copies,
+which
 are no distorted images and always left out. There are two scores that correlate at 0.947 only: say which in every result.
 
-H. R. Sheikh, Z. Wang, L. Cormack, A. C. Bovik, LIVE Image Quality Assessment Database Release 2; H. R. Sheikh, M. F. Sabir,
+H. R. Sheikh, Z. Wang, L. Cormack, A. C. Bovik, LIVE Image Quality Assessment Database Release 2; H. R. Sheikh, M. F.
+Sabir,
 A. C. Bovik, A statistical evaluation of recent full reference image quality assessment algorithms, IEEE TIP 15(11), 2006.
 """
 
@@ -20,8 +23,8 @@ import numpy as np
 import pandas as pd
 from scipy.io import loadmat
 
-from vtamiq.databases.base import Database, DatabaseError
 from vtamiq.databases.reading import Facts, FolderIndex, LabelRows, read_lines
+from vtamiq.databases.schema import Database, DatabaseError
 
 __all__ = ["LIVE", "LIVE_REALIGNED", "load_live"]
 
@@ -46,7 +49,7 @@ _HDF5 = (b"MATLAB 7.3", b"\x89HDF")
 
 
 def load_live(root: str | Path, *, strict: bool = True, check_images: bool = True, realigned: bool = True) -> Database:
-    """Load LIVE; `realigned=False` takes the older scores of dmos.mat. Else as for `vtamiq.databases.load_database`.
+    """Load LIVE; `realigned=False` takes the older scores of dmos.mat. Else as for `load_database`.
 
     Raises DatabaseError, strict or not, for arrays of another length and for an `info.txt` that names other references
     than the arrays do: nobody can tell then which score is whose.

@@ -7,13 +7,16 @@
                                                    in test only one preference, from all votes
     labels/test/ref_<n>_per_image_score.csv        reference, image, score
 
-Each csv has a header line; its words carry leading blanks, so columns go by position. The preference is the share of people
-who find A closer. In train and val the raw one is blank where nobody was asked; the processed one is there for each of the
+Each csv has a header line; its words carry leading blanks, so columns go by position. The preference is the share of
+people
+who find A closer. In train and val the raw one is blank where nobody was asked; the processed one is there for each of
+the
 483 pairs of a reference and is what to train on. In test, A or B may be the reference itself. Only images of test have a
 score: the dissimilarity from the reference, whose own score is 0. The types of test do not occur in train. That labels
 name all 123 images of a train or val reference is likely, but unchecked: so the number of pairs is not insisted upon.
 
-The original authors' fixed split counts the label files of train in plain character order, which `listing_order` gives: it
+The original authors' fixed split counts the label files of train in plain character order, which `listing_order`
+gives: it
 is not the order of the references, as "ref_10_pairwise…" comes before "ref_1_pairwise…".
 
 For non-commercial, educational use; to be cited with the source of its references. E. Prashnani, H. Cai, Y. Mostofi,
@@ -25,8 +28,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from vtamiq.databases.base import PREFERENCE_COLUMNS, SUBSETS, Database, DatabaseError, preference_table
 from vtamiq.databases.reading import Facts, FolderIndex, LabelRows
+from vtamiq.databases.schema import PREFERENCE_COLUMNS, SUBSETS, Database, DatabaseError, preference_table
 
 __all__ = ["PIEAPP", "listing_order", "load_pieapp"]
 
@@ -39,7 +42,7 @@ _OF_REFERENCE = ["subset", "ref_id", "stem", "ref_file", "ref_path"]
 
 
 def load_pieapp(root: str | Path, *, strict: bool = True, check_images: bool = True) -> Database:
-    """Load PieAPP; arguments and errors as for `vtamiq.databases.load_database`.
+    """Load PieAPP; arguments and errors as for `load_database`.
 
     `pairs` are the distorted images that labels name, with score NaN in train and val; the extra column `comparison` says
     whether an image is for comparisons between types ("inter") or within one ("intra"). `preferences` are all labelled

@@ -1,7 +1,9 @@
-"""PIPAL (NTIRE 2021 and 2022): pictures of 288 × 288 pixels, many of them spoilt by restoration programs, with Elo scores.
+"""PIPAL (NTIRE 2021 and 2022): pictures of 288 × 288 pixels, many of them spoilt by restoration programs, with Elo
+scores.
 
     Train_Ref/A0001.bmp …          200 references, numbered with gaps          or Reference_train
-    Distortion_1/ … Distortion_4/  A0001_00_00.bmp …: 116 of each reference    or in one: Train_Dist, Train_Dis, Distortion
+    Distortion_1/ … Distortion_4/  A0001_00_00.bmp …: 116 of each reference    or in one: Train_Dist, Train_Dis,
+    Distortion
     Train_Label/A0001.txt …        "A0001_00_00.bmp,1520.0648", without header or MOS_Scores_train
     Val_Ref/  Val_Dist/            validation of 2021: 25 references × 40      or Reference_valid, Distortion_valid
     NTIRE2022_FR_Valid_Ref/, …_Dis/   NTIRE2022_FR_Testing_Ref/, …_Dis/        25 × 66 each               or …_Dist
@@ -17,8 +19,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from vtamiq.databases.base import Database, DatabaseError
 from vtamiq.databases.reading import Facts, FolderIndex, LabelRows
+from vtamiq.databases.schema import Database, DatabaseError
 
 __all__ = ["PIPAL", "load_pipal"]
 
@@ -53,7 +55,7 @@ _GROUPS = {
 def load_pipal(root: str | Path, *, strict: bool = True, check_images: bool = True, part: str = "train") -> Database:
     """Load a part of PIPAL: "train" with scores, or "val", "ntire2022_val" or "ntire2022_test" without.
 
-    Other arguments and errors as for `vtamiq.databases.load_database`.
+    Other arguments and errors as for `load_database`.
     """
     if part not in PIPAL:
         raise DatabaseError(f"PIPAL has the parts {', '.join(PIPAL)}, not {part!r}")

@@ -1,7 +1,8 @@
 """From the files of a database to its table: what all loaders share.
 
 A loader reads its label file into `LabelRows`, says how names become paths, types and levels, and calls
-`LabelRows.database`. Whatever is wrong with a row is an error that names file and line; with `strict=False` the row is left
+`LabelRows.database`. Whatever is wrong with a row is an error that names file and line; with `strict=False` the row is
+left
 out, and listed. A row is never dropped in silence.
 """
 
@@ -22,9 +23,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from vtamiq.databases.base import PAIR_COLUMNS, Database, DatabaseError, pair_table, path_parts
-from vtamiq.files import is_utf8
-from vtamiq.images import ImageError, image_size
+from vtamiq.databases.schema import PAIR_COLUMNS, Database, DatabaseError, pair_table, path_parts
+from vtamiq.images.reading import ImageError, image_size
+from vtamiq.utils.files import is_utf8
 
 __all__ = ["Facts", "FolderIndex", "LabelRows", "list_folder", "read_lines"]
 
@@ -98,7 +99,8 @@ class LabelRows:
             optional: columns to keep as well if the header has them.
 
         Raises:
-            DatabaseError: file missing, empty or in another encoding, a column missing, or (if strict) a line with too few
+            DatabaseError: file missing, empty or in another encoding, a column missing, or (if strict) a line with too
+            few
                 or too many fields.
         """
         name = index.find(name)
@@ -180,7 +182,8 @@ class LabelRows:
         """Turn a column of names into paths as they are on disk, relative to the root.
 
         Args:
-            folders: that the names are relative to, the first that has the file counts; "" is the root. A template such as
+            folders: that the names are relative to, the first that has the file counts; "" is the root. A template
+            such as
                 "{folder}" is filled in with the row's values.
         """
         folders = folders or ("",)

@@ -9,8 +9,8 @@ from itertools import combinations
 
 import numpy as np
 
-from vtamiq.databases.base import Database, DatabaseError
 from vtamiq.databases.pieapp import listing_order
+from vtamiq.databases.schema import Database, DatabaseError
 
 __all__ = ["ORIGINAL_SPLITS", "fold_split", "leave_one_out", "original_split", "repeated_splits", "shared_pictures"]
 
@@ -80,7 +80,8 @@ def original_split(database: Database, *, off_by_one: bool = False) -> tuple[Dat
 
     Args:
         database: a complete copy of a key of `ORIGINAL_SPLITS`; of PieAPP, its train part is split.
-        off_by_one: leave out the last reference of LIVE, womanhat, as that configuration does: its test range ends one too
+        off_by_one: leave out the last reference of LIVE, womanhat, as that configuration does: its test range ends one
+        too
             early. For comparison with its numbers only.
 
     Raises:
@@ -132,3 +133,20 @@ def shared_pictures(first: str, second: str) -> str | None:
         return "the database itself"
     source = _SOURCES.get(first)
     return source if source is not None and source == _SOURCES.get(second) else None
+
+
+def worth_testing(database: Database) -> Database:
+    """The pairs that say something of a model: those with a score, and of synthetic ones only those that a distortion
+    has changed, since every metric gets the others right.
+
+    Raises:
+        DatabaseError: there are none.
+    """
+    score = database.pairs["score"]
+    ranks = database.pairs.filter(regex="^iqm_")  # a single metric may take a changed picture for a perfect one
+    best = database.pairs["score_hi" if database.higher_better else "score_lo"]  # NaN, which nothing equals, if open
+    changed = (ranks > 0).any(axis=1) if len(ranks.columns) else score != best
+    kept = score.notna() & (changed | (not database.synthetic))
+    if not kept.any():
+        raise DatabaseError(f"{database.name} has no scores to compare with")
+    return database.subset(kept.to_numpy())

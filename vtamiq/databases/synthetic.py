@@ -1,4 +1,5 @@
-"""Databases made by `vtamiq.synthesis`: the layout of KADID-10k, with a manifest, and metrics in place of observers.
+"""Databases made by `vtamiq.databases.synthesis`: the layout of KADID-10k, with a manifest, and metrics in place of
+observers.
 
 images/I01.png            references
 images/I01_10_03.png      distorted: reference, type, level
@@ -23,13 +24,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from vtamiq.configs import did_you_mean
-from vtamiq.databases.base import Database, DatabaseError
 from vtamiq.databases.kadid import read_kadid_labels, read_kadid_layout
 from vtamiq.databases.reading import Facts, FolderIndex, LabelRows
+from vtamiq.databases.schema import Database, DatabaseError
+from vtamiq.utils.configs import did_you_mean
 
 if TYPE_CHECKING:
-    from vtamiq.metrics import QuantileTables  # at run time only where it is needed: other databases do not need torch
+    from vtamiq.images.iqms import (
+        QuantileTables,  # at run time only where it is needed: other databases do not need torch
+    )
 
 __all__ = ["MANIFEST", "MANIFEST_FORMAT", "Label", "file_digest", "load_synthetic", "read_manifest"]
 
@@ -50,17 +53,18 @@ def load_synthetic(
     photographs: str | os.PathLike[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
 ) -> Database:
-    """Load a folder that `vtamiq.synthesis.synthesize` has finished; the database is called after the folder.
+    """Load a folder that `synthesize` has finished; the database is called after the folder.
 
     The pairs have further columns for each metric: `native_<iqm>`, its value in its own units and direction, and
-    `iqm_<iqm>`, its rank in 0..1, 0 for a perfect copy, higher is worse; and `ref_sha256`, by which the photograph is known
+    `iqm_<iqm>`, its rank in 0..1, 0 for a perfect copy, higher is worse; and `ref_sha256`, by which the photograph is
+    known
     that the reference was made from.
 
     Args:
-        strict, check_images: see `vtamiq.databases.load_database`. Of recipes, the photographs are compared with
+        strict, check_images: see `load_database`. Of recipes, the photographs are compared with
             those that were labelled, byte by byte.
         label: what the scores are. "consensus": the mean rank of all metrics; the name of a metric: that one alone;
-            "human": all metrics with `vtamiq.metrics.human_weights`; several names: the consensus of these; names with
+            "human": all metrics with `human_weights`; several names: the consensus of these; names with
             positive weights: their weighted consensus. The scores are 5 - 4 times it.
         photographs: of recipes made from a folder of photographs, where it is now; None looks where it was.
         cache: of recipes, a folder in which images are kept once they are made, a few hundred kilobytes each; None
@@ -164,7 +168,8 @@ def _check_count(rows: LabelRows, manifest: Mapping[str, Any]) -> None:
 
 
 def _recipe_rows(index: FolderIndex, manifest: Mapping[str, Any], strict: bool) -> LabelRows:
-    """The rows of `dmos.csv`; references are located where they were copied, else called as in the photographs' folder."""
+    """The rows of `dmos.csv`; references are located where they were copied, else called as in the photographs'
+    folder."""
     rows = read_kadid_labels(index, strict=strict, extra=("recipe_seed",), blank=not manifest["metrics"])
     seeds = rows.table["recipe_seed"]
     whole = seeds.str.fullmatch(r"\d{1,20}")
@@ -223,7 +228,7 @@ def _iqm_columns(
     names, weights, meaning = _teachers(label, manifest["metrics"])
     ranks = tables.apply(scores)
     if label != "consensus":  # which is in dmos.csv
-        from vtamiq.metrics import weak_labels
+        from vtamiq.images.iqms import weak_labels
 
         labels = weak_labels(scores, tables, names=names, weights=weights)
         rows.table = table.assign(
@@ -239,7 +244,7 @@ def _read_scores(
     index: FolderIndex, manifest: Mapping[str, Any], table: pd.DataFrame
 ) -> tuple[pd.DataFrame, "QuantileTables"]:
     """Native values of all metrics, row by row as in the table, and the tables that rank them."""
-    from vtamiq.metrics import QuantileTables
+    from vtamiq.images.iqms import QuantileTables
 
     path = index.root / index.find("iqm_scores.csv")
     try:
@@ -260,7 +265,7 @@ def _read_scores(
 
 def _teachers(label: Label, metrics: list[str]) -> tuple[list[str], dict[str, float] | None, str]:
     """The metrics that make the score, their weights (None: equal), and the same in words."""
-    from vtamiq.metrics import IQMS, human_weights
+    from vtamiq.images.iqms import IQMS, human_weights
 
     if label == "consensus":
         return metrics, None, f"consensus of {len(metrics)} IQMs"

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from vtamiq.databases.base import SUBSETS, Database, DatabaseError
 from vtamiq.databases.reading import Facts, FolderIndex, LabelRows
+from vtamiq.databases.schema import SUBSETS, Database, DatabaseError
 
 __all__ = ["load_table"]
 
@@ -35,7 +35,7 @@ def load_table(
     name: str | None = None,
     synthetic: bool = False,
 ) -> Database:
-    """Load a csv of pairs; other arguments and errors as for `vtamiq.databases.load_database`.
+    """Load a csv of pairs; other arguments and errors as for `load_database`.
 
     Args:
         labels: the csv, relative to the root; UTF-8, with a header.

@@ -6,7 +6,8 @@
     mos_std.txt                          one value per line, in the same order; may be missing
 
 The two are different databases with different scores: one is no part of the other. Names in the label file and on disk
-differ in letter case, without a rule (TID2013: 75 labels begin with "I", 50 end in ".BMP"; TID2008: all labels are in lower
+differ in letter case, without a rule (TID2013: 75 labels begin with "I", 50 end in ".BMP"; TID2008: all labels are in
+lower
 case, 1268 files are not). Levels are not severity: type 17 alternates its direction, type 15 improves with its level.
 Reference 25 is an artificial picture that many papers leave out.
 
@@ -17,8 +18,8 @@ Image Communication 30, 2015.
 from dataclasses import replace
 from pathlib import Path
 
-from vtamiq.databases.base import Database, DatabaseError
 from vtamiq.databases.reading import Facts, FolderIndex, LabelRows
+from vtamiq.databases.schema import Database, DatabaseError
 
 __all__ = ["TID2008", "TID2013", "load_tid2008", "load_tid2013"]
 
@@ -45,14 +46,14 @@ _TYPES = (  # from 1; TID2008 has the first 17
 def load_tid2008(
     root: str | Path, *, strict: bool = True, check_images: bool = True, artificial: bool = True
 ) -> Database:
-    """Load TID2008; `artificial=False` leaves out reference 25. Else as for `vtamiq.databases.load_database`."""
+    """Load TID2008; `artificial=False` leaves out reference 25. Else as for `load_database`."""
     return _load(root, TID2008, 17, 4, strict, check_images, artificial)
 
 
 def load_tid2013(
     root: str | Path, *, strict: bool = True, check_images: bool = True, artificial: bool = True
 ) -> Database:
-    """Load TID2013; `artificial=False` leaves out reference 25. Else as for `vtamiq.databases.load_database`."""
+    """Load TID2013; `artificial=False` leaves out reference 25. Else as for `load_database`."""
     return _load(root, TID2013, 24, 5, strict, check_images, artificial)
 
 

@@ -1,0 +1,158 @@
+"""Splits that are repeated, fixed, or across databases; labels as the original has them; pictures in common."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.databases.test_schema import database, preferences, table
+from vtamiq.databases.labels import Linearisation
+from vtamiq.databases.schema import DatabaseError
+from vtamiq.databases.splits import leave_one_out, original_split, repeated_splits, shared_pictures
+
+GOLDEN = np.load(Path(__file__).parents[1] / "data" / "labels_metrics.npz")
+
+
+def named(name, references, **changes):
+    return database(table(references, 2, database=name), name=name, **changes)
+
+
+class TestRepeated:
+    @pytest.mark.parametrize("ratios", [(0.6, 0.2, 0.2), (0.8, 0.2)])
+    def test_each_is_the_split_of_its_seed(self, ratios):
+        data = named("toy", 10)
+        splits = list(repeated_splits(data, 4, ratios, seed=7))
+        assert len(splits) == 4
+        for repeat, parts in enumerate(splits):
+            expected = data.split(ratios, 7 + repeat)
+            assert [part.references for part in parts] == [part.references for part in expected]
+        assert len({tuple(parts[-1].references) for parts in splits}) > 1
+
+    def test_none_is_refused(self):
+        with pytest.raises(DatabaseError, match="at least one"):
+            repeated_splits(named("toy", 10), 0)
+
+
+class TestOriginal:
+    @pytest.mark.parametrize(
+        ("name", "sizes"),
+        [
+            ("live", (17, 6, 6)),
+            ("csiq", (18, 6, 6)),
+            ("tid2008", (15, 5, 5)),
+            ("tid2013", (15, 5, 5)),
+            ("kadid10k", (49, 16, 16)),
+        ],
+    )
+    def test_parts_are_ranges_of_the_sorted_references(self, name, sizes):
+        data = named(name, sum(sizes))
+        parts = original_split(data)
+        assert tuple(len(part.references) for part in parts) == sizes
+        assert [reference for part in parts for reference in part.references] == data.references
+
+    def test_pipal_has_two_parts(self):
+        assert [len(part.references) for part in original_split(named("pipal", 200))] == [160, 40]
+
+    def test_of_pieapp_the_train_part_is_split_in_the_order_of_its_label_files(self):
+        pairs = table(143, 2, database="pieapp")
+        number = pairs["ref_id"].str[1:].astype(int) + 1
+        ref_id = ("ref_" + number.astype(str)).astype("str")
+        pairs = pairs.assign(ref_id=ref_id, subset=np.where(number <= 140, "train", "test"))
+        pairs = pairs.astype({"subset": "str"}).sort_values("ref_id", kind="stable", ignore_index=True)
+        parts = original_split(database(pairs, name="pieapp"))
+        assert [len(part.references) for part in parts] == [130, 5, 5]
+        assert all((part.pairs["subset"] == "train").all() for part in parts)
+        names = sorted(f"ref_{n}_pairwise_labels.csv" for n in range(1, 141))
+        assert names[:3] == [
+            "ref_100_pairwise_labels.csv",
+            "ref_101_pairwise_labels.csv",
+            "ref_102_pairwise_labels.csv",
+        ]
+        for part, expected in zip(parts, (names[:130], names[130:135], names[135:]), strict=True):
+            assert part.references == sorted(name.removesuffix("_pairwise_labels.csv") for name in expected)
+
+    def test_the_lost_reference_of_live_is_lost_on_request_only(self):
+        live = named("live", 29)
+        assert original_split(live)[2].references[-1] == live.references[-1]
+        lost = original_split(live, off_by_one=True)
+        assert lost[2].references == live.references[23:28]
+        with pytest.raises(DatabaseError, match="loses a reference of live only"):
+            original_split(named("csiq", 30), off_by_one=True)
+
+    def test_partial_copies_and_other_databases_are_refused(self):
+        with pytest.raises(DatabaseError, match="28 references here; the fixed split counts 29"):
+            original_split(named("live", 28))
+        with pytest.raises(DatabaseError, match="no fixed split of 'kadis700k'"):
+            original_split(named("kadis700k", 3))
+
+
+class TestAcross:
+    def test_each_database_is_left_out_once(self):
+        databases = [named(name, 3) for name in "abc"]
+        rounds = list(leave_one_out(databases))
+        assert [test.name for _, test in rounds] == ["a", "b", "c"]
+        assert [[d.name for d in training] for training, _ in rounds] == [["b", "c"], ["a", "c"], ["a", "b"]]
+
+    def test_pictures_from_one_source_are_warned_about(self, caplog):
+        leave_one_out([named(name, 3) for name in ("tid2013", "csiq", "live")])
+        assert [record.getMessage() for record in caplog.records] == [
+            "tid2013 and live have pictures from the same source: Kodak"
+        ]
+
+    @pytest.mark.parametrize("names", ["a", "aa", ""])
+    def test_one_database_cannot_be_left_out(self, names):
+        with pytest.raises(DatabaseError, match="two or more different"):
+            leave_one_out([named(name, 3) for name in names])
+
+    @pytest.mark.parametrize(
+        ("first", "second", "source"),
+        [
+            ("live", "tid2013", "Kodak"),
+            ("tid2008", "tid2013", "Kodak"),
+            ("kadid10k", "kadis700k", "Pixabay"),
+            ("pipal", "ntire2022_val", "PIPAL"),
+            ("csiq", "csiq", "itself"),
+        ],
+    )
+    def test_known_sources(self, first, second, source):
+        assert source in shared_pictures(first, second)
+        assert shared_pictures(second, first) == shared_pictures(first, second)
+
+    @pytest.mark.parametrize(("first", "second"), [("live", "csiq"), ("kadid10k", "tid2013"), ("photos", "textures")])
+    def test_nothing_in_common(self, first, second):
+        assert shared_pictures(first, second) is None
+
+
+def test_preferences_of_references_without_pairs_are_refused():
+    with pytest.raises(DatabaseError, match="reference that has no pairs"):
+        database(preferences=preferences(references=5))
+
+
+class TestLinearisation:
+    @pytest.mark.parametrize("higher_better", [False, True])
+    @pytest.mark.parametrize("kind", ["mos", "dmos"])
+    def test_equals_the_original(self, kind, higher_better):
+        raw = GOLDEN[f"{kind}/raw"]
+        pairs = table(len(raw), 1, score=raw, higher_better=higher_better)
+        scale = Linearisation.fit(database(pairs, higher_better=higher_better))
+        expected = GOLDEN[f"{kind}/linearize1_reverse{int(higher_better)}"]
+        np.testing.assert_allclose(scale.to_distortion(raw), expected, atol=1e-9)
+        np.testing.assert_allclose(scale.params, GOLDEN[f"{kind}/fit_p"], rtol=1e-6)
+        again = Linearisation.from_dict(scale.to_dict())
+        assert again == scale
+
+    def test_labels_are_spread(self):
+        scores = np.random.default_rng(0).beta(0.5, 3, 400)  # crowded at the low end
+        distortion = Linearisation.fit(database(table(400, 1, score=scores), higher_better=True)).to_distortion(scores)
+        assert (distortion.min(), distortion.max()) == (0, 1)
+        assert distortion.argmin() == scores.argmax()
+        evenness = [np.histogram(values, 10)[0].std() for values in (distortion, scores)]
+        assert evenness[0] < evenness[1] / 2
+
+    def test_bad_labels_are_refused(self):
+        with pytest.raises(DatabaseError, match="all 4 scores are 2"):
+            Linearisation.fit(database(table(4, 1, score=2.0)))
+        with pytest.raises(DatabaseError, match="1 of 4 rows have no score"):
+            Linearisation.fit(database(table(4, 1, score=[1, np.nan, 2, 3])))
+        with pytest.raises(DatabaseError, match="has the entries low, high"):
+            Linearisation.from_dict({"low": 1})

@@ -1,0 +1,100 @@
+"""Files that appear complete or not at all."""
+
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from vtamiq.utils.files import clear_unfinished, holding, holding_folder, replacing, write_text
+
+
+def test_the_old_file_stays_when_the_block_fails(tmp_path):
+    path = tmp_path / "new folder" / "file"
+    with replacing(path) as temporary:
+        temporary.write_text("old")
+        assert not path.exists()
+
+    def fail_half_way():
+        with replacing(path) as temporary:
+            temporary.write_text("ne")
+            raise RuntimeError("half-way")
+
+    with pytest.raises(RuntimeError, match="half-way"):
+        fail_half_way()
+    assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_text_is_the_same_on_every_system(tmp_path):
+    write_text(tmp_path / "a" / "t.txt", "ä\nb\n")
+    write_text(str(tmp_path / "a" / "t.txt"), "ö\nb\n")
+    assert (tmp_path / "a" / "t.txt").read_bytes() == "ö\nb\n".encode()
+    assert len(list((tmp_path / "a").iterdir())) == 1
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    code = f"""
+import os
+from vtamiq.utils.files import replacing
+with replacing({str(tmp_path / "run" / "part" / "file")!r}) as temporary:
+    temporary.write_text("half")
+    os._exit(9)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
+    (left,) = (tmp_path / "run" / "part").iterdir()
+    (tmp_path / "run" / ".mine-1.tmp").write_text("of the user")
+    clear_unfinished(tmp_path / "run")
+    assert not left.exists()
+    assert (tmp_path / "run" / ".mine-1.tmp").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks there")
+def test_a_file_is_held_by_one_process(tmp_path):
+    path = tmp_path / "new" / "lock"
+    code = f"from vtamiq.utils.files import holding\nwith holding({str(path)!r}): print('held', flush=True); input()"
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(BlockingIOError, match="lock is held by another process"), holding(path):
+            pass
+    finally:
+        other.kill()
+        other.communicate()
+    with holding(path):  # it is let go by whatever ends the process
+        pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks there")
+def test_who_asks_for_a_held_folder_waits_until_its_holder_is_gone(tmp_path, caplog):
+    folder, got = tmp_path / "new" / "folder", threading.Event()
+    code = f"""
+from vtamiq.utils.files import holding_folder
+with holding_folder({str(folder)!r}):
+    print("held", flush=True)
+    input()
+"""
+
+    def wait():
+        with holding_folder(folder):
+            got.set()
+
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    thread = threading.Thread(target=wait)
+    try:
+        assert other.stdout.readline() == b"held\n"
+        thread.start()
+        assert not got.wait(0.2)
+    finally:
+        other.kill()
+        other.communicate()
+    assert got.wait(10)
+    thread.join()
+    assert caplog.messages == ["folder is held by another process; waiting for that"]
+    assert list(folder.iterdir()) == []
+
+
+def test_a_folder_is_given_to_the_block_where_there_are_no_locks(tmp_path, monkeypatch):
+    monkeypatch.setattr("vtamiq.utils.files.fcntl", None)
+    with holding_folder(tmp_path / "a"), holding_folder(tmp_path / "a"):
+        assert list((tmp_path / "a").iterdir()) == []

@@ -1,0 +1,131 @@
+"""Does a map find the place? Maps of `vtamiq.attention.maps` against the region that is known to be distorted.
+
+Two measures, both blind to the scale of a map: the area under the ROC curve (the chance that a distorted pixel has a
+higher value than an undistorted one, 0.5 by guessing) and the pointing game (is the highest pixel distorted? the share of
+distorted pixels by guessing; Zhang et al. 2018, arXiv:1608.00507, here without their tolerance of 15 pixels).
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import roc_auc_score
+
+from vtamiq.attention.maps import METHODS, attention_maps
+from vtamiq.caps import CAPS, caps_for, difference_map
+from vtamiq.images.reading import ImageSource, read_images
+from vtamiq.model.network import VTAMIQ
+
+__all__ = ["BASELINES", "compare_localisation", "distorted_region", "localise", "localised_maps"]
+
+BASELINES = ("CAPS map", "pixel difference", "patch difference")
+_PER_IMAGE = ("attention", "rollout", "gradient")
+
+
+def distorted_region(reference: ImageSource, distorted: ImageSource) -> np.ndarray:
+    """Pixels that differ from the reference in any channel, (H, W) bool."""
+    first, second = read_images([reference, distorted])
+    return (first != second).any(axis=-1)
+
+
+def localise(values: np.ndarray, region: np.ndarray) -> dict[str, float]:
+    """How well a map points to a region. Only pixels with a value count: where no patch lay, nothing was said.
+
+    Args:
+        values: (H, W) float, NaN where nothing is known.
+        region: (H, W) bool.
+
+    Returns:
+        `auc`: area under the ROC curve. `pointing`: 1 if the highest pixel lies in the region, 0 if not; where several
+        share the highest value, the share of them. `area`: share of pixels in the region, what pointing reaches by
+        guessing. `seen`: share of all pixels that have a value.
+
+    Raises:
+        ValueError: shapes or kinds that do not fit, or pixels with a value that lie all inside or all outside the region.
+    """
+    values, region = np.asarray(values, dtype=float), np.asarray(region)
+    if region.dtype != bool or values.ndim != 2 or values.shape != region.shape:
+        raise ValueError(
+            f"a map (H, W) and a bool region alike are needed, got {values.shape} and {region.dtype} {region.shape}"
+        )
+    if np.isinf(values).any():
+        raise ValueError("the map has infinite values")
+    known = np.isfinite(values)
+    inside, values = region[known], values[known]
+    if inside.all() or not inside.any():
+        raise ValueError(
+            f"{inside.sum()} of {inside.size} pixels with a value are in the region: nothing to tell apart"
+        )
+    highest = values == values.max()
+    return {
+        "auc": float(roc_auc_score(inside, values)),
+        "pointing": float(inside[highest].mean()),
+        "area": float(inside.mean()),
+        "seen": float(known.mean()),
+    }
+
+
+def localised_maps(
+    model: VTAMIQ,
+    reference: ImageSource,
+    distorted: ImageSource,
+    *,
+    methods: Sequence[str] = METHODS[:-1],
+    draws: Mapping[str, int] | int = 8,
+    caps: CAPS | None = None,
+    seed: int = 0,
+) -> dict[str, tuple[np.ndarray, float]]:
+    """The maps of several methods and of the baselines for one pair: name → map (H, W) and its stability.
+
+    Methods with a map for each image have two entries, such as "rollout (reference)" and "rollout (distorted)".
+    The baselines: the CAPS map (probability of a patch around each pixel), the pixels' absolute difference (which has an
+    AUC of exactly 1 where the region is the pixels that differ), and the difference seen through patches, which is what
+    this resolution allows. The first two have no draws, hence no stability (NaN).
+
+    Args:
+        methods: of `METHODS`, "difference" excepted: it is a baseline.
+        draws: of patches, or method → draws, where the others take 8.
+        caps, seed: as in `attention_maps`.
+    """
+    if unknown := set(methods) - set(METHODS[:-1]):
+        raise ValueError(f"methods must be among {', '.join(METHODS[:-1])}, got {', '.join(sorted(unknown))}")
+    if isinstance(draws, Mapping) and (unknown := set(draws) - set(METHODS)):
+        raise ValueError(f"draws names {', '.join(sorted(unknown))}, which is none of {', '.join(METHODS)}")
+    pair, caps = read_images([reference, distorted]), caps_for(model, caps)
+    maps = {}
+    for method in (*methods, "difference"):
+        count = draws.get(method, 8) if isinstance(draws, Mapping) else draws
+        options = {"method": method, "draws": count, "caps": caps, "seed": seed, "return_stability": True}
+        values, stability = attention_maps(model, *pair, **options)
+        names = [f"{method} (reference)", f"{method} (distorted)"] if method in _PER_IMAGE else [None, method]
+        maps |= {n: (v, float(s)) for n, v, s in zip(names, values, stability, strict=True) if n is not None}
+    maps["patch difference"] = maps.pop("difference")
+    maps["pixel difference"] = difference_map(*pair, "absolute").astype(float), np.nan
+    maps["CAPS map"] = caps.probability(pair), np.nan
+    return maps
+
+
+def compare_localisation(
+    maps: Mapping[str, Mapping[str, tuple[np.ndarray, float]]], regions: Mapping[str, np.ndarray]
+) -> pd.DataFrame:
+    """Measures of `localise` for every pair and map: a row each, with `pair`, `method` and `stability`.
+
+    The maps of a pair are measured on the same pixels, those that have a value in all; `seen` is still each map's own.
+
+    Args:
+        maps: pair → method → map and its stability, as `localised_maps` gives them.
+        regions: pair → distorted region.
+
+    Raises:
+        ValueError: a pair without a region, or as `localise`.
+    """
+    rows = []
+    for pair, of_pair in maps.items():
+        if pair not in regions:
+            raise ValueError(f"there is no region for the pair {pair!r}")
+        common = np.all([np.isfinite(values) for values, _ in of_pair.values()], axis=0)
+        for method, (values, stability) in of_pair.items():
+            measured = localise(np.where(common, values, np.nan), regions[pair])
+            seen = float(np.isfinite(values).mean())
+            rows.append({"pair": pair, "method": method} | measured | {"seen": seen, "stability": stability})
+    return pd.DataFrame(rows)

@@ -1,0 +1,660 @@
+"""Where VTAMIQ looks, and which places make its score worse: per-patch weights, painted back on the image.
+
+Three steps, each usable alone. `capture` runs the model on one sample and keeps what its attention computed. Small
+functions turn that (or the model itself) into one weight per patch: `token_attention`, `rollout`, `gradient_rollout`,
+`occlusion`, `repair`. `paint` spreads the weights of unordered, overlapping patches of several scales over the pixels
+that they see. `attention_maps` does all three, averages over draws of patches and says how stable the average is.
+
+The model itself is never touched: all work is done on a twin of it that shares its weights and nothing else, in
+evaluation mode and with fused attention off. So there is nothing to restore when something fails, inference is as fast as
+it was, and threads may score or be explained with one model at the same time (only its weights must not change
+meanwhile).
+
+Letters in shape comments: K images (image 0 the reference), N patches, P patch side, L blocks, A heads, T tokens (class
+token, registers, patches), R tokens ahead of the patches, D width, H W image.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from vtamiq.caps import CAPS, PatchSample, caps_for
+from vtamiq.images.reading import ImageError, ImageSource, describe, read_images
+from vtamiq.model.checkpoints import CheckpointError
+from vtamiq.model.inference import check_model
+from vtamiq.model.network import VTAMIQ
+from vtamiq.utils.configs import did_you_mean
+
+__all__ = [
+    "METHODS",
+    "SIGNED",
+    "Capture",
+    "Maps",
+    "attention_maps",
+    "average_maps",
+    "capture",
+    "channel_attention",
+    "even_shares",
+    "gradient_rollout",
+    "head_maps",
+    "kept_models",
+    "occlusion",
+    "paint",
+    "patch_difference",
+    "repair",
+    "rollout",
+    "token_attention",
+    "token_shares",
+]
+
+METHODS = ("attention", "rollout", "gradient", "occlusion", "quality", "difference")
+SIGNED = (
+    "occlusion",
+    "quality",
+)  # in units of q, above 0 where a place makes the score worse; others are never negative
+_TOKENS_AT_ONCE = 16_384  # of a batch of changed samples; bounds memory
+
+
+# ---------------------------------------------------------------------------------------------------------------- capture
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What one forward pass computed, on the CPU."""
+
+    attention: tuple[Tensor, ...]  # L × (K, A, T, T) float32: row = a token that looks, sums to 1 over what it looks at
+    gradient: tuple[Tensor, ...]  # likewise, of the sum of the scores by the attention; empty if not asked for
+    q: Tensor  # (K−1,) float32, the scores
+    prefix: int  # R: class token and registers, ahead of the patches
+
+
+def capture(model: VTAMIQ, sample: PatchSample, *, gradient: bool = False) -> Capture:
+    """Run the model on a sample, in evaluation mode, and keep the attention of every block.
+
+    The maps are those that timm's own unfused attention multiplies with its values, whatever it did to queries and keys
+    before (a norm, separate projections). The score is that of the fused pass but for rounding.
+
+    Args:
+        sample: of K ≥ 2 images, the reference first.
+        gradient: also differentiate the sum of the K−1 scores by every entry of every map.
+
+    Raises:
+        ValueError: the model is no VTAMIQ, the sample does not fit it, or its attention has no maps that can be read
+            (another layer than timm's self-attention).
+    """
+    twin = _twin_of(model)
+    seen: list[list[Tensor]] = []
+    for number, block in enumerate(twin.encoder.blocks):
+        attention, maps = block.attn, []
+        if not (hasattr(attention, "fused_attn") and isinstance(getattr(attention, "attn_drop", None), nn.Module)):
+            raise ValueError(f"block {number} has a {type(attention).__name__}, whose attention cannot be read")
+        attention.fused_attn = False
+        attention.attn_drop.register_forward_hook(lambda module, inputs, output, maps=maps: maps.append(output))
+        seen.append(maps)
+    with torch.inference_mode(False), torch.set_grad_enabled(gradient):
+        patches, uv, scale = _inputs(twin, sample)
+        # The patches as the leaf of the graph: it is there even if all weights are frozen.
+        q = twin(twin.normalise(patches).requires_grad_(gradient), uv, scale)[0]
+        for number, (block, maps) in enumerate(zip(twin.encoder.blocks, seen, strict=True)):
+            _check_maps(number, block.attn, maps, len(sample.patches))
+        attention = [maps[0] for maps in seen]
+        gradients = torch.autograd.grad(q.sum(), attention, materialize_grads=True) if gradient else ()
+    on_cpu = ([part.detach().float().cpu() for part in parts] for parts in (attention, gradients))
+    prefix = attention[0].shape[-1] - sample.patches.shape[1]
+    return Capture(*map(tuple, on_cpu), q=q.detach().float().cpu(), prefix=prefix)
+
+
+def _check_maps(number: int, attention: nn.Module, maps: list[Tensor], images: int) -> None:
+    """A block has left one map per image and head whose rows are shares; anything else is another kind of attention."""
+    kind = f"block {number} has a {type(attention).__name__}, whose attention cannot be read"
+    if len(maps) != 1:
+        raise ValueError(f"{kind}: it left {len(maps)} maps in one pass")
+    shape, rows = tuple(maps[0].shape), maps[0].detach().float().sum(-1)
+    if shape != (images, attention.num_heads, shape[-1], shape[-1]):
+        raise ValueError(f"{kind}: its maps are {shape}, expected {(images, attention.num_heads, 'T', 'T')}")
+    if maps[0].min() < 0 or not (rows - 1).abs().max() < 0.01:  # room for half precision
+        raise ValueError(f"{kind}: its rows sum to {rows.min():g} … {rows.max():g}, not to 1")
+
+
+def _twin_of(model: VTAMIQ) -> VTAMIQ:
+    return _twin(_checked(model), {})
+
+
+def _checked(model: VTAMIQ) -> VTAMIQ:
+    if not isinstance(model, VTAMIQ):
+        raise ValueError(f"model must be a VTAMIQ, got {type(model).__name__}")
+    return model
+
+
+def _twin(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
+    """The same module in evaluation mode, sharing weights and buffers; what is set or hooked on it stays on it."""
+    if id(module) not in made:  # a part that has two names is one part in the twin, too
+        twin = made[id(module)] = object.__new__(type(module))
+        for name, value in vars(module).items():
+            if (
+                isinstance(value, MethodType) and value.__self__ is module
+            ):  # such as a `forward` that somebody has wrapped
+                value = MethodType(value.__func__, twin)
+            twin.__dict__[name] = value.copy() if isinstance(value, dict) else value
+        twin.__dict__["_modules"] = {
+            name: None if part is None else _twin(part, made) for name, part in module._modules.items()
+        }
+        twin.__dict__["training"] = False
+        twin.__dict__.pop("_compiled_call_impl", None)  # `model.compile()` has compiled the original
+    return made[id(module)]
+
+
+def _inputs(model: VTAMIQ, sample: PatchSample) -> list[Tensor]:
+    """Patches, uv and scale of a sample as a batch of one on the model's device."""
+    device = next(model.parameters()).device
+    return [part[None].to(device) for part in (sample.patches, sample.uv, sample.scale)]
+
+
+# ------------------------------------------------------------------------------------------- from attention to weights
+
+
+def token_attention(captured: Capture, *, token: int = 0, block: int = -1, head: int | None = None) -> np.ndarray:
+    """Share of one token's attention that goes to each patch, (K, N) float64; the rest goes to the tokens ahead of them.
+
+    Args:
+        token: 0 the class token, 1 … R−1 the registers.
+        block: 0 … L−1, or counted from the end.
+        head: None for the mean over heads.
+
+    Raises:
+        ValueError: no such token, block or head.
+    """
+    _check_index("token", token, 0, captured.prefix)
+    _check_index("block", block, -len(captured.attention), len(captured.attention))
+    maps = captured.attention[block]  # (K, A, T, T)
+    if head is not None:
+        _check_index("head", head, 0, maps.shape[1])
+    rows = maps[:, :, token, captured.prefix :].double()  # (K, A, N)
+    return (rows.mean(1) if head is None else rows[:, head]).numpy()
+
+
+def token_shares(captured: Capture, *, token: int = 0) -> pd.DataFrame:
+    """What one token's attention is spent on: a row per block, head and image; the three shares sum to 1."""
+    _check_index("token", token, 0, captured.prefix)
+    rows = []
+    for block, maps in enumerate(captured.attention):
+        for head, image in np.ndindex(maps.shape[1], maps.shape[0]):
+            row = maps[image, head, token].double()
+            shares = [row[:1].sum().item(), row[1 : captured.prefix].sum().item(), row[captured.prefix :].sum().item()]
+            rows.append((block, head, image, *shares))
+    return pd.DataFrame(rows, columns=["block", "head", "image", "class_token", "registers", "patches"])
+
+
+def rollout(attention: Sequence[Tensor]) -> np.ndarray:
+    """Attention rollout, (K, T, T) float64: how much of each input token is in each output token, if attention were all.
+
+    Every block passes on half of what it got (the residual) and mixes the other half by its attention, averaged over
+    heads; blocks multiply: R = Â_L ⋯ Â_1, Â = (A + I)/2 (Abnar & Zuidema 2020, arXiv:2005.00928). Rows sum to 1.
+
+    Args:
+        attention: of the blocks from the first to the last, (K, A, T, T) each; `Capture.attention`.
+
+    Raises:
+        ValueError: there is no block, or their maps differ in shape.
+    """
+    return _multiply([(maps.double().mean(1) + torch.eye(maps.shape[-1], dtype=torch.float64)) / 2
+                      for maps in _check_blocks(attention)])  # fmt: skip
+
+
+def gradient_rollout(attention: Sequence[Tensor], gradient: Sequence[Tensor]) -> np.ndarray:
+    """Relevance of the tokens for the score, (K, T, T) float64 ≥ 0: what of attention has raised it.
+
+    R starts as the identity; each block adds Ā R, where Ā is the mean over heads of the positive part of attention times
+    gradient (Chefer, Gur & Wolf 2021, arXiv:2103.15679, section 3, self-attention). As q counts distortion, "raised"
+    means worse.
+
+    Args:
+        attention, gradient: of the blocks, (K, A, T, T) each; `Capture.attention` and `Capture.gradient`.
+
+    Raises:
+        ValueError: there is no block, or maps or gradients differ in shape or number.
+    """
+    attention, gradient = _check_blocks(attention), _check_blocks(gradient)
+    if len(attention) != len(gradient) or attention[0].shape != gradient[0].shape:
+        raise ValueError(
+            f"attention and gradient must belong together, got {len(attention)} of {tuple(attention[0].shape)} and "
+            f"{len(gradient)} of {tuple(gradient[0].shape)}"
+        )
+    products = [(a.double() * g.double()).clamp(min=0).mean(1) for a, g in zip(attention, gradient, strict=True)]
+    return _multiply([product + torch.eye(product.shape[-1], dtype=torch.float64) for product in products])
+
+
+def _multiply(steps: list[Tensor]) -> np.ndarray:
+    """The last times … times the first, (K, T, T)."""
+    product = steps[0]
+    for step in steps[1:]:
+        product = step @ product
+    return product.numpy()
+
+
+def _check_blocks(maps: Sequence[Tensor]) -> list[Tensor]:
+    maps = list(maps)
+    if not maps:
+        raise ValueError("there is no block; gradients must be asked for with capture(..., gradient=True)")
+    for part in maps:
+        if part.ndim != 4 or part.shape[-1] != part.shape[-2] or part.shape != maps[0].shape:
+            raise ValueError(f"every block must have maps (K, heads, T, T) alike, got {[tuple(m.shape) for m in maps]}")
+    return maps
+
+
+def even_shares(weights: np.ndarray) -> np.ndarray:
+    """Weights ≥ 0 in multiples of an even share: their mean over patches (the last axis) becomes 1; all zeros stay."""
+    mean = weights.mean(axis=-1, keepdims=True)
+    return np.divide(weights, mean, out=np.zeros_like(weights), where=mean > 0)
+
+
+# ------------------------------------------------------------------------------------------------- weights by trying out
+
+
+@torch.no_grad()
+def occlusion(model: VTAMIQ, sample: PatchSample) -> np.ndarray:
+    """By how much each patch raises the score, (N,) float64: q of all patches − q without this one in both images.
+
+    Needs nothing of the inside of the model: the number of patches is free, so a patch is hidden by leaving it out
+    (Zeiler & Fergus 2014, arXiv:1311.2901, cover it with grey).
+
+    Raises:
+        ValueError: the sample has other than two images, or places of its own for each.
+    """
+    _check_pair(sample)
+    twin, count = _twin_of(model), sample.patches.shape[1]
+    patches, uv, scale = _inputs(twin, sample)
+    whole = twin(patches, uv, scale)[0, 0]
+    without = []
+    for removed in torch.arange(count).split(_at_once(2 * count)):
+        kept = torch.arange(count - 1).expand(len(removed), -1)
+        kept = (kept + (kept >= removed[:, None])).to(uv.device)  # (n, N−1)
+        variants = patches[0][:, kept].transpose(0, 1)  # (n, 2, N−1, 3, P, P)
+        without.append(twin(variants, uv[0][kept], scale[0][kept])[:, 0])
+    return (whole - torch.cat(without)).double().cpu().numpy()
+
+
+@torch.no_grad()
+def repair(model: VTAMIQ, sample: PatchSample) -> np.ndarray:
+    """How much better the score gets by repairing each patch, (N,) float64: q − q with the reference's patch in its
+    place.
+
+    Exactly 0 where both images have the same patch. The others stay distorted, overlapping ones too.
+
+    Raises:
+        ValueError: the sample has other than two images, or places of its own for each.
+    """
+    _check_pair(sample)
+    twin, count = _twin_of(model), sample.patches.shape[1]
+    patches, uv, scale = _inputs(twin, sample)
+    reference, distorted = _split(twin.encode(patches, uv, scale))
+    whole = twin.compare(reference, distorted)[0, 0]
+    gain = np.zeros(count)
+    differ = (sample.patches[0] != sample.patches[1]).flatten(1).any(1).nonzero()[:, 0]
+    for chosen in differ.split(_at_once(count)):
+        variants = patches[:, 1:].repeat(len(chosen), 1, 1, 1, 1, 1)  # (n, 1, N, 3, P, P)
+        variants[torch.arange(len(chosen)), 0, chosen] = patches[0, 0, chosen]
+        same = (part.expand(len(chosen), *part.shape[1:]) for part in (uv, scale))
+        repaired = twin.compare(reference.expand(len(chosen), -1, -1), twin.encode(variants, *same))[:, 0]
+        gain[chosen.numpy()] = (whole - repaired).double().cpu().numpy()
+    return gain
+
+
+def patch_difference(sample: PatchSample) -> np.ndarray:
+    """Mean absolute difference of each patch from the reference's, (N,) float64 in [0, 1]: a baseline without a model.
+
+    Raises:
+        ValueError: the sample has other than two images, or places of its own for each.
+    """
+    _check_pair(sample)
+    reference, distorted = sample.patches.double() / 255
+    return (reference - distorted).abs().flatten(1).mean(1).numpy()
+
+
+def _split(embedding: Tensor) -> tuple[Tensor, Tensor]:
+    return embedding[:, :1], embedding[:, 1:]
+
+
+def _at_once(tokens: int) -> int:
+    return max(1, _TOKENS_AT_ONCE // tokens)
+
+
+def _check_pair(sample: PatchSample) -> None:
+    if len(sample.patches) != 2:
+        raise ValueError(f"a sample of two images is needed, reference and distorted, got {len(sample.patches)}")
+    if sample.position.ndim != 2:
+        raise ValueError("both images must be cut at the same places: sample with CAPS(aligned=True)")
+
+
+# --------------------------------------------------------------------------------------------------------------- painting
+
+
+def paint(weights: np.ndarray, sample: PatchSample, shape: tuple[int, int]) -> np.ndarray:
+    """Weights of patches on the image grid, (…, K, N) → (…, K, H, W) float64; NaN where no patch lies.
+
+    Every patch spreads its weight evenly over the pixels that it sees, 4^s times as many at scale s; what they add up to
+    is divided by what weights of 1 would add up to. So a pixel has the mean weight of the patches that see it, in which
+    a patch counts the less the larger it is; equal weights give a flat map, wherever the sampler has looked more often.
+
+    Args:
+        weights: one per patch and image.
+        sample: the K images' patches.
+        shape: (H, W) of the images that they were cut from.
+
+    Raises:
+        ValueError: weights that do not fit the sample, or patches beyond the image.
+    """
+    return _mean(*_spread(weights, sample, shape))
+
+
+def _spread(weights: np.ndarray, sample: PatchSample, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of spread weights, (…, K, H, W), and of spread ones, (K, H, W)."""
+    images, count = sample.patches.shape[:2]
+    if weights.shape[-2:] != (images, count):
+        raise ValueError(f"weights must be (…, {images}, {count}) to fit the sample, got {weights.shape}")
+    total, coverage = np.zeros((*weights.shape[:-1], *shape)), np.zeros((images, *shape))
+    aligned = sample.position.ndim == 2
+    for k in (slice(None),) if aligned else (slice(k, k + 1) for k in range(images)):
+        position, scale = (sample.position, sample.scale) if aligned else (sample.position[k][0], sample.scale[k][0])
+        sides = sample.patches.shape[-1] * 2 ** scale.numpy()  # (N,)
+        corners = position.numpy() * 2 ** scale.numpy()[:, None]
+        if (corners + sides[:, None] > shape).any():
+            raise ValueError(f"patches reach beyond an image of {tuple(shape)}: the sample is of another one")
+        for n, ((row, column), side) in enumerate(zip(corners, sides, strict=True)):
+            place = (slice(row, row + side), slice(column, column + side))
+            total[(..., k, *place)] += weights[..., k, n, None, None] / side**2
+            coverage[(k, *place)] += 1 / side**2
+    return total, coverage
+
+
+def _mean(total: np.ndarray, coverage: np.ndarray) -> np.ndarray:
+    seen = np.broadcast_to(coverage > 0, total.shape)
+    return np.divide(total, coverage, out=np.full(total.shape, np.nan), where=seen)
+
+
+# ------------------------------------------------------------------------------------------------------- means over draws
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Maps on the image grid, averaged over draws of patches."""
+
+    maps: np.ndarray  # (…, K, H, W) float64, NaN where no patch of any draw lies
+    stability: (
+        np.ndarray
+    )  # (…, K): reliability of the mean, 1 = another set of draws would give the same; NaN for one draw
+    draws: int
+    coverage: np.ndarray  # (K,) share of pixels that some patch of some draw sees
+
+
+class _Halves:
+    """Running sums over draws, the even and the odd ones apart."""
+
+    def __init__(self) -> None:
+        self.total: list[Any] = [0, 0]
+        self.coverage: list[Any] = [0, 0]
+        self.draws = 0
+
+    def add(self, total: np.ndarray, coverage: np.ndarray) -> None:
+        half, self.draws = self.draws % 2, self.draws + 1
+        self.total[half] = self.total[half] + total
+        self.coverage[half] = self.coverage[half] + coverage
+
+    def stability(self) -> np.ndarray:
+        """Correlation r over the pixels between the means of both halves, stepped up to that of the whole, 2r/(1 + r)
+        (Spearman 1910, Brown 1910). An r below 0 stays as it is."""
+        if self.draws < 2:
+            return np.full(self.total[0].shape[:-2], np.nan)
+        halves = [_mean(*half) for half in zip(self.total, self.coverage, strict=True)]
+        return np.array([_agreement(halves[0][at], halves[1][at]) for at in np.ndindex(halves[0].shape[:-2])]).reshape(
+            halves[0].shape[:-2]
+        )
+
+    def mean(self) -> Maps:
+        total, coverage = sum(self.total), sum(self.coverage)
+        return Maps(_mean(total, coverage), self.stability(), self.draws, (coverage > 0).mean(axis=(-2, -1)))
+
+
+def _agreement(one: np.ndarray, other: np.ndarray) -> float:
+    """Reliability of the mean of two maps (H, W), 1 if they are equal; 0 if only one of them is flat."""
+    both = np.isfinite(one) & np.isfinite(other)
+    one, other = one[both], other[both]
+    if not both.any() or np.ptp(one) == 0 or np.ptp(other) == 0:
+        return float(both.any() and np.array_equal(one, other))
+    r = np.corrcoef(one, other)[0, 1]
+    return float(2 * r / (1 + r) if r > 0 else r)
+
+
+def average_maps(
+    weigh: Callable[[PatchSample], np.ndarray],
+    images: np.ndarray,
+    caps: CAPS,
+    *,
+    draws: int = 8,
+    until: float | None = None,
+    max_draws: int = 64,
+    seed: int = 0,
+) -> Maps:
+    """Maps of any weights, averaged over draws: pixels have the mean weight of all patches of all draws that see them.
+
+    Args:
+        weigh: sample → weights (…, K, N).
+        images: (K, H, W, 3) uint8, the reference first.
+        caps: how patches are drawn.
+        draws: of patches, the same that `vtamiq.score` makes of this seed.
+        until: go on after `draws` until every map is as stable as this (`Maps.stability`), or `max_draws` are made.
+        seed: of the draws.
+
+    Raises:
+        ValueError: numbers of draws, a stability or a seed that cannot be.
+        ImageError: images that the sampler refuses.
+    """
+    if draws < (1 if until is None else 2):
+        raise ValueError(f"draws must be at least {1 if until is None else 2}, got {draws!r}")
+    if until is not None and not 0 < until < 1:
+        raise ValueError(f"until must be a stability between 0 and 1, got {until!r}")
+    if until is not None and max_draws < draws:
+        raise ValueError(f"max_draws must be at least draws={draws}, got {max_draws!r}")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed!r}")
+    sums, limit = _Halves(), draws if until is None else max_draws
+    while sums.draws < limit:
+        sample = caps(images, np.random.default_rng([seed, sums.draws]))
+        sums.add(*_spread(weigh(sample), sample, images.shape[1:3]))
+        if until is not None and sums.draws >= draws and (sums.stability() >= until).all():
+            break
+    return sums.mean()
+
+
+# ------------------------------------------------------------------------------------------------------------------- maps
+
+
+def attention_maps(
+    model: VTAMIQ | None,
+    reference: ImageSource,
+    distorted: ImageSource,
+    *,
+    method: str = "rollout",
+    token: int | None = None,
+    block: int | None = None,
+    head: int | None = None,
+    draws: int = 8,
+    until: float | None = None,
+    max_draws: int = 64,
+    caps: CAPS | None = None,
+    seed: int = 0,
+    return_stability: bool = False,
+) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+    """Maps of the reference and of the distorted image, (2, H, W) float64; NaN where no patch lies.
+
+    Methods, the first three and the last in multiples of an even share among patches, the others in units of q:
+
+    - "attention": of one token in one block, one head or their mean (`token_attention`).
+    - "rollout": of the class token through all blocks (`rollout`); how much the encoder takes from where.
+    - "gradient": gradient-weighted rollout; which attention raises the score (`gradient_rollout`).
+    - "occlusion": q − q without the patch in both images (`occlusion`).
+    - "quality": q − q with the patch repaired (`repair`): a map of the places that make the score worse.
+    - "difference": mean absolute difference within the patch (`patch_difference`), a baseline that sees no model.
+
+    The last three are about places, not images: both maps are the same.
+
+    Args:
+        model: a trained VTAMIQ; None takes the one that ships with the package.
+        reference, distorted: anything `read_image` takes, of one size.
+        token, block, head: for "attention" only; default the class token, the last block, the mean over heads.
+        draws, until, max_draws, seed: as in `average_maps`.
+        caps: patch sampling; None takes `CAPS()` with what the model prescribes.
+        return_stability: also return how stable each map is, (2,): 1 = other draws would give the same map.
+
+    Raises:
+        ValueError: an unknown method, an option that the method has no use for, or as `average_maps`, `capture`.
+        ImageError: an image cannot be read, is smaller than a patch, or differs in size from the reference.
+    """
+    model = check_model(None) if model is None else model
+    weigh = _weigher(model, method, {"token": token, "block": block, "head": head})
+    options = {"draws": draws, "until": until, "max_draws": max_draws, "seed": seed}
+    averaged = _averaged(weigh, model, reference, distorted, caps, options)
+    return (averaged.maps, averaged.stability) if return_stability else averaged.maps
+
+
+def head_maps(
+    model: VTAMIQ | None,
+    reference: ImageSource,
+    distorted: ImageSource,
+    *,
+    token: int = 0,
+    draws: int = 8,
+    caps: CAPS | None = None,
+    seed: int = 0,
+) -> Maps:
+    """Attention of one token in every block and head, maps (L, A, 2, H, W); the rest as in `attention_maps`."""
+    model = check_model(None) if model is None else model
+
+    def weigh(sample: PatchSample) -> np.ndarray:
+        captured = capture(model, sample)
+        _check_index("token", token, 0, captured.prefix)
+        rows = [maps[:, :, token, captured.prefix :].transpose(0, 1) for maps in captured.attention]  # (A, K, N) each
+        return even_shares(torch.stack(rows).double().numpy())
+
+    return _averaged(weigh, model, reference, distorted, caps, {"draws": draws, "seed": seed})
+
+
+def _averaged(
+    weigh: Callable[[PatchSample], np.ndarray],
+    model: VTAMIQ,
+    reference: ImageSource,
+    distorted: ImageSource,
+    caps: CAPS | None,
+    options: Mapping[str, Any],
+) -> Maps:
+    pair = read_images([reference, distorted])
+    try:
+        return average_maps(weigh, pair, caps_for(_checked(model), caps), **options)
+    except ImageError as error:  # CAPS does not know where its images come from
+        raise ImageError(f"{describe(distorted)}: {error}") from error
+
+
+def _weigher(model: VTAMIQ, method: str, chosen: Mapping[str, int | None]) -> Callable[[PatchSample], np.ndarray]:
+    """Sample → weights (2, N) by the method of that name."""
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    if method not in METHODS:
+        raise ValueError(f"no method {method!r}{did_you_mean(method, METHODS)}; there are {', '.join(METHODS)}")
+    if chosen and method != "attention":
+        raise ValueError(f'{", ".join(chosen)} is for method="attention", {method!r} has no use for it')
+    of_place = {"occlusion": lambda s: occlusion(model, s), "quality": lambda s: repair(model, s)}
+    if method in of_place:
+        return lambda sample: np.stack([of_place[method](sample)] * 2)
+    if method == "difference":
+        return lambda sample: even_shares(np.stack([patch_difference(sample)] * 2))
+
+    def weigh(sample: PatchSample) -> np.ndarray:
+        captured = capture(model, sample, gradient=method == "gradient")
+        if method == "attention":
+            return even_shares(token_attention(captured, **chosen))
+        gradient = [captured.gradient] if method == "gradient" else []
+        tokens = (gradient_rollout if gradient else rollout)(captured.attention, *gradient)  # (K, T, T)
+        return even_shares(tokens[:, 0, captured.prefix :])
+
+    return weigh
+
+
+def _check_index(name: str, index: int, low: int, high: int) -> None:
+    if isinstance(index, bool) or not isinstance(index, int | np.integer) or not low <= index < high:
+        raise ValueError(f"{name} must be an integer from {low} to {high - 1}, got {index!r}")
+
+
+# ---------------------------------------------------------------------------------------------------------------- DiffNet
+
+
+@torch.no_grad()
+def channel_attention(model: VTAMIQ, sample: PatchSample) -> pd.DataFrame:
+    """What DiffNet's channel attention does to the difference of the class tokens, a row per group, block and channel.
+
+    Columns: `group`, `block`, `channel`; `gate` in (0, 1), the attention; `before` and `after`, the channel's value in
+    the stream of differences before and after the block. A block adds its proposal times the gate, so a channel is
+    raised where |after| > |before|. `before` of the very first block is the (scaled) difference itself; within a group
+    streams go on from block to block, and each group ends with a linear that mixes channels.
+
+    Raises:
+        ValueError: the model has no DiffNet, or the sample has other than two images or does not fit the model.
+    """
+    twin = _twin_of(model)
+    if not model.config.num_groups:
+        raise ValueError("the model has no DiffNet (num_groups=0), so there is no channel attention")
+    if len(sample.patches) != 2:
+        raise ValueError(f"a sample of two images is needed, reference and distorted, got {len(sample.patches)}")
+    reference, distorted = _split(twin.encode(*_inputs(twin, sample)))
+    tables = []
+
+    def keep(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        gate = module.attention.gate(module.linear(module.activation(inputs[0])))
+        columns = {"gate": gate[0], "before": inputs[0][0], "after": output[0]}
+        tables.append({name: value.double().cpu().numpy() for name, value in columns.items()})
+
+    for group in twin.diffnet.groups:
+        for block in group.blocks:
+            block.register_forward_hook(keep)
+    twin.modulate((reference - distorted)[:, 0], reference[:, 0])
+    places = [(g, b) for g, group in enumerate(twin.diffnet.groups) for b in range(len(group.blocks))]
+    parts = [
+        pd.DataFrame({"group": g, "block": b, "channel": np.arange(len(table["gate"])), **table})
+        for (g, b), table in zip(places, tables, strict=True)
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+# --------------------------------------------------------------------------------------------------------- training stages
+
+
+def kept_models(run: str | Path) -> dict[str, VTAMIQ]:
+    """The models that a training run kept, by epoch (from 1): its checkpoints, the earliest first, in evaluation mode.
+
+    Args:
+        run: folder of a finished run (`vtamiq.training.run`).
+
+    Raises:
+        CheckpointError: no finished run, or a checkpoint that is damaged or of another model.
+    """
+    run = Path(run)
+    found = {}
+    for path in (path for name in ("best", "last") if (path := run / "checkpoints" / f"{name}.ckpt").is_file()):
+        model = VTAMIQ.from_pretrained(run / "model")
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            state = checkpoint["state_dict"]  # of the training, which may have auxiliary heads beside the model
+            weights = {name.removeprefix("model."): state[name] for name in state if name.startswith("model.")}
+            model.load_state_dict(weights)
+            epoch = int(checkpoint["epoch"]) + 1
+        except Exception as error:  # zip, pickle and torch each have their own way of refusing a bad file
+            raise CheckpointError(f"{path}: not a checkpoint of this run ({error})") from error
+        found.setdefault(epoch, model)  # the last epoch may be the best one, too
+    if not found:
+        raise CheckpointError(f"{run}: holds no checkpoints; expected the folder of a finished run")
+    return {f"epoch {epoch}": found[epoch] for epoch in sorted(found)}

@@ -1,0 +1,251 @@
+"""Full-reference image quality databases, each as one table of image pairs.
+
+`load_database` finds and loads one by name, `find_databases` says what is there. A new loader is a function
+`load(root, *, strict=True, **options)` that returns a `Database`, and a line in `LOADERS`.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vtamiq.databases.csiq import load_csiq
+from vtamiq.databases.kadid import load_kadid10k
+from vtamiq.databases.kadis import load_kadis700k
+from vtamiq.databases.labels import Linearisation
+from vtamiq.databases.live import load_live
+from vtamiq.databases.pieapp import load_pieapp
+from vtamiq.databases.pipal import load_pipal
+from vtamiq.databases.reading import FolderIndex
+from vtamiq.databases.schema import (
+    PAIR_COLUMNS,
+    PREFERENCE_COLUMNS,
+    Database,
+    DatabaseError,
+    LabelScale,
+    validate_pairs,
+    validate_preferences,
+)
+from vtamiq.databases.splits import fold_split, leave_one_out, original_split, repeated_splits, shared_pictures
+from vtamiq.databases.synthetic import load_synthetic
+from vtamiq.databases.table import load_table
+from vtamiq.databases.tid import load_tid2008, load_tid2013
+from vtamiq.utils.configs import did_you_mean
+
+__all__ = [
+    "LOADERS",
+    "PAIR_COLUMNS",
+    "PREFERENCE_COLUMNS",
+    "Database",
+    "DatabaseError",
+    "FolderIndex",
+    "LabelScale",
+    "Linearisation",
+    "Loader",
+    "data_folder",
+    "find_databases",
+    "fold_split",
+    "leave_one_out",
+    "load_database",
+    "load_from_text",
+    "original_split",
+    "parse_options",
+    "repeated_splits",
+    "shared_pictures",
+    "validate_pairs",
+    "validate_preferences",
+]
+
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Loader:
+    """How one database is loaded and recognised.
+
+    Attributes:
+        load: the function that does it.
+        folders: names of its folder in circulation (in any letter case).
+        marks: files or folders of which its root has at least one; a folder without them may hold the root one level
+            deeper, under one of the same names, as some archives unpack.
+        title: what people call it.
+    """
+
+    load: Callable[..., Database]
+    folders: tuple[str, ...]
+    marks: tuple[str, ...]
+    title: str
+
+
+LOADERS: dict[str, Loader] = {
+    "live": Loader(
+        load_live,
+        ("databaserelease2", "LIVE", "LIVEIQA_release2", "LIVE_release2"),
+        ("refnames_all.mat", "refimgs"),
+        "LIVE Image Quality Assessment Database, release 2",
+    ),
+    "csiq": Loader(load_csiq, ("CSIQ",), ("src_imgs", "csiq.DMOS.xlsx"), "Categorical Subjective Image Quality"),
+    "tid2008": Loader(load_tid2008, ("tid2008",), ("mos_with_names.txt",), "Tampere Image Database 2008"),
+    "tid2013": Loader(load_tid2013, ("tid2013",), ("mos_with_names.txt",), "Tampere Image Database 2013"),
+    "kadid10k": Loader(load_kadid10k, ("kadid10k", "kadid-10k", "kadid"), ("dmos.csv",), "KADID-10k"),
+    "kadis700k": Loader(
+        load_kadis700k,
+        ("kadis700k", "kadis-700k", "kadis"),
+        ("kadis700k_ref_imgs.csv", "kadis700k_friqa.csv", "ref_imgs"),
+        "KADIS-700k",
+    ),
+    "pieapp": Loader(
+        load_pieapp,
+        ("PieAPP_dataset_CVPR_2018", "all_data_PieAPP_dataset_CVPR_2018", "PieAPP"),
+        ("labels", "train_reference_list.txt"),
+        "PieAPP (CVPR 2018)",
+    ),
+    "pipal": Loader(
+        load_pipal,
+        ("PIPAL", "PIPAL22", "PIPAL2022"),
+        (
+            "Train_Label",
+            "MOS_Scores_train",
+            "Train_Ref",
+            "Val_Ref",
+            "NTIRE2022_FR_Valid_Ref",
+            "NTIRE2022_FR_Testing_Ref",
+        ),
+        "PIPAL",
+    ),
+    "synthetic": Loader(load_synthetic, ("synthetic",), ("manifest.json",), "made by `python -m vtamiq synthesize`"),
+    "table": Loader(load_table, ("table",), (), "a CSV of your own"),
+}
+
+
+def load_database(
+    name: str, /, root: str | os.PathLike[str] | None = None, *, strict: bool = True, **options: Any
+) -> Database:
+    """Load a database by name.
+
+    Args:
+        name: a key of `LOADERS`, in any letter case.
+        root: folder of the database. None looks in `$VTAMIQ_DATA` (by default `data` in the current folder) for the
+            folder names in circulation.
+        strict: refuse incomplete or damaged copies; otherwise load what can be used and list the rest in
+            `Database.omissions`. Of a pair listed twice that is its first row, or none if its scores differ.
+        options: of the loader, for example `realigned=False` for LIVE, `part="val"` for PIPAL, or `check_images=False`
+            (most loaders open every image once, to find missing, cut off and mismatched ones before a training does).
+
+    Raises:
+        DatabaseError: unknown name, missing folder, or anything wrong inside it.
+        TypeError: the loader has no such option.
+    """
+    key = str(name).lower()
+    if key not in LOADERS:
+        raise DatabaseError(
+            f"unknown database {name!r}{did_you_mean(key, LOADERS)}; there are {', '.join(sorted(LOADERS))}"
+        )
+    folder = _search(key) if root is None else _unpacked(Path(root), LOADERS[key])
+    if not folder.is_dir():
+        raise DatabaseError(f"no folder {folder} for database {key}")
+    return LOADERS[key].load(folder, strict=strict, **options)
+
+
+def load_from_text(text: str, base: str | os.PathLike[str] = ".", **options: Any) -> Database:
+    """Load a database that is named in one line, as in "tid2013", "live:realigned=false", "data/mine:label=vsi" or
+    "table:root=data/mine:higher_better=true".
+
+    Args:
+        text: a name for `load_database`, or a folder that `python -m vtamiq synthesize` made; then options of the loader,
+            with colons between. A path therefore has no colon in it.
+        base: what paths in the text are relative to.
+        options: further ones, which the text overrides.
+
+    Raises:
+        DatabaseError: there is no such database or option, or it cannot be loaded.
+    """
+    name, *given = (part.strip() for part in text.split(":"))
+    folder = Path(base) / name
+    if name.lower() not in LOADERS and name and folder.is_dir():
+        name, options = "synthetic", {"root": folder} | options
+    options |= parse_options(given)
+    options |= {key: Path(base) / str(options[key]) for key in ("root", "cache", "photographs") if options.get(key)}
+    try:
+        return load_database(name, **options)
+    except TypeError as error:
+        raise DatabaseError(f"{text}: {error}") from error
+
+
+def parse_options(texts: Iterable[str]) -> dict[str, Any]:
+    """{"realigned": False} of ["realigned=false"]; DatabaseError for a text without a name and a value."""
+    options = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key.strip() or not equals:
+            raise DatabaseError(f"an option of a database is written name=value, got {text!r}")
+        try:
+            options[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise DatabaseError(f"{text}: the value cannot be read") from error
+    return options
+
+
+def data_folder() -> Path:
+    """Where databases are looked for: `$VTAMIQ_DATA`, or `data`, in the current folder; in a folder `notebooks`, where
+    JupyterLab runs them, beside it."""
+    folder = Path(os.environ.get("VTAMIQ_DATA") or "data")
+    return Path("..") / folder if Path.cwd().name == "notebooks" else folder  # an absolute path replaces ".."
+
+
+def find_databases(data: str | os.PathLike[str] | None = None) -> dict[str, Path]:
+    """Name → root of every database in a folder (None for `data_folder()`), by the folder names in circulation.
+
+    A database whose folder is there twice, in two letter cases, is left out, with a warning in the log.
+
+    Raises DatabaseError if there is no such folder.
+    """
+    data = data_folder() if data is None else Path(data)
+    if not data.is_dir():
+        raise DatabaseError(f"no folder {data}; put databases there, or set VTAMIQ_DATA to the folder that has them")
+    index, found = FolderIndex(data), {}
+    for name, loader in LOADERS.items():
+        try:
+            folder = _find(index, loader)
+        except DatabaseError as error:  # two folders that differ by case: one database must not hide the others
+            log.warning("%s cannot be told: %s", name, error)
+            continue
+        if folder is not None:
+            found[name] = folder
+    return found
+
+
+def _find(index: FolderIndex, loader: Loader) -> Path | None:
+    found = (index.get(name) for name in loader.folders)
+    return next((_unpacked(index.root / path, loader) for path in found if path is not None), None)
+
+
+def _unpacked(folder: Path, loader: Loader) -> Path:
+    """The folder itself, or the one inside it that an archive unpacked to."""
+    if not folder.is_dir():
+        return folder
+    index = FolderIndex(folder)
+    if not loader.marks or any(index.get(mark) for mark in loader.marks):
+        return folder
+    for name in loader.folders:
+        inner = index.get(name)
+        if inner is not None and any(FolderIndex(folder / inner).get(mark) for mark in loader.marks):
+            return folder / inner
+    return folder
+
+
+def _search(name: str) -> Path:
+    data, loader = data_folder(), LOADERS[name]
+    where = f"{data} (VTAMIQ_DATA)" if os.environ.get("VTAMIQ_DATA") else f"{data.absolute()} (VTAMIQ_DATA is not set)"
+    if not data.is_dir():
+        raise DatabaseError(f"database {name} not found: no folder {where}; set VTAMIQ_DATA or give root=")
+    found = _find(FolderIndex(data), loader)
+    if found is None:
+        names = ", ".join(loader.folders)
+        raise DatabaseError(f"database {name} not found in {where}: looked for {names}; or give root=")
+    return found

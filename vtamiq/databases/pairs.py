@@ -1,0 +1,157 @@
+"""The images of a database's pairs and preferences: read, or the distorted one made from its reference as a recipe
+says."""
+
+import hashlib
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from vtamiq.databases.schema import Database, DatabaseError
+from vtamiq.images.distortions import distort
+from vtamiq.images.reading import ImageError, centre_crop, read_image, write_png
+
+__all__ = ["PairImages", "TripletImages"]
+
+_RECENT = 4  # references kept: rows are sorted by reference, so that neighbours share theirs
+
+
+class PairImages:
+    """Pairs of images by row number: `images[row]` is uint8 `(2, H, W, 3)`, read-only, the reference first.
+
+    Args:
+        database: whose `pairs` are read.
+        keep: keep every image that was asked for; for databases that fit into memory, 3 bytes a pixel and image.
+
+    Images that a recipe makes are kept in `database.cache`, if it has one, from where every process reads them.
+
+    Raises (on access):
+        ImageError: an image is missing, damaged or too small for its recipe, or the two differ in size.
+    """
+
+    def __init__(self, database: Database, *, keep: bool = False):
+        self.root, self.crop, self.cache = database.root, database.crop, database.cache
+        # Plain arrays: a worker process then shares the table's memory instead of copying it object by object.
+        self.reference_paths = database.pairs["ref_path"].to_numpy(dtype=str)
+        self.distorted_paths = database.pairs["dist_path"].to_numpy(dtype=str)
+        self.recipes = None
+        if "recipe_seed" in database.pairs:
+            columns = ("dist_type", "level", "recipe_seed")
+            self.recipes = tuple(database.pairs[name].to_numpy(dtype=np.uint64) for name in columns)
+        self._kept: dict[int, np.ndarray] | None = {} if keep else None  # distorted images
+        self._references: OrderedDict[str, np.ndarray] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.reference_paths)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        reference = self.reference(self.reference_paths[row])
+        distorted = self._kept.get(row) if self._kept is not None else None
+        if distorted is None:
+            distorted = self._distorted(row, reference)
+        if distorted.shape != reference.shape:
+            raise _unlike(self.reference_paths[row], reference, self.distorted_paths[row], distorted)
+        pair = np.stack([reference, distorted])
+        pair.flags.writeable = False
+        if self._kept is not None:
+            self._kept[row] = distorted
+        return pair
+
+    def _distorted(self, row: int, reference: np.ndarray) -> np.ndarray:
+        if self.recipes is None:
+            return read_image(self.root / self.distorted_paths[row])
+        cached = None if self.cache is None else self._cached(row)
+        if cached is not None and cached.exists():
+            try:
+                return read_image(cached)
+            except ImageError:  # damaged by a power cut: made again
+                pass
+        type, level, seed = (int(column[row]) for column in self.recipes)
+        try:
+            distorted = distort(reference, type, level, seed)
+        except ValueError as error:  # too small for this type, or no such type
+            raise ImageError(f"{self.distorted_paths[row]} cannot be made: {error}") from error
+        if cached is not None:
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            write_png(cached, distorted)
+        return distorted
+
+    def _cached(self, row: int) -> Path:
+        """Named after all that the image is made from, in one of 256 folders."""
+        recipe = [str(column[row]) for column in self.recipes]
+        made_from = " ".join([self.reference_paths[row], str(self.crop), *recipe])
+        name = hashlib.sha256(made_from.encode()).hexdigest()[:32]
+        return self.cache / name[:2] / f"{name}.png"
+
+    def reference(self, path: str) -> np.ndarray:
+        """A reference by its path in the table, cropped if the database says so; those used last are kept, or all."""
+        if path in self._references:
+            self._references.move_to_end(path)
+            return self._references[path]
+        image = read_image(self.root / path)
+        if self.crop is not None:
+            try:
+                image = centre_crop(image, self.crop)
+            except ImageError as error:
+                raise ImageError(f"{path}: {error}") from error
+        self._references[path] = image
+        if self._kept is None and len(self._references) > _RECENT:
+            self._references.popitem(last=False)
+        return image
+
+
+class TripletImages:
+    """Images of the preferences by row number: `images[row]` is uint8 `(3, H, W, 3)`: the reference, A, B.
+
+    A and B are found among the pairs by their path, where their recipe is, if they have one; else they are read.
+
+    Args:
+        database: whose `preferences` are read.
+        keep: as for `PairImages`.
+
+    Raises:
+        DatabaseError: there are no preferences, or an image of a database of recipes is none of its pairs.
+        ImageError (on access): as `PairImages`.
+    """
+
+    def __init__(self, database: Database, *, keep: bool = False):
+        if database.preferences is None:
+            raise DatabaseError(f"{database.name} has no preferences")
+        self.pairs = PairImages(database, keep=keep)
+        asked = database.preferences
+        self.reference_paths = asked["ref_path"].to_numpy(dtype=str)
+        self.paths = asked[["a_path", "b_path"]].to_numpy(dtype=str)
+        known = pd.MultiIndex.from_frame(database.pairs[["ref_path", "dist_path"]])
+        places = [pd.MultiIndex.from_frame(asked[["ref_path", name]]) for name in ("a_path", "b_path")]
+        self._rows = np.stack([known.get_indexer(place) for place in places], axis=1)  # (n, 2), -1 if it is no pair
+        if self.pairs.recipes is not None:
+            lost = (self._rows < 0) & (self.paths != self.reference_paths[:, None])
+            if lost.any():
+                raise DatabaseError(
+                    f"{database.name}: a preference is about {self.paths[lost][0]}, which has neither a recipe nor a file"
+                )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        reference = self.pairs.reference(self.reference_paths[row])
+        versions = [self._version(row, k, reference) for k in range(2)]
+        for path, version in zip(self.paths[row], versions, strict=True):
+            if version.shape != reference.shape:
+                raise _unlike(self.reference_paths[row], reference, path, version)
+        return np.stack([reference, *versions])
+
+    def _version(self, row: int, k: int, reference: np.ndarray) -> np.ndarray:
+        if self._rows[row, k] >= 0:
+            return self.pairs[self._rows[row, k]][1]
+        path = self.paths[row, k]
+        return reference if path == self.reference_paths[row] else read_image(self.pairs.root / path)
+
+
+def _unlike(reference_path: str, reference: np.ndarray, distorted_path: str, distorted: np.ndarray) -> ImageError:
+    sizes = [f"{image.shape[1]} x {image.shape[0]}" for image in (reference, distorted)]
+    return ImageError(
+        f"{reference_path} is {sizes[0]} and {distorted_path} is {sizes[1]} (width x height); a pair must have one size"
+    )

@@ -1,0 +1,60 @@
+"""What pictures a model was trained or validated on, stage after stage, so that it is not tested on one of them.
+
+A picture is known by the database and the name of its content, and by the bytes of its reference file: the same
+photograph
+under another name, or in another database, is then known as well, unless it was cropped or saved anew.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vtamiq.databases.schema import Database
+
+__all__ = ["pictures_of", "reference_digests", "unseen"]
+
+MAX_READ = 5_000  # references; the 140,000 of KADIS-700k are known by name only
+
+
+def reference_digests(database: Database) -> dict[str, set[str]]:
+    """ref_id → digests of the reference's file and of the photograph that it was made from, as far as they are known;
+    empty for databases of more than 5,000 references."""
+    pairs = database.pairs.drop_duplicates("ref_id")
+    if len(pairs) > MAX_READ:
+        return {}
+    paths = zip(pairs["ref_id"], pairs["ref_path"], strict=True)
+    found = {ref_id: _digest(database.root / path) for ref_id, path in paths}
+    if "ref_sha256" in pairs:
+        for ref_id, digest in zip(pairs["ref_id"], pairs["ref_sha256"], strict=True):
+            found[ref_id] |= {digest} - {""}
+    return found
+
+
+def _digest(path: Path) -> set[str]:
+    try:
+        return {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
+    except OSError:  # nobody can have seen it: whoever needs the image says what is wrong with it
+        return set()
+
+
+def pictures_of(database: Database, role: str = "train") -> dict[str, Any]:
+    """What a model has seen that was trained or validated on this, as plain JSON: `database`, `role` ("train" or "val"),
+    `contents` and `pictures`."""
+    return {
+        "database": database.name,
+        "role": role,
+        "contents": sorted(set(database.contents.values())),
+        "pictures": sorted(set().union(*reference_digests(database).values())),
+    }
+
+
+def unseen(database: Database, seen: Sequence[Mapping[str, Any]]) -> Database | None:
+    """The pairs of contents that are not among those of `pictures_of`; None if none is left."""
+    known = {content for entry in seen if entry["database"] == database.name for content in entry["contents"]}
+    pictures = {picture for entry in seen for picture in entry["pictures"]}
+    of = database.contents
+    if pictures:
+        known |= {of[ref_id] for ref_id, digest in reference_digests(database).items() if digest & pictures}
+    kept = [ref_id for ref_id, content in of.items() if content not in known]
+    return database.subset(kept) if kept else None

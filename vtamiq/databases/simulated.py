@@ -1,0 +1,86 @@
+"""Pairwise preferences without people: SIMULATED from the scores of single images, to run preference training on.
+
+PieAPP asked people which of two distorted versions of a photograph is closer to it. Here nobody was asked: the answer is
+drawn from a model of observers. Whatever is learnt from it, is learnt from the scores and the model.
+"""
+
+import hashlib
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+
+from vtamiq.databases.schema import Database, DatabaseError, preference_table
+
+__all__ = ["SHARPNESS", "simulate_preferences"]
+
+SHARPNESS = 6.0  # w, where VTAMIQ's own preference begins (`preference`)
+
+
+def simulate_preferences(
+    database: Database, *, per_reference: int = 200, sharpness: float = SHARPNESS, seed: int = 0
+) -> pd.DataFrame:
+    """Preferences between distorted versions of one reference, as the scores would have them.
+
+    The probability that A is preferred is sigmoid(w · (c_B - c_A)), with w = `sharpness` and c the distortion of an image
+    in 0..1: its place between the best and the worst end of the scale of scores (the consensus, in synthetic databases).
+    It is the probability itself, as of infinitely many observers, not a share of a few.
+
+    Args:
+        database: whose scores have a range (`score_lo`, `score_hi`).
+        per_reference: how many different pairs of images are drawn for each reference; all of them if there are fewer.
+            Which of the two is A, is drawn as well.
+        sharpness: positive; 6 takes a distance of 0.2 for 77 %, of 0.5 for 95 %.
+        seed: each reference has its own stream, which depends on `seed` and `ref_id` only.
+
+    Returns:
+        Table of the schema `PREFERENCE_COLUMNS`, `kind` "simulated", `p_a_raw` NaN: nobody was asked. In order of
+        references; to be kept as `Database.preferences`.
+
+    Raises:
+        DatabaseError: a row has no score, the scale is open, or no reference has two distorted images.
+        ValueError: `per_reference` or `sharpness` is not positive.
+    """
+    if per_reference < 1 or not 0 < sharpness < np.inf:
+        raise ValueError(f"per_reference and sharpness must be positive, got {per_reference} and {sharpness}")
+    pairs = database.pairs.assign(distortion=_distortions(database))
+    drawn = [_draw(part, per_reference, seed) for _, part in pairs.groupby("ref_id", sort=False) if len(part) > 1]
+    if not drawn:
+        raise DatabaseError(f"{database.name}: no reference has two distorted images to choose between")
+    a, b = (pairs.iloc[np.concatenate(rows)].reset_index(drop=True) for rows in zip(*drawn, strict=True))
+    return preference_table(
+        database=database.name,
+        subset=a["subset"],
+        ref_id=a["ref_id"],
+        ref_path=a["ref_path"],
+        a_path=a["dist_path"],
+        b_path=b["dist_path"],
+        p_a=expit(sharpness * (b["distortion"] - a["distortion"])),
+        kind="simulated",
+        label_source=f"simulated from {database.score_name}, w = {sharpness:g}",
+    )
+
+
+def _distortions(database: Database) -> np.ndarray:
+    """0 at the best end of the scale, 1 at the worst."""
+    score, low, high = (database.pairs[name].to_numpy() for name in ("score", "score_lo", "score_hi"))
+    missing = ~np.isfinite(score)
+    if missing.any():
+        raise DatabaseError(
+            f"{database.name}: row {int(np.argmax(missing))} has no score to simulate a preference from"
+        )
+    if not (np.isfinite(low) & np.isfinite(high) & (low < high)).all():
+        raise DatabaseError(f"{database.name}: a preference cannot be simulated on an open scale of scores")
+    return (high - score if database.higher_better else score - low) / (high - low)
+
+
+def _draw(part: pd.DataFrame, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers of A and B of so many different pairs of one reference."""
+    digest = hashlib.sha256(part["ref_id"].iloc[0].encode()).digest()[:8]
+    rng = np.random.default_rng([seed, int.from_bytes(digest, "little")])
+    first, second = np.triu_indices(len(part), k=1)
+    chosen = rng.choice(len(first), size=min(count, len(first)), replace=False)
+    swapped = rng.random(len(chosen)) < 0.5
+    a, b = np.where(swapped, [second[chosen], first[chosen]], [first[chosen], second[chosen]])
+    rows = part.index.to_numpy()
+    return rows[a], rows[b]

@@ -1,0 +1,363 @@
+"""Images enter here, and only here: whatever the source, the result is an 8-bit RGB array `(H, W, 3)`.
+
+Decisions, made once for the whole package:
+
+- Transparent pixels are composited over a stated background (white unless told otherwise).
+- 16-bit samples become `round(value / 257)`. Pillow itself reduces 16-bit files to 8 bits while it decodes, unless they
+  are plain grey. A PIL image of mode "I" (32-bit integers) counts as 16-bit: that is how Pillow holds some such files.
+- Float samples must lie in [0, 1] and become `round(255 * value)`. Nothing is rescaled by its own minimum or maximum.
+- EXIF orientation is applied. ICC profiles are ignored: samples are taken as sRGB.
+- Of a file with several frames (GIF, TIFF, MPO) the first is read; of a PIL image, its current frame.
+- A bad image is refused with an `ImageError`, never repaired, cropped or resized.
+"""
+
+import io
+import os
+import sys
+import threading
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "ImageError",
+    "ImageSource",
+    "centre_crop",
+    "check_same_size",
+    "check_uint8_rgb",
+    "describe",
+    "image_size",
+    "read_image",
+    "read_images",
+    "write_png",
+]
+
+ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor"
+WHITE = (255, 255, 255)
+_decoding = threading.Lock()
+_PHOTOMETRIC = 262  # the TIFF tag that says whether zero is white (0) or black (1)
+
+
+class ImageError(ValueError):
+    """An image that cannot be read or used; the message names the image and the reason."""
+
+
+def read_image(source: ImageSource, *, background: tuple[int, int, int] = WHITE) -> np.ndarray:
+    """Read any image as 8-bit RGB.
+
+    Args:
+        source: a path (any format that Pillow reads), a PIL image, an array `(H, W)` or `(H, W, C)`, or a torch
+            tensor `(C, H, W)` on any device, with C = 1 (grey), 3 (RGB) or 4 (RGB and alpha). Arrays and tensors are
+            bool, uint8, uint16 or float in [0, 1].
+        background: 8-bit RGB colour that shows through transparent pixels.
+
+    Returns:
+        uint8 array `(H, W, 3)`, C-contiguous, that shares no memory with the source.
+
+    Raises:
+        ImageError: the source is missing, damaged, too large for Pillow's decompression-bomb limit, of an unsupported
+            type, shape or dtype, or has samples outside its range.
+    """
+    colour = _check_background(background)
+    name = describe(source)
+    if isinstance(source, str | os.PathLike):
+        return _from_file(Path(os.fsdecode(source)), name, colour)
+    if isinstance(source, Image.Image):
+        return _from_pil(source, name, colour)
+    if isinstance(source, np.ndarray):
+        return _from_array(source, name, colour)
+    if _is_tensor(source):
+        return _from_tensor(source, name, colour)
+    raise ImageError(f"{name} is no image: give a path, a PIL image, an array or a torch tensor")
+
+
+def read_images(sources: Iterable[ImageSource], *, background: tuple[int, int, int] = WHITE) -> np.ndarray:
+    """Read K images of one size into a uint8 array `(K, H, W, 3)`.
+
+    Raises:
+        ImageError: there is no image, one of them cannot be read (see `read_image`), or two differ in size.
+    """
+    one = isinstance(sources, str | os.PathLike | Image.Image)
+    if one or not isinstance(sources, Iterable) or getattr(sources, "ndim", 4) != 4:  # rows of an image are no images
+        raise ImageError(f"read_images needs a sequence of images, not one {describe(sources)}")
+    sources = list(sources)
+    if not sources:
+        raise ImageError("read_images needs at least one image")
+    images = [read_image(source, background=background) for source in sources]
+    for source, image in zip(sources, images, strict=True):
+        check_same_size(sources[0], images[0], source, image)
+    return np.stack(images)
+
+
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """(width, height) of an image file as `read_image` would return it, from its header; pixels are not decoded.
+
+    A file that does not end as its format ends (BMP, JPEG), or is not a row of chunks up to the last (PNG), is decoded
+    as a
+    whole, to tell odd from cut off. So is a PNG file with metadata behind its pixels, which may say that it is turned.
+    Damage amid the pixels is only found by `read_image`.
+
+    Raises:
+        ImageError: the file is missing, of no known format, or cut off.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file, Image.open(file) as image:
+            # A PNG's own `getexif` would decode the pixels, for what may be behind them
+            exif = Image.Image.getexif(image) if image.format == "PNG" else image.getexif()
+            turned = exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+            size = image.size[::-1] if turned else image.size
+            told = _header_tells(image, file)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ImageError(f"cannot read {path}: no such file") from error
+    except Exception as error:  # as in _from_file
+        raise ImageError(f"cannot read {path}: {error or type(error).__name__}") from error
+    return size if told else read_image(path).shape[1::-1]
+
+
+def centre_crop(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The middle of an image `(H, W, C)`, C-contiguous; `size` is (width, height). ImageError if the image is smaller."""
+    height, width = image.shape[:2]
+    if width < size[0] or height < size[1]:
+        raise ImageError(f"{width} x {height} pixels are too few for a crop of {size[0]} x {size[1]}")
+    left, top = (width - size[0]) // 2, (height - size[1]) // 2
+    return np.ascontiguousarray(image[top : top + size[1], left : left + size[0]])
+
+
+def write_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
+    """Write a uint8 RGB image `(H, W, 3)` as PNG: the file appears complete or not at all, without metadata.
+
+    The same image gives the same bytes (for one version of Pillow and its zlib).
+
+    Raises:
+        ImageError: the image is not uint8 RGB, or the path does not end in `.png`.
+        OSError: the folder does not exist or cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise ImageError(f"write_png writes PNG files, so the path must end in .png: {path}")
+    check_uint8_rgb(image, f"the image for {path}")
+    encoded = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(encoded, format="PNG")
+    # Not tempfile: its files are readable by their owner only, and the replaced file would keep that mode.
+    temporary = path.with_name(f".{path.stem[:64]}-{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.write_bytes(encoded.getbuffer())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_uint8_rgb(image: Any, name: str = "image") -> np.ndarray:
+    """Return `image` itself if it is a non-empty uint8 array `(H, W, 3)`; raise an `ImageError` naming it if not."""
+    if not isinstance(image, np.ndarray):
+        raise ImageError(f"{name} must be a uint8 RGB array (H, W, 3), got {type(image).__name__}")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ImageError(f"{name} must be a uint8 RGB array (H, W, 3), got {image.dtype} of shape {image.shape}")
+    return image
+
+
+# ---- from each kind of source -----------------------------------------------------------------------------------
+
+
+def _from_file(path: Path, name: str, background: np.ndarray) -> np.ndarray:
+    try:
+        # Opened here: given a path, Pillow maps some TIFFs into memory, and then mixes up the rows of turned ones.
+        with path.open("rb") as file, Image.open(file) as image:
+            if image.format == "EPS":
+                raise ImageError("PostScript is a program, not an image; convert it to PNG")
+            limit = Image.MAX_IMAGE_PIXELS  # Pillow only warns up to twice this limit
+            if limit is not None and image.width * image.height > limit:
+                raise ImageError(f"{image.width} x {image.height} pixels exceed Pillow's limit of {limit} pixels")
+            return _decode(image, background)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ImageError(f"cannot read {name}: no such file") from error
+    except Exception as error:  # Pillow's readers raise almost anything on a damaged file
+        raise ImageError(f"cannot read {name}: {error or type(error).__name__}") from error
+
+
+def _header_tells(image: Image.Image, file: BinaryIO) -> bool:
+    """Whether an opened file has the end of its format, and nothing but pixels between header and end; False for formats
+    of which that is not known here."""
+    length = file.seek(0, os.SEEK_END)
+    if image.format == "PNG":
+        return _has_plain_chunks(file)
+    if image.format == "BMP" and len(image.tile) == 1 and image.tile[0][0] == "raw":
+        _, _, offset, (_, stride, *_) = image.tile[0]
+        return offset + stride * image.height <= length
+    if image.format != "JPEG":
+        return False
+    file.seek(max(0, length - 2))
+    return file.read() == b"\xff\xd9"
+
+
+def _has_plain_chunks(file: BinaryIO) -> bool:
+    """Whether a PNG file is one chunk after the other up to its end, without metadata behind its first pixels."""
+    file.seek(8)
+    pixels = False
+    while len(head := file.read(8)) == 8:
+        length, kind = int.from_bytes(head[:4], "big"), head[4:]
+        if kind == b"IEND":
+            return pixels and file.read(4) == b"\xaeB`\x82"
+        if not kind.isalpha() or (pixels and kind in (b"eXIf", b"iTXt", b"tEXt", b"zTXt")):
+            return False
+        pixels |= kind == b"IDAT"
+        file.seek(length + 4, os.SEEK_CUR)  # its content and checksum
+    return False
+
+
+def _from_pil(image: Image.Image, name: str, background: np.ndarray) -> np.ndarray:
+    try:
+        with _decoding:  # the file of an image that is not decoded yet, for the first of several threads alone
+            image.load()
+            image.getexif()
+        return _decode(image, background)
+    except Exception as error:  # an image opened by the caller is decoded only now, see _from_file
+        raise ImageError(f"cannot read {name}: {error or type(error).__name__}") from error
+
+
+def _from_array(array: np.ndarray, name: str, background: np.ndarray) -> np.ndarray:
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise ImageError(f"{name} must have shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
+    if array.size == 0:
+        raise ImageError(f"{name} is empty")
+    if np.ma.is_masked(array):
+        raise ImageError(f"{name} has masked values; fill them first")
+    array = np.asarray(array)  # sub-classes have rules of their own
+    try:
+        samples = _to_uint8(array)
+    except ValueError as error:
+        raise ImageError(f"{name}: {error}") from error
+    return _to_rgb(samples, background)
+
+
+def _from_tensor(tensor: "torch.Tensor", name: str, background: np.ndarray) -> np.ndarray:
+    if tensor.ndim != 3 or tensor.shape[0] not in (1, 3, 4):
+        raise ImageError(f"{name} must have shape (1, H, W), (3, H, W) or (4, H, W)")
+    try:
+        tensor = tensor.detach().cpu()
+        if tensor.is_floating_point():
+            tensor = tensor.double()  # numpy has no bfloat16
+        array = tensor.numpy()
+    except (RuntimeError, TypeError) as error:  # sparse, meta and quantised tensors
+        raise ImageError(f"cannot read {name}: {error}") from error
+    return _from_array(array.transpose(1, 2, 0), name, background)
+
+
+def _decode(image: Image.Image, background: np.ndarray) -> np.ndarray:
+    """RGB array of a PIL image of any mode."""
+    image.load()
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if min(image.size) == 0:
+        raise ImageError(f"the image is empty ({image.width} x {image.height})")
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return np.array(image)
+    if image.mode.startswith(("I", "F")):
+        return _to_rgb(_decode_wide(image), background)
+    return _to_rgb(np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB")), background)
+
+
+def _decode_wide(image: Image.Image) -> np.ndarray:
+    """uint8 samples `(H, W)`, or `(H, W, 4)` if one value is transparent, of a grey image of more than 8 bits."""
+    values = np.asarray(image)
+    if image.mode == "I":  # 32-bit integers: how Pillow holds some 16-bit files
+        if values.min() < 0 or values.max() > 65535:
+            raise ImageError(f"32-bit samples must lie in 0..65535, found {values.min()}..{values.max()}")
+        values = values.astype(np.uint16)
+    grey = _to_uint8(values)
+    if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:  # a TIFF whose zero is white; Pillow turns 8-bit ones only
+        grey = 255 - grey
+    transparent = image.info.get("transparency")
+    if transparent is None:
+        return grey
+    alpha = np.where(values == transparent, 0, 255).astype(np.uint8)
+    return np.stack([grey, grey, grey, alpha], axis=-1)
+
+
+# ---- samples and channels ---------------------------------------------------------------------------------------
+
+
+def _to_uint8(values: np.ndarray) -> np.ndarray:
+    """The same samples as uint8; ValueError if their dtype or range is not one that `read_image` takes."""
+    kind, width = values.dtype.kind, values.dtype.itemsize
+    if kind == "b":
+        return values.astype(np.uint8) * np.uint8(255)
+    if kind == "u" and width == 1:
+        return values
+    if kind == "u" and width == 2:
+        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if kind == "f":
+        low, high = values.min(), values.max()
+        if not (low >= 0 and high <= 1):  # NaN fails both
+            raise ValueError(f"float samples must lie in [0, 1], found {low} to {high}")
+        return np.rint(values.astype(np.result_type(values.dtype, np.float32)) * 255).astype(np.uint8)
+    raise ValueError(f"samples must be bool, uint8, uint16 or float in [0, 1], not {values.dtype}")
+
+
+def _to_rgb(samples: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """New contiguous RGB array of uint8 samples `(H, W)` or `(H, W, C)`."""
+    if samples.ndim == 2:
+        samples = samples[:, :, None]
+    if samples.shape[2] == 4:
+        return _composite(samples, background)
+    height, width = samples.shape[:2]
+    return np.array(np.broadcast_to(samples, (height, width, 3)), order="C")
+
+
+def _composite(rgba: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """`round(alpha * colour + (1 - alpha) * background)` in exact integer arithmetic."""
+    colour, alpha = rgba[:, :, :3].astype(np.uint16), rgba[:, :, 3:].astype(np.uint16)
+    return ((colour * alpha + background * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+# ---- names and checks -------------------------------------------------------------------------------------------
+
+
+def _is_tensor(source: Any) -> bool:
+    # A tensor can only exist once torch is imported; reading files must not cost that import.
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(source, torch.Tensor)
+
+
+def check_same_size(source: Any, image: np.ndarray, other_source: Any, other: np.ndarray) -> None:
+    """Raise an `ImageError` that names both sources unless their images `(H, W, 3)` have one size."""
+    if other.shape != image.shape:
+        raise ImageError(
+            f"images differ in size: {describe(source)} is {_size(image)} and {describe(other_source)} is "
+            f"{_size(other)} (width x height); crop or resize them to one size first"
+        )
+
+
+def describe(source: Any) -> str:
+    """How error messages call a source of an image."""
+    if isinstance(source, str | os.PathLike):
+        return str(source)
+    if isinstance(source, Image.Image):
+        return getattr(source, "filename", "") or f"PIL image (mode {source.mode}, {source.width} x {source.height})"
+    if isinstance(source, np.ndarray):
+        return f"array of shape {source.shape} ({source.dtype})"
+    if _is_tensor(source):
+        return f"tensor of shape {tuple(source.shape)} ({source.dtype})"
+    return f"object of type {type(source).__name__}"
+
+
+def _size(image: np.ndarray) -> str:
+    return f"{image.shape[1]} x {image.shape[0]}"
+
+
+def _check_background(background: tuple[int, int, int]) -> np.ndarray:
+    try:
+        colour = np.asarray(background)
+    except ValueError:  # nested unevenly
+        colour = np.empty(0)
+    if colour.shape != (3,) or colour.dtype.kind not in "iu" or colour.min() < 0 or colour.max() > 255:
+        raise ImageError(f"background must be three integers in 0..255, got {background!r}")
+    return colour.astype(np.uint16)

@@ -1,0 +1,11 @@
+"""What the notebooks share: run folders and presets, the headless pipeline, ablations, explorers."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "pipeline": ["reproduce"],
+        "presets": ["PRESETS", "Workspace", "workspace"],
+    },
+)

@@ -1,0 +1,423 @@
+"""The three sizes at which the notebooks run, and where each reads and writes.
+
+`smoke`: seconds, for tests. `demo`: minutes on two CPU cores, with photographs from Python packages. `full`: the
+authors' network (2024 state) on a database of your own, for a GPU.
+"""
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from tools.benchmark.timing import Benchmark
+from vtamiq.caps import CAPS
+from vtamiq.databases.loading import load_database, load_from_text
+from vtamiq.databases.schema import Database, DatabaseError
+from vtamiq.databases.seen import unseen
+from vtamiq.databases.splits import worth_testing
+from vtamiq.databases.synthesis import demo_database
+from vtamiq.databases.synthetic import Label
+from vtamiq.lab.candidates import Candidate, held_out, load_candidate, tell_apart
+from vtamiq.lab.redraw import figures_folder, keep_figure
+from vtamiq.model.network import VTAMIQ, VTAMIQConfig
+from vtamiq.training.chain import Data
+from vtamiq.training.stage import Stage
+from vtamiq.utils.configs import did_you_mean
+from vtamiq.utils.files import write_table
+
+__all__ = ["PRESETS", "Preset", "Workspace", "workspace"]
+
+_VERSIONS_OF = ("vtamiq", "torch", "timm", "lightning", "piq", "numpy", "pandas", "matplotlib")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Network, training and benchmark of one size."""
+
+    model: VTAMIQConfig
+    weak: Stage  # weak pre-training on synthetic labels
+    preferences: Stage
+    fine_tuning: Stage
+    ablation: Stage  # of the many small trainings that are compared with each other
+    benchmark: Benchmark
+    simulate: int  # preferences for each reference, where nobody was asked
+    repeats: int  # of fine-tuning, over splits and seeds
+    ratios: tuple[float, ...] = (0.6, 0.2, 0.2)  # of these random splits: train, validation, test
+
+
+PRESETS = {
+    "smoke": Preset(
+        model=VTAMIQConfig(
+            backbone="vit_tiny_patch16_384",
+            width=32,
+            num_heads=2,
+            num_blocks=2,
+            num_registers=1,
+            num_groups=1,
+            blocks_per_group=1,
+            reduction=4,
+            zero_anchor=True,
+        ),
+        weak=Stage(
+            name="weak_pretraining",
+            caps=CAPS(num_patches=32),
+            test_patches=32,
+            test_repeats=2,
+            epochs=2,
+            batch_size=8,
+            learning_rate=1e-3,
+        ),
+        preferences=Stage(
+            name="preferences",
+            labels="preferences",
+            caps=CAPS(num_patches=32),
+            test_patches=32,
+            test_repeats=2,
+            epochs=1,
+            batch_size=8,
+            learning_rate=1e-4,
+        ),
+        fine_tuning=Stage(
+            name="fine_tuning",
+            caps=CAPS(num_patches=32),
+            test_patches=32,
+            test_repeats=2,
+            epochs=1,
+            batch_size=8,
+            learning_rate=3e-4,
+        ),
+        ablation=Stage(
+            name="ablation",
+            caps=CAPS(num_patches=32),
+            test_patches=32,
+            test_repeats=1,
+            epochs=1,
+            batch_size=8,
+            learning_rate=1e-3,
+        ),
+        benchmark=Benchmark(
+            backbone="vit_tiny_patch16_384",
+            blocks=2,
+            width=32,
+            num_heads=2,
+            patches=8,
+            batch=2,
+            versions=2,
+            megapixels=(0.02, 0.05),
+            rows=2000,
+            compile=False,
+            rounds=1,
+        ),
+        simulate=8,
+        repeats=2,
+        ratios=(0.5, 0.25, 0.25),
+    ),
+    "demo": Preset(
+        model=VTAMIQConfig(
+            backbone="vit_tiny_patch16_384",
+            width=96,
+            num_heads=3,
+            num_blocks=3,
+            num_registers=4,
+            num_groups=2,
+            blocks_per_group=2,
+            zero_anchor=True,
+        ),
+        weak=Stage(
+            name="weak_pretraining",
+            caps=CAPS(num_patches=32),
+            test_patches=32,
+            test_repeats=4,
+            epochs=48,
+            batch_size=80,
+            versions=5,
+            optimizer="muon",
+            momentum=0.95,
+            learning_rate=1e-3,
+            schedule="cosine",
+            warmup=0.05,
+            mae=1.0,
+            workers=1,
+            in_memory=True,
+        ),
+        preferences=Stage(
+            name="preferences",
+            labels="preferences",
+            caps=CAPS(num_patches=32),
+            test_patches=32,
+            test_repeats=4,
+            epochs=4,
+            batch_size=16,
+            learning_rate=5e-5,
+            schedule="cosine",
+            warmup=0.1,
+            workers=1,
+            in_memory=True,
+        ),
+        fine_tuning=Stage(
+            name="fine_tuning",
+            caps=CAPS(num_patches=32),
+            test_patches=32,
+            test_repeats=4,
+            epochs=8,
+            batch_size=40,
+            versions=5,
+            learning_rate=5e-5,
+            schedule="cosine",
+            warmup=0.1,
+            mae=1.0,
+            workers=1,
+            in_memory=True,
+        ),
+        ablation=Stage(  # ten of these take about three minutes
+            name="ablation",
+            caps=CAPS(num_patches=32),
+            test_patches=32,
+            test_repeats=2,
+            epochs=4,
+            batch_size=40,
+            versions=5,
+            optimizer="muon",
+            momentum=0.95,
+            learning_rate=1e-3,
+            schedule="cosine",
+            warmup=0.1,
+            mae=1.0,
+            in_memory=True,
+        ),
+        benchmark=Benchmark(  # of the network of the paper: about two minutes
+            patches=48, batch=2, versions=8, megapixels=(0.2, 3.0), compile=False, rounds=2
+        ),
+        simulate=60,
+        repeats=5,
+        ratios=(0.5, 0.25, 0.25),
+    ),
+    "full": Preset(
+        model=VTAMIQConfig(zero_anchor=True),
+        weak=Stage(
+            name="weak_pretraining",
+            caps=CAPS(num_patches=384),
+            epochs=20,
+            mae=1.0,
+            precision="bf16-mixed",
+            workers=8,
+        ),
+        preferences=Stage(
+            name="preferences",
+            labels="preferences",
+            caps=CAPS(num_patches=384),
+            epochs=20,
+            learning_rate=5e-5,
+            precision="bf16-mixed",
+            workers=8,
+        ),
+        fine_tuning=Stage(
+            name="fine_tuning",
+            caps=CAPS(num_patches=384),
+            epochs=20,
+            learning_rate=5e-5,
+            precision="bf16-mixed",
+            workers=8,
+        ),
+        ablation=Stage(
+            name="ablation",
+            caps=CAPS(num_patches=384),
+            epochs=20,
+            precision="bf16-mixed",
+            workers=8,
+        ),
+        benchmark=Benchmark(),
+        simulate=200,
+        repeats=20,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where the notebooks of one preset read and write; all paths are relative to the repository unless `out` is not."""
+
+    preset: str
+    root: Path
+    out: Path
+
+    @property
+    def settings(self) -> Preset:
+        return PRESETS[self.preset]
+
+    @property
+    def figures(self) -> Path:
+        """The gallery of the repository for the demo in its usual place, a folder of the run for all else."""
+        return figures_folder(self.out)
+
+    def folder(self, notebook: str) -> Path:
+        """Folder for what a notebook leaves: tables, checkpoints, predictions. Created if missing."""
+        folder = self.out / notebook
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def path(self, path: str) -> Path:
+        """A path that a parameter of a notebook gives, relative to the repository unless absolute."""
+        return self.root / path
+
+    def parts(
+        self, database: str = "", seed: int = 0, label: Label = "consensus", cache: str = ""
+    ) -> tuple[Database, Database, Database]:
+        """Pairs to train, validate and test on, split by content.
+
+        Args:
+            database: folder made by `python -m vtamiq synthesize`, as `path` takes it; empty for the demo photographs.
+            seed: of the split where the database has none of its own.
+            label: what the scores are, see `load_synthetic`.
+            cache: of recipes, folder for images that were made; empty for none.
+        """
+        if not database:
+            return self.demo("photos", label).distributed_split()
+        kept_in = self.path(cache) if cache else None
+        pairs = load_database("synthetic", self.path(database), label=label, cache=kept_in)
+        return pairs.split(seed=seed) if (pairs.pairs["subset"] == "none").any() else pairs.distributed_split()
+
+    def data(self, database: str = "", demo: str = "photos", split: str = "", **options: Any) -> Data:
+        """What a stage of a chain is trained on.
+
+        Args:
+            database, split: as `Data` takes them; empty for the demo database of the name `demo` with its own
+                split, or a random split of another database.
+            options: further fields of `Data`.
+        """
+        own = f"demo:{demo}" + (":preset=smoke" if self.preset == "smoke" else "")
+        return Data(database or own, split=split or ("random" if database else "distributed"), **options)
+
+    def stage(self, name: str, epochs: int = 0, seed: int = 0) -> Stage:
+        """The preset's stage "weak", "preferences", "fine_tuning" or "ablation"; with other epochs, unless they are 0."""
+        stage = getattr(self.settings, name)
+        return replace(stage, seed=seed, epochs=epochs or stage.epochs)
+
+    def databases(self, names: str = "", database: str = "", seed: int = 0) -> list[Database]:
+        """What to test on: only pairs with a score, and of synthetic ones only pairs that a distortion has changed, since
+        every metric gets the others right.
+
+        Args:
+            names: of `load_database`, with commas between, each with options if need be, as in
+                "tid2013,live:realigned=false,table:root=data/mine:higher_better=true"; empty for the test part of `parts`
+                and the demo textures.
+            database, seed: as for `parts`.
+
+        Raises:
+            DatabaseError: one is not found, or has no scores.
+        """
+        if names.strip():
+            loaded = [load_from_text(text, self.root) for text in names.split(",")]
+        else:
+            loaded = [self.parts(database, seed)[-1], self.demo("textures")]
+        return [worth_testing(database) for database in loaded]
+
+    def candidates(self, checkpoints: str = "", *, num_patches: int = 0) -> list[Candidate]:
+        """Models to test, the last one being the one that figures show.
+
+        Args:
+            checkpoints: paths for `load_candidate`, with commas between; empty for the runs of notebooks
+                03 to 05.
+            num_patches: in the test; 0 for the setting that each run tested with.
+        """
+        paths = [path.strip() for path in checkpoints.split(",") if path.strip()]
+        found = [(None, self.path(path)) for path in paths]
+        found = found or [(f"VTAMIQ, {name}", folder) for name, folder in self.stages().items()]
+        return tell_apart([load_candidate(folder, name, num_patches=num_patches or None) for name, folder in found])
+
+    def stages(self) -> dict[str, Path]:
+        """Folders of the runs of notebooks 03 to 05, each of which started from the one before.
+
+        Raises:
+            FileNotFoundError: notebook 03 has not run.
+        """
+        folders = {
+            "weak labels": self.out / "03_weak_pretraining" / "run",
+            "preferences": self.out / "04_preference_training" / "run" / "00_preferences",
+            "fine-tuned": self.out / "05_fine_tuning" / "run" / "00_fine_tuning",
+        }
+        finished = {name: folder for name, folder in folders.items() if (folder / "result.json").is_file()}
+        if "weak labels" not in finished:
+            raise FileNotFoundError(f"{self.show(folders['weak labels'])} holds no finished run: run notebook 03 first")
+        return finished
+
+    def held_out(
+        self, databases: Sequence[Database], candidates: Sequence[Candidate]
+    ) -> tuple[list[Database], pd.DataFrame]:
+        """What of each database no candidate has seen, and a table that says how much of it that is."""
+        rows, kept = [], []
+        for database in databases:
+            part = held_out(database, candidates)
+            kept += [] if part is None else [part]
+            rows.append(
+                {
+                    "database": database.name,
+                    "references": len(database.references),
+                    "tested": 0 if part is None else len(part.references),
+                    "pairs tested": 0 if part is None else len(part),
+                    "distortions": database.pairs["dist_name"].nunique(),
+                    "score": database.score_name,
+                    "better": "higher" if database.higher_better else "lower",
+                    "synthetic": database.synthetic,
+                }
+            )
+        if not kept:
+            raise DatabaseError("nothing is left to test: all of it was trained or validated on")
+        return kept, pd.DataFrame(rows)
+
+    def unseen(self, database: Database, model: VTAMIQ) -> Database:
+        """The pairs of pictures that a model was not trained or validated on; DatabaseError if there are none."""
+        part = unseen(database, model.seen or ())
+        if part is None:
+            raise DatabaseError(f"the model has seen all pictures of this part of {database.name}")
+        return part
+
+    def save_figure(
+        self, figure: Figure, name: str, data: pd.DataFrame | Mapping[str, Any] | None = None, **options: Any
+    ) -> list[Path]:
+        """Save a figure with its data beside it, and in the run what `python -m vtamiq figures` draws it from again;
+        arguments as for `keep_figure`."""
+        return keep_figure(figure, self.out, name, data, **options)
+
+    def publish(self, table: pd.DataFrame, name: str, folder: Path, columns: Sequence[str] = ()) -> None:
+        """Write a result table as CSV into the folder of the run and beside the figures, and some columns (all, if none
+        are named) as LaTeX into the folder."""
+        write_table(table, folder / f"{name}.csv")
+        write_table(table, self.figures / f"{name}.csv")
+        write_table(table[list(columns)] if len(columns) else table, folder / f"{name}.tex")
+
+    def demo(self, name: str, label: Label = "consensus") -> Database:
+        """The demo database of that name, in the size of the preset; `label` as for `parts`."""
+        return demo_database(name, preset="smoke" if self.preset == "smoke" else "demo", label=label)
+
+    def show(self, path: Path) -> str:
+        """A path as it may be printed: relative to the repository where possible, so that no machine path is shown."""
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path.name
+
+    @staticmethod
+    def versions() -> pd.DataFrame:
+        """One row: the versions that a result depends on."""
+        return pd.DataFrame([{"python": platform.python_version()} | {name: version(name) for name in _VERSIONS_OF}])
+
+
+def workspace(preset: str = "demo", out: str = "") -> Workspace:
+    """The workspace of a preset, seen from the repository's root or from its `notebooks` folder.
+
+    Args:
+        out: run folder; empty takes `runs/{preset}`.
+
+    Raises:
+        ValueError: no such preset, or the current folder is neither the repository nor its `notebooks`.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"no preset {preset!r}{did_you_mean(preset, PRESETS)}; there are {', '.join(PRESETS)}")
+    here = Path.cwd()
+    root = here if (here / "notebooks").is_dir() else here.parent
+    if not (root / "notebooks").is_dir():
+        raise ValueError(f"no notebooks in {here} or beside it: run from the repository's root or its notebooks folder")
+    return Workspace(preset, root, root / (out or f"runs/{preset}"))

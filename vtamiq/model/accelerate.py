@@ -1,0 +1,318 @@
+"""The same computation faster: products by oneDNN on CPUs where that pays, and blocks compiled by torch.compile.
+
+PyTorch multiplies float32 matrices on x86 with its BLAS, which uses half of what some CPUs can do. oneDNN, which PyTorch
+ships for convolutions and for its compiler, often does better, the more so with weights that are laid out for it ahead
+and
+the GELU of an MLP computed on the way.
+"""
+
+import logging
+import time
+from collections.abc import Collection
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Mlp
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+__all__ = [
+    "FusedGELU",
+    "OneDNNLinear",
+    "accelerate",
+    "accelerated",
+    "compile_blocks",
+    "decompile_blocks",
+    "linear_rows",
+    "onednn_works",
+    "restore",
+]
+
+log = logging.getLogger(__name__)
+
+WORTH = 0.9  # oneDNN is taken where it needs at most this share of the default's time
+TRIAL_ROWS = 256  # of the products that are timed: about the tokens of one image
+TRIALS = 3
+TOLERANCE = 1e-4  # of a trial's largest value; float32 products differ by far less, a wrong one by far more
+HINT_ROWS = 512  # rows that the layout of packed weights is chosen for; any number may come
+
+
+class OneDNNLinear(nn.Linear):
+    """An `nn.Linear` that computes with oneDNN where it can: float32 on the CPU, outside autocast and transforms.
+
+    It has the parameters of the linear that it stands for, so it is saved, loaded, moved and trained as before. A packed
+    copy of the weights (as much memory again) is made on first use without gradients, and anew after the weights changed.
+    With `training_too`, gradients go through oneDNN as well, and nothing is packed: the weights change at every step,
+    also
+    in ways that nobody is told of, such as an exchange with their moving average.
+    With `gelu`, the `approximate` of an `nn.GELU`, outputs are those of that activation: one way through memory less.
+    """
+
+    _packed: dict[tuple[int, int], tuple[tuple[int, int], Tensor]]
+
+    def __init__(self, linear: nn.Linear, training_too: bool = False, gelu: str | None = None):
+        _take_parameters(self, linear)
+        self.training_too, self.gelu, self._packed = training_too, gelu, {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rows(x, 0, self.out_features)
+
+    def rows(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """Outputs `start` … `stop` − 1 alone, as if the others did not exist."""
+        weight, bias = _sliced(self, start, stop)
+        can = _onednn_can(x, weight)
+        if can and not _gradients_flow(x, weight, bias):
+            return _onednn_product(x, weight if self.training_too else self._pack(weight, start, stop), bias, self.gelu)
+        y = (_Product.apply if can and self.training_too else F.linear)(x, weight, bias)
+        return y if self.gelu is None else F.gelu(y, approximate=self.gelu)
+
+    def _pack(self, weight: Tensor, start: int, stop: int) -> Tensor:
+        # Two threads may both pack: what they store is the same.
+        state = (self.weight.data_ptr(), 0 if self.weight.is_inference() else self.weight._version)
+        known = self._packed.get((start, stop))
+        if known is None or known[0] != state:
+            known = (state, _onednn_pack(weight))
+            self._packed[start, stop] = known
+        return known[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_packed": {}}  # opaque to copy and pickle, and made anew on first use
+
+
+class FusedGELU(nn.GELU):
+    """An `nn.GELU` that the layer before it has computed already."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class _Product(torch.autograd.Function):
+    """x Wᵀ + b and its gradients by oneDNN, differentiable once."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _onednn_product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        rows = gradient.flatten(0, -2)  # (rows, out)
+        return (
+            # Copies of the transposed weights cost less than what oneDNN loses on strides.
+            _onednn_product(gradient, weight.t().contiguous(), None) if of_x else None,
+            _onednn_product(rows.t(), x.flatten(0, -2).t().contiguous(), None) if of_weight else None,
+            rows.sum(0) if of_bias else None,
+        )
+
+
+def linear_rows(linear: nn.Linear, x: Tensor, start: int, stop: int) -> Tensor:
+    """Outputs `start` … `stop` − 1 of a linear layer, (…, stop − start), without computing the others."""
+    if isinstance(linear, OneDNNLinear):
+        return linear.rows(x, start, stop)
+    return F.linear(x, *_sliced(linear, start, stop))
+
+
+Shape = tuple[int, int]  # outputs and inputs of a linear layer
+
+
+def accelerate(module: nn.Module, *, training: bool = False, shapes: Collection[Shape] | None = None) -> nn.Module:
+    """Let the linear layers of a module compute with oneDNN, in place, where a quick timing says that it pays here.
+
+    Each distinct shape is timed for some milliseconds with the threads that PyTorch has now, and its result compared;
+    where
+    oneDNN is missing, wrong or not clearly faster, nothing is changed. Results differ from the default's by rounding
+    only.
+    Off the CPU or in other types than float32 a layer computes as before, also if it is moved there later.
+
+    Args:
+        training: take oneDNN for training steps too. Off: gradients are computed as before.
+        shapes: take it for linear layers of these (outputs, inputs) and no others, without timing, if it is right here.
+
+    Returns:
+        The module. `restore` undoes it.
+    """
+    restore(module)
+    worth: dict[Shape, bool] = {}
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is not nn.Linear or _hooked(child):
+                continue
+            shape = (child.out_features, child.in_features)
+            if shape not in worth:
+                if shapes is None:
+                    worth[shape] = _worth_it(*shape, training)
+                else:
+                    worth[shape] = shape in shapes and onednn_works(*shape)
+            if worth[shape]:
+                setattr(parent, name, OneDNNLinear(child, training, _absorb_gelu(parent, name)))
+    taken = ", ".join(f"{inputs} → {outputs}" for (outputs, inputs), pays in worth.items() if pays)
+    log.debug("oneDNN is taken for: %s", taken or "nothing, it is not faster here")
+    return module
+
+
+def accelerated(module: nn.Module) -> list[Shape]:
+    """Shapes of the linear layers that compute with oneDNN."""
+    return sorted({tuple(part.weight.shape) for part in module.modules() if isinstance(part, OneDNNLinear)})
+
+
+def restore(module: nn.Module) -> nn.Module:
+    """Undo `accelerate`, in place: plain linear layers with the same parameters."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, OneDNNLinear):
+                plain = nn.Linear.__new__(nn.Linear)
+                _take_parameters(plain, child)
+                setattr(parent, name, plain)
+            elif isinstance(child, FusedGELU):
+                setattr(parent, name, nn.GELU(child.approximate).train(child.training))
+    return module
+
+
+# --------------------------------------------------------------------------------------------------------- torch.compile
+
+
+def compile_blocks(blocks: nn.ModuleList, width: int, *, training: bool = False, backend: str = "inductor") -> bool:
+    """Compile transformer blocks (B, T, width) → (B, T, width) in place: one code for all of them, for any B and T.
+
+    The first one is run at once, which takes from seconds to minutes. Where that fails, for want of a C++ compiler for
+    example, a warning says why and the blocks stay as they were. Parameters, state and saving are as before; copies
+    are not
+    compiled. Hooks that are set later are not called.
+
+    Args:
+        training: also compile gradients now; scoring compiles on its first use then.
+
+    Returns:
+        Whether they are compiled.
+    """
+    for block in blocks:
+        block.compile(dynamic=True, backend=backend)
+    weight = next(blocks.parameters())
+    try:
+        with torch.inference_mode(not training), torch.set_grad_enabled(training):
+            x = torch.zeros(2, 5, width, device=weight.device, dtype=weight.dtype, requires_grad=training)
+            y = blocks[0](x)
+            if training:
+                torch.autograd.grad(y.sum(), x)
+    except Exception as error:  # each stage of the compiler has its own ways of failing
+        decompile_blocks(blocks)
+        cause = getattr(error, "inner_exception", error)  # of what names the stage only
+        reason = f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}" if str(cause).strip() else repr(cause)
+        log.warning("torch.compile fails here (%s), so no block is compiled", reason)
+        return False
+    return True
+
+
+def decompile_blocks(blocks: nn.ModuleList) -> None:
+    """Undo `compile_blocks`, in place."""
+    for block in blocks:
+        block._compiled_call_impl = None  # PyTorch has no public way back
+
+
+# ------------------------------------------------------------------------------------------------------ oneDNN, in detail
+
+
+def _take_parameters(linear: nn.Linear, other: nn.Linear) -> None:
+    """Initialise a linear layer with the parameters of another one, instead of drawing new ones."""
+    nn.Module.__init__(linear)
+    linear.in_features, linear.out_features = other.in_features, other.out_features
+    linear.weight, linear.bias, linear.training = other.weight, other.bias, other.training
+
+
+def _absorb_gelu(parent: nn.Module, name: str) -> str | None:
+    """Leave the GELU of a timm MLP to its first layer: which one it is, or None if `name` is another layer."""
+    act = getattr(parent, "act", None)
+    if type(parent) is not Mlp or name != "fc1" or type(act) is not nn.GELU or _hooked(act):
+        return None
+    parent.act = FusedGELU(act.approximate).train(act.training)
+    return act.approximate
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _gradients_flow(*parts: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in parts)
+
+
+def _sliced(linear: nn.Linear, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+    if (start, stop) == (0, linear.out_features):
+        return linear.weight, linear.bias
+    return linear.weight[start:stop], None if linear.bias is None else linear.bias[start:stop]
+
+
+def _onednn_can(x: Tensor, weight: Tensor) -> bool:
+    return (
+        x.device.type == weight.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and x.numel() > 0
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
+
+
+# PyTorch's compiler emits these two operators for linear layers on CPUs. They are not in its documentation, so `_worth_it`
+# runs them before anything relies on them.
+
+
+def _onednn_pack(weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), HINT_ROWS)
+
+
+def _onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: str | None = None) -> Tensor:
+    activation, algorithm = ("none", "") if gelu is None else ("gelu", gelu)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], algorithm)
+
+
+@torch.no_grad()
+def onednn_works(outputs: int = 64, inputs: int = 64) -> bool:
+    """Whether oneDNN is there and multiplies by a weight (outputs, inputs) rightly, with a GELU after it or without."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    x, weight = _trial(outputs, inputs)
+    product = F.linear(x, weight)
+    expected = {None: product} | {gelu: F.gelu(product, approximate=gelu) for gelu in ("none", "tanh")}
+    try:
+        packed = _onednn_pack(weight)
+        errors = [(_onednn_product(x, packed, None, gelu) - y).abs().max() for gelu, y in expected.items()]
+    except (AttributeError, RuntimeError):  # no such operator, or none for this CPU
+        return False
+    return all(bool(error <= TOLERANCE * product.abs().max()) for error in errors)  # not so for NaN
+
+
+def _trial(outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(rows, inputs, generator=generator) for rows in (TRIAL_ROWS, outputs))
+
+
+def _worth_it(outputs: int, inputs: int, training: bool = False) -> bool:
+    """Whether oneDNN multiplies by a weight (outputs, inputs) clearly faster than the default, and rightly.
+
+    For training, the product and its gradients are timed.
+    """
+    if not onednn_works(outputs, inputs):
+        return False
+    x, weight = (part.requires_grad_(training) for part in _trial(outputs, inputs))
+    packed = _onednn_pack(weight)
+    gradient = torch.ones(TRIAL_ROWS, outputs)
+    routes = {
+        True: (
+            lambda: F.linear(x, weight).backward(gradient),
+            lambda: _Product.apply(x, weight, None).backward(gradient),
+        ),
+        False: (lambda: F.linear(x, weight), lambda: _onednn_product(x, packed, None)),
+    }[training]
+    seconds = [[_seconds(route) for route in routes] for _ in range(1 + TRIALS)][1:]  # the first to warm up
+    default, onednn = map(min, zip(*seconds, strict=True))
+    return onednn <= WORTH * default
+
+
+def _seconds(function: Any) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start

@@ -1,0 +1,143 @@
+"""What everything that runs a trained model needs: evaluation mode that threads can share, half precision, provenance."""
+
+import contextlib
+import functools
+import hashlib
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vtamiq.model.checkpoints import CheckpointError
+from vtamiq.model.network import SHIPPED, VTAMIQ
+
+__all__ = [
+    "DEFAULT",
+    "DEFAULT_LABELS",
+    "check_model",
+    "choose_device",
+    "evaluation",
+    "fingerprint",
+    "half_precision",
+    "load_default",
+]
+
+log = logging.getLogger(__name__)
+
+DEFAULT = "vtamiq-tiny"  # the model that scores where none is given
+DEFAULT_LABELS = f"{DEFAULT}, trained on synthetic labels"  # to be said beside its scores
+
+NOT_FINITE = "the score is not finite: are the weights damaged, or is half precision too coarse for them?"
+HALF = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+_lock, _loading = threading.Lock(), threading.Lock()
+_users: "weakref.WeakKeyDictionary[nn.Module, tuple[int, list[nn.Module]]]" = weakref.WeakKeyDictionary()
+
+
+def check_model(model: VTAMIQ | None) -> VTAMIQ:
+    """The model itself; for None the one that ships with the package, `vtamiq-tiny`, which all callers share: do not
+    change
+    it, `load_default` gives one of your own.
+
+    Raises:
+        CheckpointError: none is given, and the one that ships is missing or damaged.
+        TypeError: it is something else, a path for example.
+    """
+    if model is None:
+        with _loading:  # or two threads would load it at once
+            return _shared_default(SHIPPED / DEFAULT)
+    if not isinstance(model, VTAMIQ):
+        hint = "; load it with VTAMIQ.from_pretrained" if isinstance(model, str) else ""
+        raise TypeError(f"model must be a VTAMIQ, got {type(model).__name__}{hint}")
+    return model
+
+
+def load_default() -> VTAMIQ:
+    """The model that ships with the package, in evaluation mode on the CPU: loaded anew, so that it may be changed.
+
+    It imitates a consensus of conventional metrics, not human opinion; its model card, `README.md` beside its weights,
+    has
+    what it was trained on and how well it does.
+
+    Raises:
+        CheckpointError: its files are missing from this installation, or damaged.
+    """
+    folder = SHIPPED / DEFAULT
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{DEFAULT}, which ships with vtamiq, is missing from this installation (no {folder.name} in {folder.parent}): "
+            "install it again, or pass model=VTAMIQ.from_pretrained(folder), in the shell --model FOLDER"
+        )
+    model = VTAMIQ.from_pretrained(folder)
+    log.info("no model is given: %s (weights %s)", DEFAULT_LABELS, fingerprint(model))
+    return model
+
+
+@functools.cache
+def _shared_default(folder: Path) -> VTAMIQ:
+    """By its folder, so that a test may put another in its place."""
+    return load_default()
+
+
+@contextlib.contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode within the block. Blocks of several threads may overlap: the last to leave restores the modes."""
+    with _lock:
+        count, training = _users.get(model, (0, []))
+        if count == 0:
+            training = [part for part in model.modules() if part.training]
+            for part in training:
+                part.training = False
+        _users[model] = (count + 1, training)
+    try:
+        yield
+    finally:
+        with _lock:
+            count, training = _users.pop(model)
+            if count > 1:
+                _users[model] = (count - 1, training)
+            else:
+                for part in training:
+                    part.training = True
+
+
+def half_precision(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """Autocast of a device: "float32" (off), "float16" or "bfloat16". Weights and results keep their type.
+
+    Raises:
+        ValueError: another precision.
+    """
+    if precision not in HALF:
+        raise ValueError(f"precision must be one of {', '.join(HALF)}, got {precision!r}")
+    dtype = HALF[precision]
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def choose_device(name: str | None) -> torch.device:
+    """A device by name; None: the GPU of this process (torchrun's LOCAL_RANK) if there is one, else the CPU.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    if name is None:
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except Exception as error:  # each kind of device has its own way of being absent
+        raise ValueError(f"there is no device {name!r} here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def fingerprint(model: VTAMIQ) -> str:
+    """Twelve hexadecimal digits that tell one set of weights and configuration from any other."""
+    digest = hashlib.sha256(repr(model.config).encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:12]

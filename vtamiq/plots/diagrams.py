@@ -1,0 +1,564 @@
+"""The two diagrams of the network, drawn from a model as it is: another configuration gives another picture.
+
+`vtamiq_diagram` shows the whole, `vit_diagram` the patch encoder. Both return a figure like those of
+`vtamiq.plots.charts`, in
+the same style, for `save_figure`.
+
+The first part has what both are drawn with: boxes that fit their text, on a sheet measured in inches.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
+from matplotlib.path import Path as Line
+from torch import nn
+
+from vtamiq.model.network import VTAMIQ, Adapter, VTAMIQConfig
+from vtamiq.plots.charts import PAGE, _check_images, _figure, _mosaic, _styled, _text_width
+
+__all__ = ["vit_diagram", "vtamiq_diagram"]
+
+TITLE_SIZE, DETAIL_SIZE, LINE = 7.5, 7.0, 1.25  # points, points, line height in font sizes
+INK = "#333333"
+COPY = 0.03  # inches, how far a copy peeps out
+GAP = 0.12  # inches, the shortest arrow
+OPERATOR = 0.17  # inches, the diameter of + and ×
+PICTURE = 0.74, 0.6  # inches, room for an image: width, height
+KINDS = {  # fill and edge, one meaning per colour throughout both diagrams
+    "plain": ("#F2F2F2", "#777777"),
+    "patch": ("#D5EDE5", "#009E73"),
+    "linear": ("#D9E8F3", "#0072B2"),
+    "attention": ("#FCEBCB", "#C98500"),
+    "token": ("#FADFD0", "#D55E00"),
+    "learned": ("#F4E3ED", "#B0568B"),
+    "operator": ("#FFFFFF", INK),
+    "panel": ("#FAFAFA", "#BBBBBB"),
+}
+
+
+# ------------------------------------------------------------------------------------------------------- boxes and arrows
+
+
+def _look(kind: str) -> dict[str, Any]:
+    fill, edge = KINDS[kind]
+    return {"facecolor": fill, "edgecolor": edge, "linewidth": 0.8, "zorder": 2}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a box says: a title, lines of detail below it, and its kind; one box stands for `copies` in a row."""
+
+    title: str
+    detail: str = ""
+    kind: str = "linear"
+    copies: int = 1
+
+    @property
+    def lines(self) -> list[tuple[str, float]]:
+        """Lines of text with their size in points."""
+        details = [(line, DETAIL_SIZE) for line in self.detail.split("\n") if line]
+        return [(line, TITLE_SIZE) for line in self.title.split("\n") if line] + details
+
+    @property
+    def width(self) -> float:
+        if self.kind == "operator":
+            return OPERATOR
+        return max(_text_width(line, size) for line, size in self.lines) + 0.12
+
+    @property
+    def span(self) -> float:
+        """Width with the copies that peep out behind."""
+        return self.width + COPY * (min(self.copies, 3) - 1)
+
+    @property
+    def height(self) -> float:
+        if self.kind == "operator":
+            return OPERATOR
+        return sum(size for _, size in self.lines) * LINE / 72 + 0.1
+
+
+PLUS, TIMES, MINUS = (_Part(sign, kind="operator") for sign in "+×−")
+
+
+@dataclass(frozen=True)
+class _Box:
+    """Where something was drawn, in inches: its centre and size."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+    @property
+    def left(self) -> tuple[float, float]:
+        return self.x - self.width / 2, self.y
+
+    @property
+    def right(self) -> tuple[float, float]:
+        return self.x + self.width / 2, self.y
+
+    @property
+    def top(self) -> tuple[float, float]:
+        return self.x, self.y + self.height / 2
+
+    @property
+    def bottom(self) -> tuple[float, float]:
+        return self.x, self.y - self.height / 2
+
+    @property
+    def corner(self) -> tuple[float, float]:
+        """Lower left, as Matplotlib wants it."""
+        return self.left[0], self.bottom[1]
+
+
+class _Sheet:
+    """A drawing surface measured in inches, so that boxes fit their text at any size of the sheet."""
+
+    def __init__(self, width: float, height: float):
+        self.figure = _figure(width, height)
+        self.figure.set_layout_engine("none")
+        self.ax = self.figure.add_axes((0, 0, 1, 1))
+        self.ax.set(xlim=(0, width), ylim=(0, height))
+        self.ax.set_axis_off()
+        self.ax.set_autoscale_on(False)
+        self.width, self.height = width, height
+
+    def text(self, x: float, y: float, text: str | _Part, **options: Any) -> None:
+        """Lines around (x, y). Each is set on its own baseline, so that boxes side by side have theirs level."""
+        part = _Part("", text) if isinstance(text, str) else text
+        top = y + sum(size for _, size in part.lines) * LINE / 144
+        for line, size in part.lines:
+            top -= size * LINE / 72
+            look = {"size": size, "color": INK if size == DETAIL_SIZE else "black", "ha": "center", "zorder": 4}
+            self.ax.text(x, top + 0.28 * size / 72, line, **look | options)
+
+    def box(self, x: float, y: float, part: _Part, width: float | None = None, height: float | None = None) -> _Box:
+        """A part centred at (x, y), as large as its text asks for or as told."""
+        box = _Box(x, y, width or part.width, height or part.height)
+        if part.kind == "operator":
+            self.ax.add_patch(Circle((x, y), box.width / 2, **_look(part.kind)))
+            self.ax.text(x, y - 0.002, part.title, size=8.5, ha="center", va="center_baseline", zorder=4)
+            return box
+        for k in reversed(range(min(part.copies, 3))):
+            self._rounded(_Box(x + COPY * k, y - COPY * k, box.width, box.height), **_look(part.kind))
+        self.text(x, y, part)
+        return box
+
+    def panel(self, left: float, bottom: float, width: float, height: float, title: str = "") -> _Box:
+        """A light field for a part of the drawing, titled in its top left corner."""
+        box = _Box(left + width / 2, bottom + height / 2, width, height)
+        self._rounded(box, **_look("panel") | {"linewidth": 0.6, "zorder": 0})
+        self.text(left + 0.07, bottom + height - 0.12, _Part(title), ha="left", weight="bold")
+        return box
+
+    def _rounded(self, box: _Box, **look: Any) -> None:
+        shape = "round,pad=0,rounding_size=0.04"
+        self.ax.add_patch(FancyBboxPatch(box.corner, box.width, box.height, boxstyle=shape, **look))
+
+    def cells(self, box: _Box, rows: int, columns: int, kind: str, spacing: float = 0.0) -> None:
+        """A box divided into rows × columns cells: a feature vector, a row of tokens."""
+        width, height = box.width / columns, box.height / rows
+        for k in range(rows * columns):
+            corner = box.corner[0] + k % columns * width + spacing / 2, box.corner[1] + k // columns * height
+            self.ax.add_patch(Rectangle(corner, width - spacing, height, **_look(kind)))
+
+    def arrow(self, *points: tuple[float, float], head: bool = True, **options: Any) -> None:
+        """A line through the points, with its head at the last one."""
+        look = {"arrowstyle": "-|>,head_length=2.6,head_width=1.4" if head else "-", "mutation_scale": 1} | options
+        line = FancyArrowPatch(path=Line(points), color=INK, linewidth=0.8, joinstyle="miter", zorder=1.5, **look)
+        self.ax.add_patch(line)
+
+    def picture(self, box: _Box, image: np.ndarray) -> None:
+        (left, right), (bottom, top) = (box.left[0], box.right[0]), (box.bottom[1], box.top[1])
+        self.ax.imshow(image, extent=(left, right, bottom, top), aspect="auto", zorder=2)
+        self.ax.add_patch(Rectangle(box.corner, box.width, box.height, fill=False, linewidth=0.6, zorder=3))
+
+    def chain(self, left: float, right: float, y: float, parts: Sequence[_Part], ends: bool = True) -> list[_Box]:
+        """Parts from left to right with arrows between them, into the first and, if `ends`, out of the last."""
+        centres = _spread([part.span for part in parts], left, right)
+        boxes = [self.box(x - (part.span - part.width) / 2, y, part) for x, part in zip(centres, parts, strict=True)]
+        stops = [_Box(left, y, 0, 0), *boxes, *([_Box(right, y, 0, 0)] if ends else [])]
+        for start, end in pairwise(stops):
+            self.arrow(start.right, end.left)
+        return boxes
+
+    def skip(self, start: float, end: _Box, y: float) -> None:
+        """A residual connection: from the line at x = start, along the height y, into the circle `end`."""
+        self.arrow((start, end.y), (start, y), (end.x, y), end.top if y > end.y else end.bottom)
+
+
+def _spread(widths: Sequence[float], left: float, right: float) -> list[float]:
+    """Centres of boxes between left and right, with equal gaps before, between and after them."""
+    gap = (right - left - sum(widths)) / (len(widths) + 1)
+    starts = left + gap * np.arange(1, len(widths) + 1) + np.cumsum([0, *widths[:-1]])
+    return (starts + np.array(widths) / 2).tolist()
+
+
+def _chain_width(widths: Sequence[float]) -> float:
+    """The least width for `_spread`, with gaps long enough for an arrow."""
+    return sum(widths) + GAP * (len(widths) + 1)
+
+
+def _between(a: _Box, b: _Box) -> float:
+    return (a.right[0] + b.left[0]) / 2
+
+
+def _sketch() -> np.ndarray:
+    """A landscape and its coarse version, (2, 96, 128, 3) uint8: stands for the image pair if none is given."""
+    y, x = np.mgrid[0:96, 0:128] / 96.0
+    picture = np.stack([0.45 + 0.4 * y, 0.65 + 0.25 * y, 0.95 - 0.1 * y], axis=-1)
+    picture[np.hypot(y - 0.25, x - 1.0) < 0.11] = (1.0, 0.85, 0.35)
+    for height, colour in ((0.5, (0.45, 0.55, 0.6)), (0.66, (0.3, 0.5, 0.35)), (0.84, (0.2, 0.36, 0.24))):
+        picture[y > height + 0.09 * np.sin(5 * x + 9 * height) + 0.03 * np.sin(17 * x)] = colour
+    coarse = picture[::8, ::8].repeat(8, axis=0).repeat(8, axis=1)
+    return (np.stack([picture, coarse]) * 255).astype(np.uint8)
+
+
+def _cut_patches(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Nine patches as one picture of 3 × 3 tiles, their top left corners (9, 2) and their side in pixels."""
+    side = min(image.shape[:2]) // 7
+    thirds = np.stack(np.divmod(np.arange(9), 3), axis=1) + np.random.default_rng(3).uniform(0.1, 0.9, (9, 2))
+    top_left = (thirds / 3 * (np.array(image.shape[:2]) - side)).astype(int)
+    rows, columns = top_left.T[..., None] + np.arange(side)  # (9, side) each
+    patches = image[rows[:, :, None], columns[:, None, :]]
+    return _mosaic(patches.reshape(3, 3, side, side, 3), max(2, side // 3)), top_left, side
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
+def _length(tokens: nn.Parameter | None) -> int:
+    """Of an optional row of learned tokens (1, n, D)."""
+    return 0 if tokens is None else tokens.shape[1]
+
+
+# --------------------------------------------------------------------------------------------------------- VTAMIQ diagram
+
+
+@_styled
+def vtamiq_diagram(model: VTAMIQ, images: Sequence[np.ndarray] | None = None) -> Figure:
+    """The whole network as it is: image pair → patches → shared encoder → difference → DiffNet → quality head → q.
+
+    Every number is read from the model, and optional parts are there if the model has them.
+
+    Args:
+        images: reference and distorted for the two pictures, of one size; default a sketch.
+    """
+    images = _check_images(_sketch() if images is None else images, least=2)[:2]
+    panels = _diffnet_panels(model)
+    parts = _main_parts(model)
+    widths = {"images": PICTURE[0]} | {name: part.width for name, part in parts.items()}
+    panel_widths = [_chain_width([part.span for part in chain]) for chain in panels.values()]
+    width = max(PAGE, _chain_width(list(widths.values())), sum(panel_widths) + 0.1 * (len(panels) + 1))
+    base = 1.42 if panels else 0.0
+    sheet = _Sheet(width, base + 1.86)
+    x = dict(zip(widths, _spread(list(widths.values()), 0, width), strict=True))
+
+    tokens = _draw_streams(sheet, images, parts, x, base + 0.93)
+    line = _draw_decoder(sheet, model, parts, x, tokens)
+    if panels:
+        _draw_diffnet(sheet, panels, panel_widths, line["diffnet"])
+    return sheet.figure
+
+
+def _main_parts(model: VTAMIQ) -> dict[str, _Part]:
+    """What stands in the main line from left to right, with the optional parts that this model has."""
+    encoder, head = model.encoder, model.head
+    P, width = encoder.patch_size, encoder.class_token.shape[-1]
+    scales = 1 if encoder.scale_table is None else len(encoder.scale_table)
+    lines = ["(shared)", _count(len(encoder.blocks), "block"), f"width {width}"]
+    lines += [_count(encoder.blocks[0].attn.num_heads, "head"), _count(_length(encoder.registers), "register")]
+    parts = {
+        "caps": _Part("CAPS", f"same\nplaces\nin both,\n{_count(scales, 'scale')}", "patch"),
+        "patches": _Part("", f"N × 3 × {P} × {P}\nat (u, v{', s' if scales > 1 else ''})"),
+        "encoder": _Part("ViT encoder", "\n".join(lines)),
+        "tokens": _Part("", str(width)),
+        "difference": MINUS,
+    }
+    if model.difference_scale is not None:
+        parts["scale"] = _Part("scale γ", str(model.difference_scale.numel()), "plain")
+    if model.difference_gate is not None:
+        parts["gate"] = TIMES
+    if model.config.num_groups:
+        groups = model.diffnet.groups
+        blocks = _count(len(groups[0].blocks), "block")
+        parts["diffnet"] = _Part("DiffNet", f"{_count(len(groups), 'group')} ×\n{blocks}", "attention")
+    sizes = f"{head.hidden.in_features} → {head.hidden.out_features} → {head.output.out_features}"
+    dropout = f"\ndropout {head.dropout.p:g}" if head.dropout.p else ""
+    parts["head"] = _Part("quality head", sizes + dropout, "token")
+    if model.config.zero_anchor:
+        parts["anchor"] = _Part("− q(0)", "zero\nanchor", "plain")
+    return parts | {"q": _Part("", "better")}
+
+
+def _draw_streams(
+    sheet: _Sheet, images: Sequence[np.ndarray], parts: Mapping[str, _Part], x: Mapping[str, float], middle: float
+) -> list[_Box]:
+    """From the two images to their class tokens, whose boxes are returned."""
+    caps = sheet.box(x["caps"], middle, parts["caps"], height=1.5)
+    encoder = sheet.box(x["encoder"], middle, parts["encoder"], height=1.5)
+    sheet.text(x["patches"], middle, parts["patches"])
+    tokens = []
+    for image, name, side in zip(images, ("reference", "distorted"), (1, -1), strict=True):
+        y = middle + side * 0.45
+        inches = min(PICTURE[0] / image.shape[1], PICTURE[1] / image.shape[0])  # per pixel
+        picture = _Box(x["images"], y, image.shape[1] * inches, image.shape[0] * inches)
+        sheet.picture(picture, image)
+        sheet.text(picture.x, y + side * (picture.height / 2 + 0.09), name)
+        tiles, top_left, pixels = _cut_patches(image)
+        for row, column in top_left * inches:
+            corner = picture.left[0] + column, picture.top[1] - row - pixels * inches
+            frame = {"fill": False, "edgecolor": "white", "linewidth": 0.6, "zorder": 3}
+            sheet.ax.add_patch(Rectangle(corner, pixels * inches, pixels * inches, **frame))
+        stack = _Box(x["patches"], y, 0.46, 0.46)
+        sheet.picture(stack, tiles)
+        tokens.append(_Box(x["tokens"], y, 0.13, 0.5))
+        sheet.cells(tokens[-1], 7, 1, "token")
+        sheet.arrow(picture.right, (caps.left[0], y))
+        sheet.arrow((caps.right[0], y), stack.left)
+        sheet.arrow(stack.right, (encoder.left[0], y))
+        sheet.arrow((encoder.right[0], y), tokens[-1].left)
+    sheet.text(x["tokens"], tokens[0].top[1] + 0.12, "class tokens")
+    sheet.text(x["tokens"], tokens[1].bottom[1] - 0.09, parts["tokens"])
+    return tokens
+
+
+def _draw_decoder(
+    sheet: _Sheet, model: VTAMIQ, parts: Mapping[str, _Part], x: Mapping[str, float], tokens: Sequence[_Box]
+) -> dict[str, _Box]:
+    """From the two class tokens to q; returns the boxes of this part of the main line."""
+    middle = (tokens[0].y + tokens[1].y) / 2
+    names = list(parts)
+    names = names[names.index("difference") : -1]
+    line = {name: sheet.box(x[name], middle, parts[name]) for name in names}
+    difference = line["difference"]
+    for token, end, sign, side in zip(tokens, (difference.top, difference.bottom), "+−", (1, -1), strict=True):
+        sheet.arrow(token.right, (difference.x, token.y), end)
+        sheet.text(difference.x + 0.11, middle + side * 0.17, sign)
+    for start, end in pairwise(line.values()):
+        sheet.arrow(start.right, end.left)
+    sheet.arrow(line[names[-1]].right, (x["q"] - 0.1, middle))
+    sheet.ax.text(x["q"], middle, "q", size=11, weight="bold", style="italic", ha="center", va="center_baseline")
+    sheet.text(x["q"], middle - 0.27, f"{'lower' if model.lower_better else 'higher'} is\nbetter")
+    if "gate" in line:
+        part = _Part("difference gate", f"{_count(len(model.difference_gate.blocks), 'block')}, linear", "attention")
+        centre = max(line["gate"].x, difference.x + 0.22 + part.width / 2)
+        gate = sheet.box(centre, tokens[0].y + 0.02, part)
+        sheet.arrow((difference.x, tokens[0].y), (gate.left[0], tokens[0].y))
+        sheet.arrow((line["gate"].x, gate.bottom[1]), line["gate"].top)
+    return line
+
+
+def _diffnet_panels(model: VTAMIQ) -> dict[str, list[_Part]]:
+    """Titles and chains of DiffNet, of its residual group, and of the channel-attention block in it; or nothing."""
+    if not model.config.num_groups:
+        return {}
+    groups = model.diffnet.groups
+    group, block = groups[0], groups[0].blocks[0]
+    squeeze, D = block.attention.squeeze, model.diffnet.linear.out_features
+    linear = _Part("linear", str(D))
+    drop = [_Part("drop path", f"{group.drop_path.drop_prob:g}", "plain")] if group.drop_path.drop_prob else []
+    sizes = f"{D} → {squeeze.out_features} → {D}\n{type(block.attention.activation).__name__}, sigmoid"
+    attention = _Part("channel attention", sizes, "attention")
+    groups = _Part("residual\ngroup", f"× {len(groups)}", "attention", len(groups))
+    blocks = _Part("attention\nblock", f"× {len(group.blocks)}", "attention", len(group.blocks))
+    return {
+        "DiffNet": [groups, linear],
+        "residual group": [blocks, linear, *drop, PLUS],
+        "channel-attention block": [_Part("PReLU", kind="plain"), linear, attention, TIMES, PLUS],
+    }
+
+
+def _draw_diffnet(sheet: _Sheet, panels: Mapping[str, list[_Part]], widths: Sequence[float], diffnet: _Box) -> None:
+    """DiffNet from its outside in, below the main line, whose box `diffnet` it explains."""
+    margin, y = 0.1, 0.6
+    spare = (sheet.width - margin * (len(panels) + 1) - sum(widths)) / len(panels)
+    left = margin
+    for (title, chain), width in zip(panels.items(), widths, strict=True):
+        right = left + width + spare
+        sheet.panel(left, 0.06, right - left, 1.2, title)
+        boxes = sheet.chain(left, right, y, chain)
+        if title != "DiffNet":
+            sheet.skip((left + boxes[0].left[0]) / 2, boxes[-1], 0.17)
+        if TIMES in chain:  # what comes out of the linear is multiplied by its own attention
+            sheet.skip(_between(boxes[1], boxes[2]), boxes[3], 0.95)
+        left = right + margin
+    sheet.arrow(diffnet.bottom, (diffnet.x, 1.35), head=False, linestyle=":")
+    sheet.arrow((margin, 1.35), (sheet.width - margin, 1.35), head=False, linestyle=":")
+
+
+# ------------------------------------------------------------------------------------------------------------ ViT diagram
+
+
+@_styled
+def vit_diagram(model: VTAMIQ) -> Figure:
+    """The patch encoder as it is: how patches become tokens, what a block does, and where the class token comes out."""
+    encoder = model.encoder
+    block = encoder.blocks[0]
+    if not all(hasattr(block, name) for name in ("norm1", "attn", "ls1", "norm2", "mlp", "ls2")):
+        raise ValueError(
+            f"blocks of `{model.config.backbone}` are {type(block).__name__}s; only plain ViT blocks are drawn"
+        )
+    attention, mlp = _branch(block, "attn"), _branch(block, "mlp")
+    final = _Part(_norm(encoder.norm), kind="plain")
+    needed = _chain_width([part.width for part in (*attention, *mlp, final)]) + 0.9
+    width = max(PAGE, needed, _embedding_width(encoder))
+    sheet = _Sheet(width, 3.12)
+    tokens = _draw_embedding(sheet, encoder)
+
+    y, left, right = 0.47, 0.1, width - final.width - 0.96
+    sheet.panel(left, 0.06, right - left, 1.2, f"transformer block × {len(encoder.blocks)}")
+    sheet.text(right - 0.07, 1.14, _training_note(model.config), ha="right")
+    boxes = sheet.chain(left, right, y, [*attention, *mlp], ends=False)
+    first, last = boxes[: len(attention)], boxes[len(attention) :]
+    sheet.skip((left + first[0].left[0]) / 2, first[-1], 0.9)
+    sheet.skip(_between(first[-1], last[0]), last[-1], 0.9)
+    sheet.arrow(tokens.bottom, (tokens.x, 1.37), (0.04, 1.37), (0.04, y), (left, y), head=False)
+
+    norm = sheet.box(right + GAP + final.width / 2, y, final)
+    out = _Box(width - 0.42, y, 0.13, 0.5)
+    sheet.cells(out, 7, 1, "token")
+    sheet.arrow(boxes[-1].right, norm.left)
+    sheet.arrow(norm.right, out.left)
+    sheet.text(out.x, out.top[1] + 0.15, "class token\nof the image")
+    sheet.text(out.x, out.bottom[1] - 0.09, str(encoder.class_token.shape[-1]))
+    return sheet.figure
+
+
+def _branch(block: nn.Module, name: str) -> list[_Part]:
+    """One residual branch of a transformer block, from its norm to its sum, with the optional parts that it has."""
+    if name == "attn":
+        norm, after, gamma = block.norm1, block.ls1, "γ₁"
+        main = _Part("self-attention", f"{_count(block.attn.num_heads, 'head')} × {block.attn.head_dim}", "attention")
+    else:
+        norm, after, gamma = block.norm2, block.ls2, "γ₂"
+        sizes = f"{block.mlp.fc1.in_features} → {block.mlp.fc1.out_features} → {block.mlp.fc2.out_features}"
+        main = _Part("MLP", f"{sizes}\n{type(block.mlp.act).__name__}")
+    adapters = [m for m in after.modules() if isinstance(m, Adapter)]
+    scales = [m for m in after.modules() if hasattr(m, "gamma")]
+    return [
+        _Part(_norm(norm), kind="plain"),
+        main,
+        *(_Part("adapter", f"{m.down.in_features} → {m.down.out_features}\n→ {m.up.out_features}") for m in adapters),
+        *(_Part(f"scale {gamma}", str(m.gamma.numel()), "plain") for m in scales),
+        PLUS,
+    ]
+
+
+def _norm(module: nn.Module) -> str:
+    return {"LayerNorm": "LN", "RmsNorm": "RMS", "Identity": "no norm"}.get(
+        type(module).__name__, type(module).__name__
+    )
+
+
+def _training_note(config: VTAMIQConfig) -> str:
+    """What acts on the blocks in training only, if anything does."""
+    rates = {"MLP dropout": config.mlp_dropout, "drop path up to": config.encoder_drop_path}
+    acting = [f"{name} {rate:g}" for name, rate in rates.items() if rate]
+    return f"in training: {', '.join(acting)}" if acting else ""
+
+
+def _tables(encoder: nn.Module) -> dict[str, _Part]:
+    """What is looked up for a patch, by which key."""
+    rows, D = encoder.position_table.shape
+    first = "row 0: class token" if encoder.class_token_position else "row 0: first cell"
+    tables = {
+        "(u, v)": _Part("position table", f"{rows} × {D}\n{encoder.grid} × {encoder.grid} cells\n{first}", "learned")
+    }
+    if encoder.scale_table is not None:
+        tables["s"] = _Part("scale table", f"{len(encoder.scale_table)} × {D}", "learned")
+    return tables
+
+
+def _token_groups(encoder: nn.Module) -> list[tuple[str, str, int, float]]:
+    """Kind, name and number drawn of the tokens that enter the first block, and the inches that they take."""
+    registers = _length(encoder.registers)
+    groups = [("token", "class token", 1), ("learned", _count(registers, "register"), min(registers, 8))]
+    groups = [group for group in groups if group[2]] + [("patch", "N patches", 7)]
+    return [(kind, name, n, max(0.13 * n, _text_width(name, DETAIL_SIZE))) for kind, name, n in groups]
+
+
+TABLE_LEFT, GRID_SIDE = 0.88, 0.56  # inches
+
+
+def _embedding_width(encoder: nn.Module) -> float:
+    """Inches that the upper half needs: tables with a sum each, and the row of tokens."""
+    tables = sum(part.width + 0.72 for part in _tables(encoder).values())
+    return TABLE_LEFT + GRID_SIDE + tables + _chain_width([width for *_, width in _token_groups(encoder)]) + 0.2
+
+
+def _draw_embedding(sheet: _Sheet, encoder: nn.Module) -> _Box:
+    """Upper half: patches, their projection, position and scale looked up in tables; returns the sequence of tokens."""
+    P, y, below = encoder.patch_size, 2.66, 1.86
+    stack = _Box(0.47, y, 0.46, 0.46)
+    sheet.picture(stack, _cut_patches(_sketch()[0])[0])
+    sheet.text(stack.x, stack.top[1] + 0.09, f"N × 3 × {P} × {P}")
+    start, right = stack, TABLE_LEFT
+    for key, part in _tables(encoder).items():
+        position = key == "(u, v)"
+        width = part.width + (GRID_SIDE + 0.09 if position else 0)
+        left = right if position else right + 0.3
+        table = sheet.box(left + width / 2, below, _Part("", kind="learned"), width, GRID_SIDE + 0.14)
+        sheet.text(table.right[0] - part.width / 2, below, part)
+        sheet.text(table.left[0] - 0.2 - _text_width(key, DETAIL_SIZE) / 2, below, key)
+        sheet.arrow((table.left[0] - 0.17, below), table.left)
+        if position:
+            _draw_grid(sheet, _Box(left + 0.07 + GRID_SIDE / 2, below, GRID_SIDE, GRID_SIDE), encoder.grid)
+            sizes = f"{encoder.patch_projection.in_features} → {encoder.patch_projection.out_features}"
+            box = sheet.box(table.x, y, _Part("patch projection", sizes))
+            sheet.arrow(start.right, box.left)
+            start = box
+        plus = sheet.box(table.right[0] + 0.24, y, PLUS)
+        sheet.arrow(table.right, (plus.x, below), plus.bottom)
+        sheet.arrow(start.right, plus.left)
+        start, right = plus, plus.right[0]
+    tokens = _draw_tokens(sheet, encoder, right + 0.26)
+    sheet.arrow(start.right, (tokens.left[0], y))
+    return tokens
+
+
+def _draw_grid(sheet: _Sheet, box: _Box, grid: int) -> None:
+    """The cells of the position table, one of them looked up."""
+    (left, bottom), cell = box.corner, box.width / grid
+    kind = _look("patch") | {"facecolor": KINDS["patch"][1], "linewidth": 0}
+    sheet.ax.add_patch(Rectangle((left, bottom), box.width, box.height, color="white", zorder=2))
+    row, column = (grid // 2 + 0.5) * cell, (grid * 2 // 3 + 0.5) * cell
+    sheet.ax.add_patch(Rectangle((left + column - cell / 2, bottom + row - cell / 2), cell, cell, **kind))
+    sheet.ax.plot(
+        [left, left + column, left + column],
+        [bottom + row, bottom + row, box.top[1]],
+        color=kind["facecolor"],
+        linewidth=0.9,
+        zorder=4,
+    )
+    lines = np.arange(grid + 1) * cell
+    look = {"color": KINDS["learned"][1], "linewidth": 0.25, "zorder": 3}
+    sheet.ax.hlines(bottom + lines, left, left + box.width, **look)
+    sheet.ax.vlines(left + lines, bottom, bottom + box.height, **look)
+
+
+def _draw_tokens(sheet: _Sheet, encoder: nn.Module, left: float) -> _Box:
+    """The sequence that enters the first block: class token, registers, patch tokens."""
+    frame = sheet.panel(left, 1.5, sheet.width - 0.1 - left, 1.55)
+    groups, y = _token_groups(encoder), 2.52
+    centres = _spread([width for *_, width in groups], left, frame.right[0])
+    for x, (kind, name, number, _) in zip(centres, groups, strict=True):
+        sheet.cells(_Box(x, y, 0.13 * number, 0.46), 1, number, kind, spacing=0.02)
+        sheet.text(x, y + 0.35, name)
+        if kind == "token" and encoder.class_token_position:
+            sheet.text(x, y - 0.33, "+ row 0")
+    sheet.text(centres[-1] + 0.13 * 3.5 + 0.09, y, "…")
+    registers = _length(encoder.registers)
+    lines = [f"T = 1 + {f'{registers} + ' if registers else ''}N tokens of width {encoder.class_token.shape[-1]}"]
+    if not isinstance(encoder.norm_pre, nn.Identity):
+        lines.append(f"then {_norm(encoder.norm_pre)}")
+    if encoder.embedding_dropout.p:
+        lines.append(f"in training: dropout {encoder.embedding_dropout.p:g}")
+    sheet.text(frame.x, 1.86, "\n".join(lines))
+    return frame

@@ -1,0 +1,155 @@
+"""VTAMIQ as a loss: differentiable in the images, through the patches that were sampled.
+
+Where to look is decided as for a score, by CAPS on copies rounded to 8 bits, and is taken as given: no gradient goes
+through the choice of places. The patches are then cut from the float images, so that every pixel within a patch gets its
+gradient and all others get exactly 0.
+"""
+
+import copy
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vtamiq.caps import CAPS, PatchSample, caps_for
+from vtamiq.images.reading import ImageError
+from vtamiq.model.inference import check_model
+from vtamiq.model.network import VTAMIQ
+
+__all__ = ["VTAMIQLoss", "gather_patches"]
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+class VTAMIQLoss(nn.Module):
+    """Perceived distortion of `x` against `y` as a differentiable loss, called as piq's losses are: lower is better.
+
+    The model is copied, frozen and kept in evaluation mode. For images of 8-bit values the loss is the `score` of one
+    draw
+    with the same seed, but for rounding.
+
+    >>> x = torch.from_numpy(distorted).permute(2, 0, 1)[None] / 255
+    >>> y = torch.from_numpy(reference).permute(2, 0, 1)[None] / 255
+    >>> loss = VTAMIQLoss(model)(x.requires_grad_(), y)
+    >>> loss.backward()
+    >>> bool(x.grad.abs().sum() > 0)
+    True
+
+    One draw of patches sees part of an image, so an optimisation needs `new_places=True`: over many steps every pixel is
+    seen. An exact copy of a model with `zero_anchor` has loss 0 and gradient 0: start from something else.
+
+    Args:
+        model: a trained VTAMIQ; None takes the one that ships with the package.
+        caps: patch sampling; None takes `CAPS()` with what the model prescribes.
+        seed: of the places.
+        new_places: draw other places on every call (the n-th call takes draw n of `score`'s `repeats`); False: the same
+            images have the same loss.
+        reduction: "mean" or "sum" over the batch, or "none".
+
+    Raises:
+        ValueError, TypeError, CheckpointError: an argument is out of range or no model, or the one that ships is missing.
+    """
+
+    def __init__(
+        self,
+        model: VTAMIQ | None = None,
+        *,
+        caps: CAPS | None = None,
+        seed: int = 0,
+        new_places: bool = False,
+        reduction: str = "mean",
+    ):
+        super().__init__()
+        if reduction not in REDUCTIONS:
+            raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"seed must be an integer, at least 0, got {seed!r}")
+        model = check_model(model)
+        self.caps = caps_for(model, caps)
+        if not self.caps.aligned:
+            raise ValueError("VTAMIQLoss compares images at the same places, but caps.aligned is off")
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        self.seed, self.new_places, self.reduction = seed, new_places, reduction
+        self.calls = 0
+
+    def train(self, mode: bool = True) -> "VTAMIQLoss":
+        """As for any module, but the network stays in evaluation mode: dropout has no place in a loss."""
+        super().train(mode)
+        self.model.eval()
+        return self
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Loss of distorted images `x` against references `y`, both (B, 3, H, W) float in [0, 1].
+
+        Returns:
+            A scalar, or (B,) with reduction "none", on the model's device.
+
+        Raises:
+            ImageError: shapes differ or are none of images, values are outside [0, 1] (clamp them first) or NaN, or
+            images
+                are smaller than a patch.
+        """
+        _check_batch("x", x)
+        _check_batch("y", y)
+        if x.shape != y.shape:
+            raise ImageError(f"x and y must have one shape, got {tuple(x.shape)} and {tuple(y.shape)}")
+        draw, self.calls = (self.calls if self.new_places else 0), self.calls + 1
+        items = [self._item(*pair, draw) for pair in zip(x, y, strict=True)]
+        patches, uv, scale = (torch.stack(parts) for parts in zip(*items, strict=True))
+        q = self.model(patches, uv, scale)[:, 0]  # (B,)
+        return {"mean": q.mean, "sum": q.sum, "none": lambda: q}[self.reduction]()
+
+    def _item(self, distorted: Tensor, reference: Tensor, draw: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalised patches (2, N, 3, P, P) of one pair (3, H, W), their uv (N, 2) and scale (N,)."""
+        sample = self.caps([_to_uint8(reference), _to_uint8(distorted)], np.random.default_rng([self.seed, draw]))
+        cut = torch.stack([gather_patches(image, sample) for image in (reference, distorted)])
+        weights = next(self.model.parameters())
+        cut = self.model.normalise(255 * cut.to(weights.device, weights.dtype))
+        return cut, sample.uv.to(weights.device), sample.scale.to(weights.device)
+
+
+def gather_patches(image: Tensor, sample: PatchSample) -> Tensor:
+    """Patches (N, 3, P, P) of a float image (3, H, W) at the places of an aligned sample, differentiable in the image.
+
+    Coarser scales are cut from the means of 2 × 2 pixels, as in `CAPS`, without its rounding to 8 bits.
+    """
+    P, levels = sample.patches.shape[-1], image
+    patches = image.new_zeros(len(sample.scale), 3, P, P)
+    for scale in range(int(sample.scale.max()) + 1):
+        if scale > 0:
+            levels = F.avg_pool2d(levels, 2)
+        here = (sample.scale == scale).nonzero()[:, 0]
+        if len(here):
+            cut = _cut(levels, sample.position[here].to(image.device), P)
+            patches = patches.index_copy(0, here.to(image.device), cut)
+    return patches
+
+
+def _cut(image: Tensor, position: Tensor, patch_size: int) -> Tensor:
+    """Patches (N, 3, P, P) of an image (3, h, w) with their top-left pixels at position (N, 2)."""
+    offset = torch.arange(patch_size, device=image.device)
+    row, column = (position[:, axis, None] + offset for axis in (0, 1))  # (N, P) each
+    pixel = row[:, :, None] * image.shape[2] + column[:, None, :]  # (N, P, P)
+    # Looked up as embeddings: on a CPU the gradient of an indexed tensor is summed in any order by its threads.
+    return F.embedding(pixel, image.flatten(1).T).permute(0, 3, 1, 2)
+
+
+def _to_uint8(image: Tensor) -> np.ndarray:
+    """(H, W, 3) copy rounded to 8 bits, as `read_image` rounds floats."""
+    values = image.detach().permute(1, 2, 0).cpu()
+    if values.dtype in (torch.float16, torch.bfloat16):
+        values = values.float()
+    return np.ascontiguousarray(np.rint(values.numpy() * 255).astype(np.uint8))
+
+
+def _check_batch(name: str, images: Tensor) -> None:
+    if not torch.is_tensor(images):
+        raise ImageError(f"{name} must be a tensor (B, 3, H, W), got {type(images).__name__}")
+    if images.ndim != 4 or images.shape[1] != 3 or images.numel() == 0:
+        raise ImageError(f"{name} must be a tensor (B, 3, H, W), got shape {tuple(images.shape)}")
+    if not images.is_floating_point():
+        raise ImageError(f"{name} must be floats in [0, 1], got {images.dtype}; divide 8-bit images by 255")
+    low, high = (value.item() for value in images.detach().aminmax())
+    if not (low >= 0 and high <= 1):  # NaN fails both
+        raise ImageError(f"{name} must lie in [0, 1], found {low:g} to {high:g}; clamp an image that is optimised")

@@ -1,0 +1,76 @@
+"""VTAMIQ as a torchmetrics metric: accumulated over batches and processes. Apart, since torchmetrics imports slowly."""
+
+import hashlib
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from vtamiq.caps import CAPS
+from vtamiq.model.inference import fingerprint
+from vtamiq.model.network import VTAMIQ
+from vtamiq.scoring.loss import VTAMIQLoss
+
+__all__ = ["VTAMIQMetric"]
+
+
+class VTAMIQMetric(Metric):
+    """Mean (or sum of) perceived distortion over all image pairs that were fed in: lower is better.
+
+    >>> metric = VTAMIQMetric(model)
+    >>> preds, target = (torch.from_numpy(image).permute(2, 0, 1)[None] for image in (distorted, reference))
+    >>> metric.update(preds, target)
+    >>> abs(metric.compute().item() - score(reference, distorted, model=model)) < 1e-5
+    True
+
+    Args:
+        model: a trained VTAMIQ, None for the one that ships; it is copied, frozen and kept in evaluation mode.
+        caps, seed: patch sampling, as for `VTAMIQLoss`: the same pair has the same score.
+        reduction: "mean" or "sum".
+        kwargs: of `torchmetrics.Metric`.
+
+    Raises:
+        ValueError, TypeError, CheckpointError: as for `VTAMIQLoss`.
+    """
+
+    is_differentiable = True
+    higher_is_better = False
+    full_state_update = False
+
+    total: Tensor
+    count: Tensor
+    told: Tensor
+
+    def __init__(
+        self,
+        model: VTAMIQ | None = None,
+        *,
+        caps: CAPS | None = None,
+        seed: int = 0,
+        reduction: str = "mean",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"reduction must be mean or sum, got {reduction!r}")
+        self.reduction = reduction
+        self.loss = VTAMIQLoss(model, caps=caps, seed=seed, reduction="none")
+        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+        # A MetricCollection takes metrics of equal states for one, and copies have the score 0 by any model.
+        told = hashlib.sha256(f"{fingerprint(self.loss.model)} {self.loss.caps} {seed}".encode()).hexdigest()
+        self.add_state("told", torch.tensor(int(told[:12], 16)), dist_reduce_fx="max")
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add pairs: distorted `preds` and references `target`, (B, 3, H, W), float in [0, 1] or uint8.
+
+        Raises:
+            ImageError: as for `VTAMIQLoss`.
+        """
+        q = self.loss(*(images / 255 if images.dtype == torch.uint8 else images for images in (preds, target)))
+        self.total = self.total + q.sum()
+        self.count = self.count + len(q)
+
+    def compute(self) -> Tensor:
+        """Scalar; NaN if there was no pair."""
+        return (self.total / self.count if self.reduction == "mean" else self.total).float()

@@ -1,0 +1,13 @@
+"""Training by stages: losses, one stage, a chain of stages, repeated runs."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "chain": ["Chain", "Data", "Step", "run_chain"],
+        "repeats": ["repeat"],
+        "run": ["Run", "train"],
+        "stage": ["Stage"],
+    },
+)

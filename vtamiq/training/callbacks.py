@@ -1,0 +1,322 @@
+"""What a training leaves while it runs: curves, a progress bar, and checkpoints that survive whatever happens."""
+
+import importlib.util
+import logging
+import os
+import signal
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as lightning
+import pandas as pd
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
+from tqdm.auto import tqdm
+
+from vtamiq.databases.patches import ImagePatches
+from vtamiq.model.accelerate import accelerate, accelerated, compile_blocks
+from vtamiq.training.module import Fitting
+from vtamiq.training.stage import Stage
+from vtamiq.utils.files import replacing, write_table, write_text
+
+__all__ = [
+    "AtomicCheckpointIO",
+    "Compiled",
+    "History",
+    "OneDNN",
+    "Progress",
+    "Termination",
+    "checkpoints",
+    "readable_checkpoint",
+]
+
+log = logging.getLogger(__name__)
+PREVIOUS = "previous.ckpt"
+FLUSH = 50  # steps that a kill may cost `steps.csv`, which a resumed run writes again
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64 wherever there is such a thing; Apple's GPUs have none."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+class History(Callback):
+    """Curves: `history.csv`, a row per epoch, `steps.csv`, a row per batch, and `tensorboard/` where that is installed.
+
+    The history is kept in the checkpoint as well; of `steps.csv`, a resumed run keeps what was there at its checkpoint.
+    Means over an epoch are of all its batches, also of those before an interruption.
+    """
+
+    def __init__(self, out: Path, dataset: ImagePatches | None = None):
+        self.out, self.dataset = out, dataset
+        self.rows: list[dict[str, float]] = []
+        self.batches = 0  # since the beginning of the run
+        self.seconds = 0.0
+        self._begin_epoch()
+        self._waiting: list[dict[str, float]] = []
+        self._board = None
+
+    def _begin_epoch(self) -> None:
+        self.sums: dict[str, torch.Tensor] = {}  # on the device: to read a value there at every step would stall it
+        self.count = 0
+        self.failed: list[int] = []
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: lightning.Trainer, module: Fitting) -> None:
+        if self.rows:  # whatever became of the file: it is read at the end, and perhaps no epoch is left to write it
+            write_table(pd.DataFrame(self.rows), self.out / "history.csv")
+
+    @rank_zero_only
+    def on_train_start(self, trainer: lightning.Trainer, module: Fitting) -> None:
+        self._since = time.monotonic()
+        path = self.out / "steps.csv"
+        if path.is_file():  # what came after the checkpoint will come again, and the last line may be cut off
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[: 1 + self.batches]
+            lines = lines[:-1] if lines and not lines[-1].endswith("\n") else lines
+            write_text(path, "".join(lines)) if self.batches and lines else path.unlink()
+        if importlib.util.find_spec("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.batches + 1)
+
+    @rank_zero_only
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Fitting, outputs: dict[str, Any], batch: Any, batch_idx: int
+    ) -> None:
+        values = dict(outputs["log"])
+        failed = values.pop("failed", None)
+        if failed is not None:
+            self.failed += failed[failed >= 0].tolist()
+        self.batches += 1
+        self.count += 1
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.to(widest_float(value.device))
+        place = {"batch": self.batches, "epoch": trainer.current_epoch, "step": trainer.global_step}
+        self._waiting.append(place | {"rate": _rate(trainer)} | {name: v.clone() for name, v in values.items()})
+        if len(self._waiting) >= FLUSH:
+            self._flush()
+
+    @rank_zero_only
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Fitting) -> None:
+        means = {name: float(total) / self.count for name, total in self.sums.items()}
+        if "train_w" in means:  # where it has come to, not where it was on the way
+            means["train_w"] = module.sharpness.item()
+        metrics = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val_")}
+        skipped = {"skipped": len(self.failed)} if module.stage.bad_images == "skip" else {}
+        row = {"epoch": trainer.current_epoch, "step": trainer.global_step, "rate": _rate(trainer)}
+        self.rows.append(row | means | metrics | skipped)
+        write_table(pd.DataFrame(self.rows), self.out / "history.csv")
+        self._draw(metrics, self.batches)
+        self._name_skipped(trainer.current_epoch)
+        self._flush()
+        self._begin_epoch()
+
+    def _name_skipped(self, epoch: int) -> None:
+        if not self.failed:
+            return
+        rows = sorted(set(self.failed))
+        log.warning("epoch %d: %d bad rows skipped, such as %s", epoch, len(rows), self.dataset.paths(rows[0]))
+        path = self.out / "skipped.csv"
+        known = [pd.read_csv(path).query("epoch < @epoch")] if path.is_file() else []
+        named = pd.DataFrame({"epoch": epoch, "row": rows, "images": [self.dataset.paths(row) for row in rows]})
+        write_table(pd.concat([*known, named], ignore_index=True), path)
+
+    def _draw(self, values: dict[str, float], at: int) -> None:
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, at)
+
+    def _flush(self) -> None:
+        path = self.out / "steps.csv"
+        rows = [{name: _number(value) for name, value in row.items()} for row in self._waiting]
+        self._waiting.clear()
+        for row in rows:
+            self._draw({name: row[name] for name in row if name.startswith("train_")}, row["batch"])
+        if rows:
+            pd.DataFrame(rows).to_csv(path, mode="a", header=not path.exists(), index=False)
+        if self._board is not None:
+            self._board.flush()
+
+    @rank_zero_only
+    def on_save_checkpoint(self, *_: Any) -> None:
+        self._flush()  # a checkpoint never knows of more steps than the file
+
+    @rank_zero_only
+    def on_train_end(self, *_: Any) -> None:
+        self._flush()
+        self.seconds, self._since = self._elapsed(), time.monotonic()
+        if self._board is not None:
+            self._board.close()
+
+    def _elapsed(self) -> float:
+        return self.seconds + (time.monotonic() - self._since if hasattr(self, "_since") else 0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {name: getattr(self, name) for name in ("rows", "batches", "count", "failed")}
+        sums = {name: value.cpu() for name, value in self.sums.items()}
+        return state | {"sums": sums, "seconds": self._elapsed()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, type(value)(value))
+
+
+def _number(value: float | torch.Tensor) -> float:
+    return value.item() if isinstance(value, torch.Tensor) else value
+
+
+def _rate(trainer: lightning.Trainer) -> float:
+    return trainer.optimizers[0].param_groups[0]["lr"]
+
+
+class Progress(Callback):
+    """One bar over all steps of the run: a bar for every epoch and validation would fill a notebook."""
+
+    @rank_zero_only
+    def on_train_start(self, trainer: lightning.Trainer, module: Fitting) -> None:
+        total = int(trainer.estimated_stepping_batches)
+        self.bar = tqdm(total=total, initial=trainer.global_step, desc=module.stage.name, unit="step", mininterval=1.0)
+
+    @rank_zero_only
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        self.bar.update(trainer.global_step - self.bar.n)
+
+    @rank_zero_only
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Fitting) -> None:
+        srocc = float(trainer.callback_metrics["val_srocc"])
+        done = f"{trainer.current_epoch + 1}/{module.stage.epochs}"
+        self.bar.set_postfix({"epoch": done, "val_srocc": f"{srocc:.3f}"}, refresh=False)
+
+    @rank_zero_only
+    def on_train_end(self, *_: Any) -> None:
+        self.bar.close()
+
+    @rank_zero_only
+    def on_exception(self, *_: Any) -> None:
+        if hasattr(self, "bar"):
+            self.bar.close()
+
+
+class Termination(Callback):
+    """SIGTERM ends a process of several at once, and those that it has started.
+
+    Lightning would exchange a message between all processes first, which waits without end where one of them is
+    waiting for
+    another message already. Nothing needs to be said: the last checkpoint is what is gone on from.
+    """
+
+    def on_fit_start(self, trainer: lightning.Trainer, module: Fitting) -> None:
+        self.before = signal.getsignal(signal.SIGTERM)  # of the user: Lightning has not set its own yet
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Fitting) -> None:
+        def end(number: int, frame: Any) -> None:
+            if trainer.strategy.launcher is not None:
+                trainer.strategy.launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))  # they may wait for us
+            if callable(self.before):
+                self.before(number, frame)
+            raise SystemExit(128 + number)
+
+        if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, end)  # Lightning brings back at the end what was there before
+
+
+class OneDNN(Callback):
+    """Linear layers of the model through oneDNN where that pays: timed once in a run, the same in all its processes."""
+
+    def __init__(self):
+        self.shapes: list[tuple[int, int]] | None = None
+
+    def on_fit_start(self, trainer: lightning.Trainer, module: Fitting) -> None:
+        if module.device.type != "cpu":
+            log.warning("onednn: of no effect on %s, oneDNN is for CPUs", module.device.type)
+            return
+        if self.shapes is None:
+            self.shapes = trainer.strategy.broadcast(accelerated(accelerate(module.model, training=True)))
+        accelerate(module.model, training=True, shapes=self.shapes)
+        if accelerated(module.model) != sorted(self.shapes):
+            log.warning("onednn: began where oneDNN computes what it cannot here; results change by rounding")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"shapes": self.shapes}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.shapes = state["shapes"] and [tuple(shape) for shape in state["shapes"]]
+
+
+class Compiled(Callback):
+    """The encoder's blocks compiled, once they are on their device."""
+
+    def on_fit_start(self, trainer: lightning.Trainer, module: Fitting) -> None:
+        encoder = module.model.encoder
+        with trainer.precision_plugin.forward_context():
+            compile_blocks(encoder.blocks, encoder.class_token.shape[-1], training=True)
+
+
+# ---- checkpoints ------------------------------------------------------------------------------------------------
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """A checkpoint is replaced in one step, and the last one but one is kept, in case a disk has damaged the last."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        path = Path(path)
+        with replacing(path) as temporary:
+            super().save_checkpoint(checkpoint, temporary, storage_options)
+            if path.name == "last.ckpt" and path.exists():
+                os.replace(path, path.with_name(PREVIOUS))
+
+
+class MovableCheckpoint(ModelCheckpoint):
+    """Still knows the best checkpoint after the run folder has been moved or renamed."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        def here(path: str) -> str:
+            return str(Path(self.dirpath) / Path(path).name) if path else path
+
+        moved = {name: here(state_dict[name]) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        best = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict(state_dict | moved | {"best_k_models": best, "dirpath": self.dirpath})
+
+
+class TimedCheckpoint(MovableCheckpoint):
+    """Every so many minutes within an epoch; between two steps, and not at the last, where the epoch's own one
+    follows."""
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *rest: Any) -> None:
+        if not trainer.is_last_batch and not trainer.fit_loop._should_accumulate():
+            super().on_train_batch_end(trainer, *rest)
+
+
+def checkpoints(folder: Path, stage: Stage) -> list[ModelCheckpoint]:
+    """`best.ckpt` by validation SROCC, and `last.ckpt`, after each epoch and every `checkpoint_minutes`."""
+    keep = {"dirpath": folder, "enable_version_counter": False}
+    epochs = {"save_on_train_epoch_end": True}
+    return [
+        MovableCheckpoint(filename="best", monitor="val_srocc", mode="max", **epochs, **keep),
+        # Not `save_last`, which skips epochs that are not the best.
+        MovableCheckpoint(filename="last", **epochs, **keep),
+        TimedCheckpoint(filename="last", train_time_interval=timedelta(minutes=stage.checkpoint_minutes), **keep),
+    ]
+
+
+def readable_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The last checkpoint that can be read and what it holds; None where there is none. Damaged ones are warned about."""
+    for name in ("last.ckpt", PREVIOUS):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            held = torch.load(path, map_location="cpu", weights_only=True)
+            if not {"epoch", "state_dict", "optimizer_states", "loops"} <= set(held):
+                raise ValueError("not a checkpoint of a training")
+        except Exception as error:  # zipfile, pickle and torch each have their own way of refusing a damaged file
+            # Its kind only: in words, torch advises to load the file unsafely.
+            log.warning("%s is damaged (%s); falling back to the one before", name, type(error).__name__)
+            continue
+        return path, held
+    return None

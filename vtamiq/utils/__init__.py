@@ -1,0 +1,1 @@
+"""What every wing shares: configurations, files, digests, processes."""
