@@ -178,7 +178,7 @@ class TestHeadless:
         where that lies on this machine is not for the reader to see."""
         shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
         folder = tmp_path / "runs" / "smoke" / "03_weak_pretraining"
-        every = [f"iqm_{name}" for name in CHEAP_IQMS]
+        every = [f"rank_{name}" for name in CHEAP_IQMS]
         for labels, heads, name in (("all", every, "consensus of 4 IQMs"), ("gmsd", [], "GMSD alone")):
             summary = reproduce(
                 "smoke",

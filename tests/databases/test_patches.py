@@ -142,8 +142,8 @@ def test_flip_probabilities_are_checked(bad):
 def test_an_item_of_several_versions(tmp_path):
     """Three references of five versions, two to an item: six items an epoch, and in time every row has been in one."""
     data = small_database(tmp_path, references=3, levels=5)
-    data = replace(data, pairs=data.pairs.assign(iqm_a=np.arange(15.0)))
-    pairs = PairPatches(data, CAPS_8, labels=LabelScale.fit(data), auxiliary=["iqm_a"], versions=2, seed=4)
+    data = replace(data, pairs=data.pairs.assign(rank_a=np.arange(15.0)))
+    pairs = PairPatches(data, CAPS_8, labels=LabelScale.fit(data), auxiliary=["rank_a"], versions=2, seed=4)
     assert len(pairs) == 6
     item = pairs[2]
     assert item["patches"].shape == (3, 8, 3, 16, 16)
@@ -164,10 +164,10 @@ def test_an_item_of_several_versions(tmp_path):
         assert [sum(row // 5 == r for row in taken) for r in range(3)] == [4, 4, 4]
     assert {row for groups in epochs for group in groups for row in group} == set(range(15))
     assert epochs[0] != epochs[1]
-    again = PairPatches(data, CAPS_8, labels=LabelScale.fit(data), auxiliary=["iqm_a"], versions=2, seed=4)
+    again = PairPatches(data, CAPS_8, labels=LabelScale.fit(data), auxiliary=["rank_a"], versions=2, seed=4)
     assert same(again[6 + 2], pairs[6 + 2])
 
-    copies = PairPatches(data, CAPS_8, labels=LabelScale.fit(data), auxiliary=["iqm_a"], versions=5, zero_error=0.5)
+    copies = PairPatches(data, CAPS_8, labels=LabelScale.fit(data), auxiliary=["rank_a"], versions=5, zero_error=0.5)
     for item in (copies[k] for k in range(9)):
         copied = (item["patches"][1:] == item["patches"][:1]).flatten(1).all(1)
         assert torch.equal(item["auxiliary"][:, 0] == 0, copied | (item["row"] == 0))
@@ -180,14 +180,14 @@ def test_an_item_of_several_versions(tmp_path):
 
 def test_auxiliary_columns_come_with_the_item(tmp_path):
     data = small_database(tmp_path, references=2, levels=2)
-    data = replace(data, pairs=data.pairs.assign(iqm_a=[0.0, 0.5, 0.25, 1.0], iqm_b=0.75))
-    pairs = PairPatches(data, CAPS(num_patches=3), auxiliary=["iqm_b", "iqm_a"])
+    data = replace(data, pairs=data.pairs.assign(rank_a=[0.0, 0.5, 0.25, 1.0], rank_b=0.75))
+    pairs = PairPatches(data, CAPS(num_patches=3), auxiliary=["rank_b", "rank_a"])
     assert pairs[3]["auxiliary"].tolist() == [0.75, 1.0]
     assert pairs[4 + 1]["auxiliary"].tolist() == [0.75, 0.5]  # the second epoch
     assert pairs[0]["auxiliary"].dtype == torch.float32
     assert "auxiliary" not in PairPatches(data, CAPS(num_patches=3))[0]
-    with pytest.raises(ValueError, match="small has no columns iqm_c; it has iqm_a, iqm_b"):
-        PairPatches(data, CAPS(), auxiliary=["iqm_c"])
-    holes = replace(data, pairs=data.pairs.assign(iqm_a=[0.0, 0.5, np.nan, 1.0]))
-    with pytest.raises(ValueError, match="small: iqm_a of row 2 is nan"):
-        PairPatches(holes, CAPS(), auxiliary=["iqm_b", "iqm_a"])
+    with pytest.raises(ValueError, match="small has no columns rank_c; it has rank_a, rank_b"):
+        PairPatches(data, CAPS(), auxiliary=["rank_c"])
+    holes = replace(data, pairs=data.pairs.assign(rank_a=[0.0, 0.5, np.nan, 1.0]))
+    with pytest.raises(ValueError, match="small: rank_a of row 2 is nan"):
+        PairPatches(holes, CAPS(), auxiliary=["rank_b", "rank_a"])

@@ -555,7 +555,7 @@ def test_synthetic_database_is_loaded(made):
     )
     expected["dist_type"] = pd.array([10] * 4, dtype="Int16")
     extra = {"native_ssim": [0.8, 0.6] * 2, "native_gmsd": [0.1, 0.2] * 2}
-    extra |= {"iqm_ssim": [0.2, 0.4] * 2, "iqm_gmsd": [0.25, 0.5] * 2}
+    extra |= {"rank_ssim": [0.2, 0.4] * 2, "rank_gmsd": [0.25, 0.5] * 2}
     pd.testing.assert_frame_equal(data.pairs, expected.assign(**extra))
     assert all(data.path(path).is_file() for path in data.pairs["dist_path"])
 

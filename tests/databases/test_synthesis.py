@@ -506,7 +506,7 @@ def same_pairs(one, other):
     assert len(a) == len(b) > 0
     for row in range(len(a)):
         np.testing.assert_array_equal(a[row], b[row])
-    names = ["ref_id", "dist_type", "dist_name", "level", "score", "score_std", "subset", "content", "iqm_ssim"]
+    names = ["ref_id", "dist_type", "dist_name", "level", "score", "score_std", "subset", "content", "rank_ssim"]
     pd.testing.assert_frame_equal(one.pairs[names], other.pairs[names])
 
 
@@ -733,7 +733,7 @@ def test_demo_database_has_simulated_preferences_and_any_label(tmp_path):
     assert ((data.preferences["p_a"] > 0.5) == better).all()
     one = demo_database(cache=tmp_path, preset="smoke", label="gmsd", progress=False)
     assert one.score_name == "synthetic score (GMSD alone)"
-    np.testing.assert_allclose(one.pairs["score"], 5 - 4 * data.pairs["iqm_gmsd"], atol=1e-6)
+    np.testing.assert_allclose(one.pairs["score"], 5 - 4 * data.pairs["rank_gmsd"], atol=1e-6)
     assert not one.preferences["p_a"].equals(data.preferences["p_a"])
 
 

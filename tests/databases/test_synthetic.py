@@ -8,7 +8,7 @@ from tests.databases.test_synthesis import PICTURES, QUICK
 from vtamiq.databases.loading import load_database
 from vtamiq.databases.schema import DatabaseError
 from vtamiq.databases.synthesis import synthesize
-from vtamiq.images.iqms import IQMS, QuantileTables, human_weights, weak_labels
+from vtamiq.images.iqms import IQMS, QuantileTables, agreement_weights, weak_labels
 
 METRICS = ("ssim", "vsi", "gmsd", "dss")
 
@@ -27,14 +27,14 @@ def test_all_metrics_come_with_the_pairs(made):
     ranks = tables.apply(scores)
     for name in METRICS:
         np.testing.assert_array_equal(pairs[f"native_{name}"], scores[name])
-        np.testing.assert_array_equal(pairs[f"iqm_{name}"], ranks[name])
-        assert pairs[f"iqm_{name}"].between(0, 1).all()
+        np.testing.assert_array_equal(pairs[f"rank_{name}"], ranks[name])
+        assert pairs[f"rank_{name}"].between(0, 1).all()
         worse = pairs["level"] == 5
-        assert pairs.loc[worse, f"iqm_{name}"].min() > pairs.loc[~worse, f"iqm_{name}"].min()
+        assert pairs.loc[worse, f"rank_{name}"].min() > pairs.loc[~worse, f"rank_{name}"].min()
     np.testing.assert_allclose(
-        pairs["score"], 5 - 4 * pairs[[f"iqm_{name}" for name in METRICS]].mean(axis=1), atol=1e-6
+        pairs["score"], 5 - 4 * pairs[[f"rank_{name}" for name in METRICS]].mean(axis=1), atol=1e-6
     )
-    assert [name for name in pairs if name.startswith("iqm_")] == [f"iqm_{name}" for name in METRICS]
+    assert [name for name in pairs if name.startswith("rank_")] == [f"rank_{name}" for name in METRICS]
 
 
 @pytest.mark.parametrize(
@@ -45,9 +45,9 @@ def test_all_metrics_come_with_the_pairs(made):
         (["gmsd", "ssim"], ("gmsd", "ssim"), None, "consensus of GMSD, SSIM"),
         ({"gmsd": 3, "dss": 1}, ("gmsd", "dss"), {"gmsd": 3, "dss": 1}, "weighted consensus of GMSD, DSS"),
         (
-            "human",
+            "weighted",
             ("ssim", "vsi", "gmsd"),
-            {name: weight for name, weight in human_weights().items() if name in METRICS},
+            {name: weight for name, weight in agreement_weights().items() if name in METRICS},
             "consensus of 3 IQMs, weighted by their published agreement with people",
         ),
     ],
@@ -61,7 +61,7 @@ def test_scores_are_what_was_asked_for(made, label, names, weights, meaning):
     np.testing.assert_allclose(data.pairs["score_std"], 4 * labels["spread"], atol=1e-6)
     assert data.score_name == f"synthetic score ({meaning})"
     assert data.synthetic
-    assert data.pairs["iqm_ssim"].tolist() == tables.apply(scores)["ssim"].tolist()  # all metrics, whatever the label
+    assert data.pairs["rank_ssim"].tolist() == tables.apply(scores)["ssim"].tolist()  # all metrics, whatever the label
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_labels_that_do_not_exist(made, label, message):
 def test_no_published_weight(tmp_path):
     made = synthesize(PICTURES, tmp_path / "made", **QUICK | {"metrics": ["dss"]})
     with pytest.raises(DatabaseError, match="no agreement with people was published for any of dss"):
-        load_database("synthetic", made.root, label="human")
+        load_database("synthetic", made.root, label="weighted")
 
 
 def damage(folder, tmp_path, name, change):
@@ -141,4 +141,4 @@ def test_recipes_lose_no_digit_of_their_seeds(recipes):
 
 
 def test_every_metric_can_be_a_label():
-    assert not {"consensus", "human"} & set(IQMS)
+    assert not {"consensus", "weighted"} & set(IQMS)

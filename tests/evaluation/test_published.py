@@ -3,7 +3,7 @@
 import pytest
 
 from vtamiq.evaluation.published import known_answer, published_results
-from vtamiq.images.iqms import IQMS, human_weights
+from vtamiq.images.iqms import IQMS, agreement_weights
 
 
 def test_every_row_has_protocol_and_source():
@@ -46,13 +46,13 @@ def test_names_are_those_of_our_metrics():
     assert set(published_results("tid2013", "fsim")["srocc"]) == {0.8015, 0.801}
 
 
-def test_human_weights_come_from_the_same_table():
+def test_agreement_weights_come_from_the_same_table():
     table = published_results("kadid10k").set_index("metric")
     raw = {}
-    for name in human_weights():
+    for name in agreement_weights():
         rows = table.loc[[name]]
         own = rows[rows["protocol"].str.contains("computed by piq")]
         srocc = (own if len(own) else rows)["srocc"].iloc[0]
         raw[name] = srocc / (1 - srocc**2)
-    for name, weight in human_weights().items():
+    for name, weight in agreement_weights().items():
         assert weight == pytest.approx(raw[name] / sum(raw.values()))

@@ -18,8 +18,8 @@ from vtamiq.images.iqms import (
     CHEAP_IQMS,
     IQMS,
     QuantileTables,
+    agreement_weights,
     align,
-    human_weights,
     iqm_scores,
     label_counts,
     psnr,
@@ -431,8 +431,8 @@ def test_the_metrics_of_the_tables_are_the_default():
     assert labels.columns.tolist() == ["consensus", "spread", "rank_gmsd", "rank_ssim"]
 
 
-def test_human_weights():
-    weights = human_weights()
+def test_agreement_weights():
+    weights = agreement_weights()
     assert set(weights) == set(IQMS) - {"iw_ssim", "dss"}
     assert sum(weights.values()) == pytest.approx(1)
     assert max(weights, key=weights.get) == "mdsi"

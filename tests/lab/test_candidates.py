@@ -199,7 +199,7 @@ def test_the_look_up_is_for_synthetic_labels(database):
 def test_what_methods_have_to_do_with_databases_is_marked(database):
     databases = [
         replace(database, name=name, pairs=database.pairs.assign(database=name, **ranks))
-        for name, ranks in (("made", {"iqm_ssim": 0.5}), ("weak", {}), ("fine", {}))
+        for name, ranks in (("made", {"rank_ssim": 0.5}), ("weak", {}), ("fine", {}))
     ]
     both = candidate("A", {"weak": ["x"], "fine": ["y"]}), candidate("B")
     rows = pd.DataFrame(

@@ -97,7 +97,7 @@ def test_only_pairs_that_changed_nothing_are_left_out_of_tests(space, monkeypatc
     """Whatever one metric thinks of them: VIFp takes some gains in contrast for perfect."""
     textures = space.demo("textures")
     pairs = textures.pairs.copy()
-    ranks = [name for name in pairs if name.startswith("iqm_")]
+    ranks = [name for name in pairs if name.startswith("rank_")]
     pairs.loc[:2, ranks] = 0.0
     pairs.loc[3, "score"] = 5.0
     monkeypatch.setattr(Workspace, "demo", lambda self, name, label=None: replace(textures, pairs=pairs))

@@ -516,7 +516,7 @@ class TestCheck:
             ({"steps.1.data.database": "nowhere"}, r"steps\[1\] \(second\): unknown database 'nowhere'"),
             ({"steps.1.data.split": "distributed"}, r"steps\[1\] \(second\): small is not distributed"),
             ({"steps.1.data.label": "vsi"}, r"steps\[1\] \(second\): table:.*label"),
-            ({"steps.1.stage.auxiliary": ["iqm_vsi"]}, "small has no column 'iqm_vsi' to learn"),
+            ({"steps.1.stage.auxiliary": ["rank_vsi"]}, "small has no column 'rank_vsi' to learn"),
             ({"steps.1.data.database": "table:root=small:score=null"}, "20 of|rows have no score"),
         ],
     )

@@ -29,12 +29,12 @@ STAGES = {
     ),
     "heads": Stage(
         name="heads", caps=CAPS(num_patches=12), test_patches=12, test_repeats=1, epochs=2, batch_size=6,
-        learning_rate=2e-2, auxiliary=("iqm_one",), freeze=("encoder",), freeze_epochs=1, seed=1,
+        learning_rate=2e-2, auxiliary=("rank_one",), freeze=("encoder",), freeze_epochs=1, seed=1,
         optimizer="sgd", gradient_clip=0.0,  # unlike Adam's, its steps show how large a gradient is
     ),
     "versions": Stage(
         name="versions", caps=CAPS(num_patches=12), test_patches=12, test_repeats=1, epochs=2, batch_size=8, versions=2,
-        learning_rate=2e-2, auxiliary=("iqm_one",), seed=1,
+        learning_rate=2e-2, auxiliary=("rank_one",), seed=1,
         optimizer="sgd", gradient_clip=0.0,
     ),
     "preferences": Stage(
@@ -52,7 +52,7 @@ def fresh():
 
 def parts_in(folder):
     database = small_database(folder, references=9)  # 20 + 4 + 12 … rows that do not share out evenly
-    database = replace(database, pairs=database.pairs.assign(iqm_one=(5 - database.pairs["score"]) / 4))
+    database = replace(database, pairs=database.pairs.assign(rank_one=(5 - database.pairs["score"]) / 4))
     return with_preferences(database.subset(database.pairs.index != 17)).split(seed=1)
 
 

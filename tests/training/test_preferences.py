@@ -261,7 +261,7 @@ def test_preferences_must_be_there(database, parts, tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"mae": 1.0}, {"rank": 0.5}, {"auxiliary": ("iqm_vsi",)}, {"linearise": True}, {"zero_error": 0.1}],
+    [{"mae": 1.0}, {"rank": 0.5}, {"auxiliary": ("rank_vsi",)}, {"linearise": True}, {"zero_error": 0.1}],
     ids=str,
 )
 def test_what_acts_on_scores_only_is_refused(change):

@@ -437,7 +437,7 @@ def test_higher_better_labels_train_in_the_same_direction(tmp_path):
 
 # ---- auxiliary heads --------------------------------------------------------------------------------------------
 
-HEADS = ("iqm_one", "iqm_two")
+HEADS = ("rank_one", "rank_two")
 MULTI = replace(STAGE, auxiliary=HEADS)
 
 
@@ -447,7 +447,7 @@ def rich(parts):
 
     def labelled(part):
         level = part.pairs["score"]
-        return replace(part, pairs=part.pairs.assign(iqm_one=(level - 1) / 3, iqm_two=(4 - level) / 3))
+        return replace(part, pairs=part.pairs.assign(rank_one=(level - 1) / 3, rank_two=(4 - level) / 3))
 
     return [labelled(part) for part in parts]
 
@@ -464,7 +464,7 @@ def test_auxiliary_heads_learn_in_training_only(multi, run):
     assert not heads & set(run.history)
     assert multi.model.config == run.model.config
     assert set(multi.model.state_dict()) == set(run.model.state_dict())  # no head is left in the model
-    assert "auxiliary heads learnt iqm_one, iqm_two" in (multi.folder / "model" / "README.md").read_text()
+    assert "auxiliary heads learnt rank_one, rank_two" in (multi.folder / "model" / "README.md").read_text()
     heads = torch.load(multi.folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
     assert heads["heads.weight"].shape == (2, TINY.width)
     assert not torch.equal(multi.model.head.output.weight, run.model.head.output.weight)
@@ -521,7 +521,7 @@ def test_interrupted_run_with_heads_ends_like_an_uninterrupted_one(rich, multi, 
 def test_auxiliary_labels_are_part_of_a_run(rich, multi):
     with pytest.raises(ValueError, match=r"another run.*stage"):
         train(fresh(), replace(MULTI, auxiliary=HEADS[:1]), *rich, out=multi.folder, progress=False)
-    other = [replace(part, pairs=part.pairs.assign(iqm_two=part.pairs["iqm_one"])) for part in rich]
+    other = [replace(part, pairs=part.pairs.assign(rank_two=part.pairs["rank_one"])) for part in rich]
     with pytest.raises(ValueError, match=r"another run.*data"):
         train(fresh(), MULTI, *other, out=multi.folder, progress=False)
     assert multi.was_trained_on(rich[0])
@@ -529,12 +529,12 @@ def test_auxiliary_labels_are_part_of_a_run(rich, multi):
 
 
 def test_auxiliary_labels_must_be_there(rich, parts, tmp_path):
-    with pytest.raises(ValueError, match="small has no columns iqm_one, iqm_two; it has none of metrics"):
+    with pytest.raises(ValueError, match="small has no columns rank_one, rank_two; it has none of metrics"):
         train(fresh(), MULTI, *parts, out=tmp_path / "r", progress=False)
-    with pytest.raises(ValueError, match="small has no columns iqm_three; it has iqm_one, iqm_two"):
-        train(fresh(), replace(MULTI, auxiliary=("iqm_three",)), *rich, out=tmp_path / "s", progress=False)
+    with pytest.raises(ValueError, match="small has no columns rank_three; it has rank_one, rank_two"):
+        train(fresh(), replace(MULTI, auxiliary=("rank_three",)), *rich, out=tmp_path / "s", progress=False)
     with pytest.raises(ValueError, match="auxiliary names a column twice"):
-        replace(STAGE, auxiliary=("iqm_one", "iqm_one"))
+        replace(STAGE, auxiliary=("rank_one", "rank_one"))
     with pytest.raises(ValueError, match="auxiliary_weight must be positive"):
         replace(STAGE, auxiliary_weight=0)
 
@@ -542,15 +542,15 @@ def test_auxiliary_labels_must_be_there(rich, parts, tmp_path):
 @pytest.mark.parametrize(
     "change",
     [{"versions": 8}, {"freeze": ("heads",), "freeze_epochs": 1}, {"caps": CAPS(centre_map="none.npy")},
-     {"auxiliary": ("iqm_none",)}],
+     {"auxiliary": ("rank_none",)}],
 )  # fmt: skip
 def test_what_is_refused_leaves_no_folder(run, parts, tmp_path, change):
     """So that the same folder can be used with the setting put right; nor is another run set aside for it."""
-    with pytest.raises(ValueError, match=r"versions|freeze|centre_map|iqm_none"):
+    with pytest.raises(ValueError, match=r"versions|freeze|centre_map|rank_none"):
         train(fresh(), replace(STAGE, **change), *parts, out=tmp_path / "r", progress=False)
     assert not (tmp_path / "r").exists()
     shutil.copytree(run.folder, tmp_path / "r")
-    with pytest.raises(ValueError, match=r"versions|freeze|centre_map|iqm_none"):
+    with pytest.raises(ValueError, match=r"versions|freeze|centre_map|rank_none"):
         train(fresh(), replace(STAGE, **change), *parts, out=tmp_path / "r", set_aside=True, progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["r"]
 

@@ -122,7 +122,7 @@ def test_muon_makes_orthogonal_steps(fit):
 def test_what_muon_moves(parts):
     model = VTAMIQ(replace(TINY, difference_gate=True))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    fitting = Fitting(model, replace(STAGE, optimizer="muon", auxiliary=("iqm_vsi",)))
+    fitting = Fitting(model, replace(STAGE, optimizer="muon", auxiliary=("rank_vsi",)))
     groups = muon_groups(model, [{"params": list(fitting.parameters()), "lr": 0.5}])
     by_muon, by_adam = ([names.get(id(p), "auxiliary") for p in group["params"]] for group in groups)
     assert [group.get("use_fallback", False) for group in groups] == [False, True]
@@ -315,10 +315,10 @@ def test_compiled_blocks_train_to_the_same_weights(parts, tmp_path, monkeypatch,
 def test_pairs_without_an_error(parts):
     pairs = PairPatches(parts[0], CAPS(num_patches=5), labels=None, zero_error=1.0)
     assert torch.equal(*pairs[3]["patches"])
-    labelled = parts[0].pairs.assign(iqm_one=0.5)
+    labelled = parts[0].pairs.assign(rank_one=0.5)
     scale = LabelScale.fit(parts[0])
     half = PairPatches(
-        replace(parts[0], pairs=labelled), CAPS(num_patches=5), labels=scale, auxiliary=("iqm_one",), zero_error=0.5
+        replace(parts[0], pairs=labelled), CAPS(num_patches=5), labels=scale, auxiliary=("rank_one",), zero_error=0.5
     )
     items = [half[index] for index in range(20 * len(half))]
     copies = [bool((item["patches"][0] == item["patches"][1]).all()) for item in items]
@@ -330,11 +330,11 @@ def test_pairs_without_an_error(parts):
 
 def test_versions_share_their_reference(parts, fit, monkeypatch):
     """Two versions in an item score as the two pairs do, and a batch of 8 pairs is 4 references with 2 versions each."""
-    rich = replace(parts[0], pairs=parts[0].pairs.assign(iqm_one=np.linspace(0, 1, len(parts[0]))))
-    options = {"labels": LabelScale.fit(rich), "auxiliary": ["iqm_one"], "versions": 2}
+    rich = replace(parts[0], pairs=parts[0].pairs.assign(rank_one=np.linspace(0, 1, len(parts[0]))))
+    options = {"labels": LabelScale.fit(rich), "auxiliary": ["rank_one"], "versions": 2}
     data = PairPatches(rich, CAPS(num_patches=6), **options)
     batch = torch.utils.data.default_collate([data[k] for k in range(4)])
-    fitting = Fitting(fresh().eval(), replace(STAGE, versions=2, auxiliary=("iqm_one",)))
+    fitting = Fitting(fresh().eval(), replace(STAGE, versions=2, auxiliary=("rank_one",)))
     with torch.no_grad():
         predicted, targets = fitting.predict_all(batch)
         for k, row in enumerate(batch["row"].flatten().tolist()):
@@ -345,7 +345,7 @@ def test_versions_share_their_reference(parts, fit, monkeypatch):
             one, target = fitting.predict_all(pair)
             torch.testing.assert_close(predicted[[k]], one, rtol=1e-5, atol=1e-6)
             assert torch.equal(targets[[k]], target)
-            assert target[0, 1] == pytest.approx(rich.pairs["iqm_one"].iloc[row])
+            assert target[0, 1] == pytest.approx(rich.pairs["rank_one"].iloc[row])
 
     seen = []
     step = Fitting.training_step

@@ -137,7 +137,7 @@ def consensus_targets(database: Database) -> pd.DataFrame:
     Raises:
         DatabaseError: the database has no ranks of three metrics or more.
     """
-    ranks = database.pairs.filter(regex="^iqm_").rename(columns=lambda name: name.removeprefix("iqm_"))
+    ranks = database.pairs.filter(regex="^rank_").rename(columns=lambda name: name.removeprefix("rank_"))
     if len(ranks.columns) < 3:
         raise DatabaseError(f"{database.name} has no ranks of three metrics or more, so that none can be left out")
     others = {name: ranks.drop(columns=name).mean(axis=1) for name in ranks}

@@ -91,7 +91,7 @@ WEAK = Stage(
     schedule="cosine",
     warmup=0.05,
     mae=1.0,
-    auxiliary=tuple(f"iqm_{name}" for name in IQMS),
+    auxiliary=tuple(f"rank_{name}" for name in IQMS),
     in_memory=True,
     onednn=True,
 )

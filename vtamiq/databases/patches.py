@@ -364,7 +364,7 @@ def _auxiliary(database: Database, columns: Sequence[str]) -> np.ndarray:
     """(n, A) float32."""
     missing = [name for name in columns if name not in database.pairs]
     if missing:
-        known = ", ".join(name for name in database.pairs if name.startswith("iqm_")) or "none of metrics"
+        known = ", ".join(name for name in database.pairs if name.startswith("rank_")) or "none of metrics"
         raise ValueError(f"{database.name} has no columns {', '.join(missing)}; it has {known}")
     values = database.pairs[list(columns)].to_numpy(dtype=np.float32, copy=True)  # writable, as torch wants it
     bad = np.argwhere(~np.isfinite(values))

@@ -143,7 +143,7 @@ def worth_testing(database: Database) -> Database:
         DatabaseError: there are none.
     """
     score = database.pairs["score"]
-    ranks = database.pairs.filter(regex="^iqm_")  # a single metric may take a changed picture for a perfect one
+    ranks = database.pairs.filter(regex="^rank_")  # a single metric may take a changed picture for a perfect one
     best = database.pairs["score_hi" if database.higher_better else "score_lo"]  # NaN, which nothing equals, if open
     changed = (ranks > 0).any(axis=1) if len(ranks.columns) else score != best
     kept = score.notna() & (changed | (not database.synthetic))

@@ -56,7 +56,7 @@ def load_synthetic(
     """Load a folder that `synthesize` has finished; the database is called after the folder.
 
     The pairs have further columns for each metric: `native_<iqm>`, its value in its own units and direction, and
-    `iqm_<iqm>`, its rank in 0..1, 0 for a perfect copy, higher is worse; and `ref_sha256`, by which the photograph is
+    `rank_<iqm>`, its rank in 0..1, 0 for a perfect copy, higher is worse; and `ref_sha256`, by which the photograph is
     known
     that the reference was made from.
 
@@ -64,7 +64,7 @@ def load_synthetic(
         strict, check_images: see `load_database`. Of recipes, the photographs are compared with
             those that were labelled, byte by byte.
         label: what the scores are. "consensus": the mean rank of all metrics; the name of a metric: that one alone;
-            "human": all metrics with `human_weights`; several names: the consensus of these; names with
+            "weighted": all metrics with `agreement_weights`; several names: the consensus of these; names with
             positive weights: their weighted consensus. The scores are 5 - 4 times it.
         photographs: of recipes made from a folder of photographs, where it is now; None looks where it was.
         cache: of recipes, a folder in which images are kept once they are made, a few hundred kilobytes each; None
@@ -236,7 +236,7 @@ def _iqm_columns(
             score_std=(4 * labels["spread"]).round(6).to_numpy(),
         )
     columns = {f"native_{name}": scores[name] for name in tables.names}
-    columns |= {f"iqm_{name}": ranks[name] for name in tables.names}
+    columns |= {f"rank_{name}": ranks[name] for name in tables.names}
     return extra.assign(**{name: values.to_numpy() for name, values in columns.items()}), meaning
 
 
@@ -265,12 +265,12 @@ def _read_scores(
 
 def _teachers(label: Label, metrics: list[str]) -> tuple[list[str], dict[str, float] | None, str]:
     """The metrics that make the score, their weights (None: equal), and the same in words."""
-    from vtamiq.images.iqms import IQMS, human_weights
+    from vtamiq.images.iqms import IQMS, agreement_weights
 
     if label == "consensus":
         return metrics, None, f"consensus of {len(metrics)} IQMs"
-    if label == "human":
-        weights = {name: weight for name, weight in human_weights().items() if name in metrics}
+    if label == "weighted":
+        weights = {name: weight for name, weight in agreement_weights().items() if name in metrics}
         if not weights:
             raise DatabaseError(f"no agreement with people was published for any of {', '.join(metrics)}")
         return (
@@ -279,7 +279,7 @@ def _teachers(label: Label, metrics: list[str]) -> tuple[list[str], dict[str, fl
             f"consensus of {len(weights)} IQMs, weighted by their published agreement with people",
         )
     names = [label] if isinstance(label, str) else list(label)
-    known = [*metrics, "consensus", "human"]
+    known = [*metrics, "consensus", "weighted"]
     for name in names:
         if name not in metrics:
             raise DatabaseError(f"no label {name!r}{did_you_mean(str(name), known)}; there are {', '.join(known)}")

@@ -32,8 +32,8 @@ __all__ = [
     "IQM",
     "IQMS",
     "QuantileTables",
+    "agreement_weights",
     "align",
-    "human_weights",
     "iqm_scores",
     "label_counts",
     "psnr",
@@ -325,7 +325,7 @@ def weak_labels(
 
     scores: native values (`iqm_scores`), one row per pair. names: the metrics that take part, by default those of
     `weights`, else all of the tables; one name makes that metric the only teacher. weights: positive, by default equal
-    (see `human_weights`).
+    (see `agreement_weights`).
 
     Returns a table with the index of `scores`: `consensus`, the weighted mean of the ranks, in [0, 1], 0 = identical,
     higher = worse; `spread`, the standard deviation (ddof 0, unweighted) of the ranks over the metrics, large where
@@ -339,7 +339,7 @@ def weak_labels(
     return labels.join(ranks.add_prefix("rank_"))
 
 
-def human_weights() -> dict[str, float]:
+def agreement_weights() -> dict[str, float]:
     """Weights for `weak_labels` from how well each metric agrees with human opinion; they sum to 1.
 
     w = r / (1 - r²), with r the SROCC on KADID-10k that piq's documentation gives: the best linear combination if every

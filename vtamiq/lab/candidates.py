@@ -233,12 +233,12 @@ def training_marks(
         Methods × databases, in order of appearance.
     """
     seen = {each.name: {entry["database"] for entry in each.seen or ()} for each in candidates}
-    labelled_by = {each.name: set(each.pairs.filter(regex="^iqm_")) for each in databases}
+    labelled_by = {each.name: set(each.pairs.filter(regex="^rank_")) for each in databases}
     rows = predictions[["method", "metric", "trained_on", "database"]].drop_duplicates(["method", "database"])
     marks = [
         "*" if trained_on == database
         else "†" if database in seen.get(method, ())
-        else "‡" if f"iqm_{metric}" in labelled_by[database]
+        else "‡" if f"rank_{metric}" in labelled_by[database]
         else ""
         for method, metric, trained_on, database in rows.itertuples(index=False)
     ]  # fmt: skip

@@ -51,7 +51,7 @@ class Stage:
             linear rise over the first `warmup` share of the steps.
         mae, rank, pearson: weights of the losses (`combined_loss`).
         mae_decay: factor on the weight `mae` after each epoch (0.975 in the 2021 code).
-        auxiliary: further columns of the pairs to be learnt at once, distortions in 0..1 such as `iqm_vsi` (the eleven of
+        auxiliary: further columns of the pairs to be learnt at once, distortions in 0..1 such as `rank_vsi` (the eleven of
             synthetic databases). Each gets a linear head of its own on the modulated difference vector, in training
             only: the model and its score q stay as they are, and q is always trained on the database's score.
         auxiliary_weight: of the mean loss of these heads, beside the loss of q.

@@ -88,11 +88,11 @@ class TestTargets:
             np.testing.assert_allclose(5 - 4 * targets[ALL], database.pairs["score"], atol=1e-6)
 
     def test_each_metric_is_left_out_once(self, parts):
-        targets, ranks = consensus_targets(parts[1]), parts[1].pairs.filter(regex="^iqm_")
-        assert list(targets) == [ALL, *(name.removeprefix("iqm_") for name in ranks)]
+        targets, ranks = consensus_targets(parts[1]), parts[1].pairs.filter(regex="^rank_")
+        assert list(targets) == [ALL, *(name.removeprefix("rank_") for name in ranks)]
         n = len(ranks.columns)
         for name in targets.columns[1:]:
-            np.testing.assert_allclose((n - 1) * targets[name] + ranks[f"iqm_{name}"], n * targets[ALL])
+            np.testing.assert_allclose((n - 1) * targets[name] + ranks[f"rank_{name}"], n * targets[ALL])
 
     def test_none(self, tmp_path):
         with pytest.raises(DatabaseError, match="small has no ranks of three metrics"):
@@ -165,7 +165,7 @@ class TestAgreement:
         ]
         many = replace(test, pairs=pd.concat(several, ignore_index=True), preferences=None)
         rng = np.random.default_rng(0)
-        changed = many.pairs.filter(regex="^iqm_").columns
+        changed = many.pairs.filter(regex="^rank_").columns
         many.pairs[changed] = rng.random((len(many), 1)) + rng.normal(0, 0.01, (len(many), len(changed)))
         q = consensus_targets(many)[ALL].to_numpy() + rng.normal(0, 0.1, len(many))
         row = agreement_table(predictions(many, q), training, many, bootstrap=200, seed=3).iloc[0]

@@ -41,8 +41,8 @@ QUICK = {
     "types": ["gblur", "jpeg", "noisegauss"], "levels": [1, 3, 5], "metrics": ["ssim", "gmsd", "ms_ssim", "haarpsi"],
     "left_out": ["jpeg"], "network.width": 32, "network.num_heads": 2, "network.num_blocks": 1, "network.reduction": 4,
     "weak.epochs": 2, "weak.batch_size": 9, "weak.caps.num_patches": 8, "weak.test_patches": 8, "weak.versions": 3,
-    "weak.auxiliary": ["iqm_ssim"], "finish.epochs": 1, "finish.batch_size": 6, "finish.caps.num_patches": 16,
-    "finish.test_patches": 16, "finish.versions": 3, "finish.auxiliary": ["iqm_ssim"],
+    "weak.auxiliary": ["rank_ssim"], "finish.epochs": 1, "finish.batch_size": 6, "finish.caps.num_patches": 16,
+    "finish.test_patches": 16, "finish.versions": 3, "finish.auxiliary": ["rank_ssim"],
     "preferences.epochs": 1, "preferences.batch_size": 4, "preferences.caps.num_patches": 8, "preferences.test_patches": 8,
     "measures": {"num_patches": 16, "repeats": 1, "counts": [8, 256], "draws": 2, "photographs": 1, "bootstrap": 20},
 }  # fmt: skip
