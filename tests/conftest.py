@@ -14,9 +14,9 @@ import pytest
 
 # What takes longest begins first, lest one process still works when the others have nothing left to do.
 LONGEST = (
-    "test_notebooks", "test_resume", "test_distributed", "test_synthesis", "test_repeat", "test_jupyterlab", "test_redraw",
-    "test_batch", "test_chain", "test_training", "test_pipeline", "test_plots", "test_baselines", "test_ablation",
-    "test_stage_options", "test_main",
+    "test_notebooks", "training/test_resume", "training/test_distributed", "databases/test_synthesis", "training/test_repeats",
+    "test_jupyterlab", "scoring/test_table", "training/test_chain", "training/test_run", "lab/test_pipeline",
+    "plots/test_charts", "evaluation/test_baselines", "lab/test_ablation", "training/test_stage_options", "test_main",
 )  # fmt: skip
 WORKERS = 8  # at most: each takes up to 1 GB, and the longest file does not end earlier with more of them
 
@@ -55,7 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         places = {name: place for place, name in enumerate(LONGEST)}
-        items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+        items.sort(key=lambda item: places.get(item.nodeid.partition(".py")[0].removeprefix("tests/"), len(places)))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

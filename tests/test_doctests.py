@@ -16,7 +16,7 @@ from vtamiq.scoring.loss import VTAMIQLoss
 from vtamiq.scoring.metric import VTAMIQMetric
 from vtamiq.scoring.scores import score
 
-MODULES = ["vtamiq", *(f"vtamiq.{module.name}" for module in pkgutil.iter_modules(vtamiq.__path__))]
+MODULES = ["vtamiq", *(module.name for module in pkgutil.walk_packages(vtamiq.__path__, "vtamiq."))]
 WITH_EXAMPLES = {
     "vtamiq",
     "vtamiq.scoring.table",

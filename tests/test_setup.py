@@ -1,4 +1,4 @@
-"""The repository holds together: requirements, lock file, Makefile, and the floors of the package."""
+"""The repository holds together: requirements, lock file and Makefile."""
 
 import ast
 import os
@@ -26,39 +26,6 @@ DIRECT = [
     for text in [*PROJECT["dependencies"], *(r for extra in PROJECT["optional-dependencies"].values() for r in extra)]
 ]
 
-# A file imports only from lower floors. Files of one floor do not know each other, but for the pairs below the table.
-FLOORS = {
-    "configs": 0, "files": 0, "fast": 0, "checkpoints": 0, "processes": 0, "images": 0, "correlations": 0, "losses": 0,
-    "published": 0,
-    "comparisons": 1, "caps": 1, "distortions": 1, "metrics": 1, "model": 1, "databases": 1,
-    "synthesis": 2, "simulated": 2, "pairs": 2, "patches": 2, "predictions": 2, "inference": 2, "attention": 2,
-    "complexity": 2, "initialise": 2, "lineage": 2, "timing": 2, "twin": 2,
-    "stage": 2, "fitting": 3, "callbacks": 3, "training": 3,
-    "scoring": 3, "batch": 3, "modules": 3, "torchmetric": 3, "evaluation": 3, "baselines": 3,
-    "localisation": 3, "recipes": 3, "costs": 3,
-    "plots": 4, "attention_plots": 4, "diagrams": 4, "result_plots": 4, "redraw": 4, "explore": 4, "views": 4,
-    "cost_plots": 4,
-    "benchmark": 4, "survey": 4, "protocol": 4, "pipeline": 4, "presets": 4, "chain": 4, "repeat": 4, "ablation": 4,
-    "measures": 4, "cards": 4, "tiny": 4,
-    "__main__": 5,
-}  # fmt: skip
-SAME_FLOOR = {
-    ("databases", "distortions"), ("databases", "metrics"), ("patches", "pairs"), ("stage", "patches"),
-    ("callbacks", "fitting"), ("training", "fitting"), ("training", "callbacks"),
-    ("predictions", "patches"),
-    ("predictions", "inference"), ("attention", "inference"),
-    ("synthesis", "simulated"), ("attention", "predictions"), ("batch", "scoring"), ("torchmetric", "modules"),
-    ("diagrams", "plots"), ("attention_plots", "plots"), ("presets", "protocol"),
-    ("chain", "protocol"), ("repeat", "chain"),
-    ("cards", "measures"), ("cards", "plots"), ("cards", "protocol"),
-    ("tiny", "cards"), ("tiny", "measures"), ("tiny", "protocol"),
-    ("measures", "ablation"), ("measures", "protocol"),
-    ("ablation", "chain"), ("ablation", "protocol"), ("ablation", "repeat"),
-    ("result_plots", "plots"), ("redraw", "plots"), ("redraw", "attention_plots"), ("redraw", "diagrams"),
-    ("redraw", "result_plots"), ("presets", "redraw"), ("presets", "chain"),
-    ("cost_plots", "plots"), ("redraw", "cost_plots"),
-    ("views", "plots"), ("views", "attention_plots"), ("explore", "views"),
-}  # fmt: skip
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 
@@ -220,39 +187,7 @@ class TestCommands:
         assert "--require-hashes" in called
 
 
-def room(path: Path) -> str:
-    """The entry of the floor table that a source file belongs to."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def imported_rooms(path: Path) -> set[str]:
-    """Rooms of the package that a source file imports from, wherever in the file."""
-    names = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name}:{node.lineno}: relative import"
-            names += [f"{node.module}.{alias.name}" for alias in node.names]
-    rooms = {name.split(".")[1] for name in names if name.startswith("vtamiq.")}
-    return {r for r in rooms if (PACKAGE / f"{r}.py").exists() or (PACKAGE / r).is_dir()}
-
-
 class TestSource:
-    @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
-    def test_imports_only_from_lower_floors(self, path):
-        here, imported = room(path), imported_rooms(path)
-        if here == "__init__":
-            assert "__main__" not in imported
-            return
-        assert here in FLOORS, f"{here} has no floor yet: say in the table which"
-        wrong = {r for r in imported - {here} if FLOORS[r] >= FLOORS[here] and (here, r) not in SAME_FLOOR}
-        assert wrong == set()
-
-    def test_the_check_above_sees_imports(self):
-        assert {"configs"} <= imported_rooms(PACKAGE / "pipeline.py")
-        assert {"pipeline", "scoring"} <= imported_rooms(PACKAGE / "__main__.py")
-
     @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
     def test_only_main_prints(self, path):
         tree = ast.parse(path.read_text(encoding="utf-8"))
