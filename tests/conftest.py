@@ -14,7 +14,8 @@ import pytest
 
 # What takes longest begins first, lest one process still works when the others have nothing left to do.
 LONGEST = (
-    "test_notebooks", "training/test_resume", "training/test_distributed", "databases/test_synthesis", "training/test_repeats",
+    "test_notebooks", "training/test_resume", "training/test_distributed", "databases/test_synthesis",
+    "training/test_repeats",
     "test_jupyterlab", "scoring/test_table", "training/test_chain", "training/test_run", "lab/test_pipeline",
     "plots/test_charts", "evaluation/test_baselines", "lab/test_ablation", "training/test_stage_options", "test_main",
 )  # fmt: skip
