@@ -26,9 +26,11 @@ from vtamiq.lab import pipeline
 from vtamiq.model.inference import fingerprint
 from vtamiq.model.network import VTAMIQ, VTAMIQConfig
 from vtamiq.scoring import scores as scoring
-from vtamiq.training import chain, repeat
-from vtamiq.training.chain import Chain, Data, Step, changed
+from vtamiq.training import chain
+from vtamiq.training import repeats as repeat
+from vtamiq.training.chain import Chain, Data, Step
 from vtamiq.training.stage import Stage
+from vtamiq.utils.configs import changed
 
 
 @pytest.fixture(autouse=True)

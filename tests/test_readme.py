@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from vtamiq.__main__ import parser
-from vtamiq.lab.pipeline import find_notebooks, parse_parameter
+from vtamiq.lab.pipeline import find_notebooks
+from vtamiq.utils.configs import parse_setting
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -125,7 +126,7 @@ def test_commands_are_understood(arguments):
     parsed = parser().parse_args(arguments)
     if arguments[0] == "reproduce":
         declared = {name for notebook in find_notebooks(ROOT / "notebooks") for name in notebook.parameters}
-        assert {parse_parameter(text)[0] for text in parsed.parameter} <= declared
+        assert {parse_setting(text)[0] for text in parsed.parameter} <= declared
 
 
 def test_commands_were_found():

@@ -253,7 +253,8 @@ def run_train(arguments: argparse.Namespace) -> int:
 
 def _chain(arguments: argparse.Namespace) -> "Chain":
     """The chain of the file, with what the command line says otherwise."""
-    from vtamiq.training.chain import Chain, changed, parse_setting
+    from vtamiq.training.chain import Chain
+    from vtamiq.utils.configs import changed, parse_setting
 
     chain = Chain.load(arguments.file, dict(map(parse_setting, arguments.set)))
     names = ("devices", "num_nodes", "strategy", "accelerator")
@@ -283,7 +284,7 @@ def _train_many(chain: "Chain", out: Path, many: dict, options: dict) -> "Repeat
 
 def _parse_values(text: str) -> tuple[str, list]:
     """("steps.-1.stage.epochs", [1, 2]) of "steps.-1.stage.epochs=1,2"; a value that is a list stands in brackets."""
-    from vtamiq.training.chain import parse_setting
+    from vtamiq.utils.configs import parse_setting
 
     name, equals, values = text.partition("=")
     return parse_setting(f"{name}{equals}[{values}]" if equals else text)
@@ -383,7 +384,7 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
 
 def run_weights(arguments: argparse.Namespace) -> int:
     from tools.weights.recipe import NAME, make_weights
-    from vtamiq.training.chain import parse_setting
+    from vtamiq.utils.configs import parse_setting
 
     if arguments.images is None and arguments.database is None:
         arguments.refuse("give --images, or --database with a database that was made of them")
@@ -412,11 +413,12 @@ def run_weights(arguments: argparse.Namespace) -> int:
 
 
 def run_reproduce(arguments: argparse.Namespace) -> int:
-    from vtamiq.lab.pipeline import FINISHED, parse_parameter, plan, reproduce
+    from vtamiq.lab.pipeline import FINISHED, plan, reproduce
+    from vtamiq.utils.configs import parse_setting
 
     chosen = {
         "only": arguments.only,
-        "parameters": dict(map(parse_parameter, arguments.parameter)),
+        "parameters": dict(map(parse_setting, arguments.parameter)),
         "out": arguments.out,
     }
     if arguments.list:

@@ -32,9 +32,10 @@ from vtamiq.lab.presets import PRESETS
 from vtamiq.model.complexity import cost_table
 from vtamiq.model.network import VTAMIQ, VTAMIQConfig
 from vtamiq.scoring.predictions import predict
-from vtamiq.training.chain import Chain, Data, Step, changed, load_data
+from vtamiq.training.chain import Chain, Data, Step, load_data
 from vtamiq.training.repeats import compare
 from vtamiq.training.stage import Stage
+from vtamiq.utils.configs import changed
 
 STAGE = Stage(caps=CAPS(num_patches=8), test_patches=8, test_repeats=1, epochs=1, batch_size=8, learning_rate=1e-3)
 CHAIN = Chain(model=TINY, steps=(Step(Data("table:root=small:higher_better=false"), STAGE),), accelerator="cpu")

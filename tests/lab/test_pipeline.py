@@ -18,7 +18,7 @@ import pytest
 from tqdm import tqdm
 
 from vtamiq.lab import pipeline, presets
-from vtamiq.lab.pipeline import PRESETS, find_notebooks, parse_parameter, reproduce, select
+from vtamiq.lab.pipeline import PRESETS, find_notebooks, reproduce, select
 
 KERNELSPEC = {"name": "python3", "language": "python", "display_name": "Python 3"}
 PARAMETERS = 'preset = "demo"  # smoke, demo or full\nout = "runs/demo"  # where results go'
@@ -163,30 +163,6 @@ class TestSelect:
 
 
 class TestParameters:
-    @pytest.mark.parametrize(
-        ("text", "expected"),
-        [
-            ("steps=20", ("steps", 20)),
-            ("rate=1e-3", ("rate", 1e-3)),
-            ("on=true", ("on", True)),
-            ("tag=blur", ("tag", "blur")),
-            ('tag="20"', ("tag", "20")),
-            ("types=[1, 2]", ("types", [1, 2])),
-            ("types=[blur, noise]", ("types", ["blur", "noise"])),
-            ("model=null", ("model", None)),
-            ("formula=a=b", ("formula", "a=b")),
-        ],
-    )
-    def test_parse(self, text, expected):
-        name, value = parse_parameter(text)
-        assert (name, value) == expected
-        assert type(value) is type(expected[1])
-
-    @pytest.mark.parametrize("text", ["steps", "=3", "two words=3", "types=[1"])
-    def test_parse_refuses(self, text):
-        with pytest.raises(ValueError, match=r"NAME=VALUE|cannot read"):
-            parse_parameter(text)
-
     @pytest.mark.parametrize(
         ("value", "default", "expected"), [(2, 0.5, 2.0), ([1, 2], (3, 4), (1, 2)), ("x", None, "x"), (5, 3, 5)]
     )

@@ -27,8 +27,7 @@ from vtamiq.scoring.loss import VTAMIQLoss
 from vtamiq.scoring.metric import VTAMIQMetric
 from vtamiq.scoring.scores import ReferenceEmbedding, score
 from vtamiq.scoring.table import score_table
-from vtamiq.training.chain import parse_setting
-from vtamiq.utils.configs import build
+from vtamiq.utils.configs import build, parse_setting
 
 ROOT = Path(__file__).parents[2]
 FOLDER = SHIPPED / DEFAULT

@@ -26,7 +26,6 @@ from vtamiq.training.chain import (
     Chain,
     Data,
     Step,
-    changed,
     check_chain,
     example,
     launch,
@@ -35,6 +34,7 @@ from vtamiq.training.chain import (
     start_model,
 )
 from vtamiq.training.stage import Stage
+from vtamiq.utils.configs import changed
 from vtamiq.utils.digests import digest_weights
 
 STAGE = Stage(caps=CAPS(num_patches=8), test_patches=8, test_repeats=1, epochs=1, batch_size=8, learning_rate=1e-3)
@@ -218,7 +218,7 @@ class TestData:
             load_from_text("table:colour=red", root, root=root)
         with pytest.raises(DatabaseError, match="the value cannot be read"):
             load_from_text("table:a=[", root)
-        with pytest.raises(DatabaseError, match="written name=value, got 'colour'"):
+        with pytest.raises(DatabaseError, match="expected NAME=VALUE, got 'colour'"):
             load_from_text("table:colour", root)
 
     def test_demo(self):

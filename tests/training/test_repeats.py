@@ -18,9 +18,10 @@ from tests.small import TINY, small_table
 from vtamiq.caps import CAPS
 from vtamiq.training import chain as chain_module
 from vtamiq.training import repeats as repeat_module
-from vtamiq.training.chain import Chain, Data, Step, changed, load_data
+from vtamiq.training.chain import Chain, Data, Step, load_data
 from vtamiq.training.repeats import RunsFailed, check_many, compare, grid, k_fold, repeat, summarise
 from vtamiq.training.stage import Stage
+from vtamiq.utils.configs import changed
 from vtamiq.utils.digests import digest_weights
 
 STAGE = Stage(caps=CAPS(num_patches=8), test_patches=8, test_repeats=1, epochs=1, batch_size=8, learning_rate=1e-3)

@@ -44,7 +44,7 @@ from vtamiq.model.initialise import start_from_scratch
 from vtamiq.model.network import VTAMIQ, VTAMIQConfig
 from vtamiq.training.run import NO_MATTER, Run, train
 from vtamiq.training.stage import Stage
-from vtamiq.utils.configs import build, conform, did_you_mean, require
+from vtamiq.utils.configs import changed, conform, did_you_mean, plain, require
 from vtamiq.utils.files import write_text
 from vtamiq.utils.processes import is_first_process
 
@@ -230,16 +230,7 @@ def changed_recipe(size: str = "cpu", settings: Mapping[str, Any] | None = None)
     """
     if size not in SIZES:
         raise ValueError(f"no size {size!r}{did_you_mean(size, SIZES)}; there are {', '.join(SIZES)}")
-    values = asdict(SIZES[size])
-    for name, value in (settings or {}).items():
-        *path, last = name.split(".")
-        holder = values
-        for part in path:
-            if not isinstance(holder.get(part), dict):
-                raise ValueError(f"{name}: there is nothing below `{part}`{did_you_mean(part, holder)}")
-            holder = holder[part]
-        holder[last] = value
-    return build(TinyRecipe, values, "") if settings else SIZES[size]
+    return changed(SIZES[size], settings or {})
 
 
 def list_photographs(folder: str | Path) -> dict[str, list[Path]]:
@@ -329,7 +320,7 @@ def make_weights(
         raise ValueError("give a folder of photographs, or a database that was made of them")
     found = {} if images is None else list_photographs(images)
     if first:
-        write_text(out / "recipe.yaml", yaml.safe_dump(json.loads(json.dumps(asdict(recipe))), sort_keys=False))
+        write_text(out / "recipe.yaml", yaml.safe_dump(plain(recipe), sort_keys=False))
     making = {"workers": workers, "progress": progress and first}
     if database is None:
         with _timed(out, "database", first):

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vtamiq.databases.csiq import load_csiq
 from vtamiq.databases.kadid import load_kadid10k
 from vtamiq.databases.kadis import load_kadis700k
@@ -34,7 +32,7 @@ from vtamiq.databases.splits import fold_split, leave_one_out, original_split, r
 from vtamiq.databases.synthetic import load_synthetic
 from vtamiq.databases.table import load_table
 from vtamiq.databases.tid import load_tid2008, load_tid2013
-from vtamiq.utils.configs import did_you_mean
+from vtamiq.utils.configs import did_you_mean, parse_setting
 
 __all__ = [
     "LOADERS",
@@ -179,16 +177,10 @@ def load_from_text(text: str, base: str | os.PathLike[str] = ".", **options: Any
 
 def parse_options(texts: Iterable[str]) -> dict[str, Any]:
     """{"realigned": False} of ["realigned=false"]; DatabaseError for a text without a name and a value."""
-    options = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not key.strip() or not equals:
-            raise DatabaseError(f"an option of a database is written name=value, got {text!r}")
-        try:
-            options[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise DatabaseError(f"{text}: the value cannot be read") from error
-    return options
+    try:
+        return dict(map(parse_setting, texts))
+    except ValueError as error:
+        raise DatabaseError(f"option of a database: {error}") from error
 
 
 def data_folder() -> Path:

@@ -28,9 +28,9 @@ from vtamiq.model.complexity import cost_table
 from vtamiq.model.inference import evaluation
 from vtamiq.model.network import VTAMIQ
 from vtamiq.scoring.predictions import predict
-from vtamiq.training.chain import Chain, changed, parse_setting, start_model
+from vtamiq.training.chain import Chain, start_model
 from vtamiq.training.repeats import Repeats
-from vtamiq.utils.configs import did_you_mean
+from vtamiq.utils.configs import changed, did_you_mean, parse_setting
 from vtamiq.utils.processes import one_thread_per_process
 
 __all__ = [

@@ -27,7 +27,6 @@ from threading import Event, Thread
 import nbformat
 import pandas as pd
 import papermill
-import yaml
 import zmq
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client import AsyncKernelManager
@@ -194,23 +193,6 @@ def select(notebooks: Sequence[Notebook], only: Iterable[str | int] | None) -> l
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Parameters
-
-
-def parse_parameter(text: str) -> tuple[str, object]:
-    """Split `NAME=VALUE` and read the value as JSON, else as YAML: `steps=20`, `rate=1e-3`, `types=[1, 2]`, `tag=x`."""
-    name, equals, value = text.partition("=")
-    if not equals or not name.strip().isidentifier():
-        raise ValueError(f"expected NAME=VALUE, got {text!r}")
-    try:
-        return name.strip(), json.loads(value)  # first, because YAML 1.1 takes 1e-3 for text
-    except json.JSONDecodeError:
-        pass
-    try:
-        return name.strip(), yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ValueError(
-            f"cannot read the value of {text!r} as JSON or YAML; quote text that has : [ or {{ in it"
-        ) from None
 
 
 def _bind(notebooks: Sequence[Notebook], parameters: Mapping[str, object], preset: str, out: str) -> dict[str, dict]:

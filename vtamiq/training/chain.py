@@ -14,7 +14,6 @@ Names that are left out have the defaults of the classes below. Relative paths c
 table of what each stage gained.
 """
 
-import json
 import logging
 import re
 import subprocess
@@ -42,20 +41,18 @@ from vtamiq.model.initialise import start_from_scratch
 from vtamiq.model.network import VTAMIQ, VTAMIQConfig
 from vtamiq.training.run import START, Devices, Run, check_stage, train
 from vtamiq.training.stage import Stage
-from vtamiq.utils.configs import build, conform, did_you_mean, require
+from vtamiq.utils.configs import build, changed, conform, did_you_mean, plain, read_yaml, require
 from vtamiq.utils.files import write_table, write_text
 
 __all__ = [
     "Chain",
     "Data",
     "Step",
-    "changed",
     "check_chain",
     "example",
     "launch",
     "load_data",
     "load_once",
-    "parse_setting",
     "run_chain",
     "start_model",
 ]
@@ -198,7 +195,7 @@ class Chain:
         """
         content = Path(path).read_bytes()
         try:
-            values = yaml.load(content, Loader=_UniqueNames)
+            values = read_yaml(content)
             chain = build(cls, {} if values is None else values, "")
         except yaml.YAMLError as error:
             mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
@@ -211,7 +208,7 @@ class Chain:
     def save(self, path: str | Path) -> None:
         """Write the chain as YAML, with every field; `load` gives it back."""
         # In ASCII: PyYAML loses some characters else.
-        write_text(path, yaml.safe_dump(_plain(self), sort_keys=False))
+        write_text(path, yaml.safe_dump(plain(self), sort_keys=False))
 
     @property
     def places(self) -> Devices:
@@ -227,46 +224,6 @@ class Chain:
     def folders(self) -> list[str]:
         """Names of the run folders of all steps."""
         return [f"{number:02d}_{step.stage.name}" for number, step in enumerate(self.steps)]
-
-
-def changed(chain: Chain, settings: Mapping[str, Any]) -> Chain:
-    """The chain with other values, by where they stand: {"steps.-1.stage.caps.num_patches": 64, "model.num_groups": 0}.
-
-    Raises:
-        ValueError: naming the place, where there is no such thing or the value is refused.
-    """
-    values = _plain(chain)
-    for name, value in settings.items():
-        *path, last = re.sub(r"\[(-?\d+)\]", r".\1", name).split(".")
-        holder = values
-        for part in path:
-            holder = holder[_key(holder, part, name)]
-        # A field that is not there may be one of the model that was left out: `build` knows.
-        holder[last if isinstance(holder, dict) else _key(holder, last, name)] = value
-    return build(Chain, values, "") if settings else chain
-
-
-def _key(holder: Any, part: str, name: str) -> str | int:
-    if isinstance(holder, dict):
-        if part not in holder:
-            raise ValueError(f"{name}: there is no `{part}`{did_you_mean(part, holder)}")
-        return part
-    if not isinstance(holder, list):
-        raise ValueError(f"{name}: there is nothing below the value before `{part}`")
-    if not re.fullmatch(r"-?\d+", part) or not -len(holder) <= int(part) < len(holder):
-        raise ValueError(f"{name}: `{part}` must be a number from 0 to {len(holder) - 1}, or from the end, -1 the last")
-    return int(part)
-
-
-def parse_setting(text: str) -> tuple[str, Any]:
-    """("steps.0.stage.epochs", 3) of "steps.0.stage.epochs=3", the value being YAML; ValueError for anything else."""
-    name, equals, value = text.partition("=")
-    if not name.strip() or not equals:
-        raise ValueError(f"expected NAME=VALUE, got {text!r}")
-    try:
-        return name.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{text}: the value cannot be read ({getattr(error, 'problem', error)})") from error
 
 
 def example() -> str:
@@ -606,22 +563,3 @@ def _tested(part: _Planned) -> pd.DataFrame | None:
         return None if part.test is None else worth_testing(part.test).pairs[_PAIR]
     except DatabaseError:
         return None
-
-
-def _plain(chain: Chain) -> dict[str, Any]:
-    """Nothing but what YAML and JSON have."""
-    return json.loads(json.dumps(asdict(chain)))
-
-
-class _UniqueNames(yaml.SafeLoader):
-    """YAML that refuses a name that stands twice in one place, of which the first would be ignored."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        names = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
-                continue
-            if key.value in names:
-                raise yaml.constructor.ConstructorError(None, None, f"`{key.value}` stands twice", key.start_mark)
-            names.add(key.value)
-        return super().construct_mapping(node, deep)

@@ -25,8 +25,8 @@ import pandas as pd
 from scipy.stats import t as student_t
 from tqdm.auto import tqdm
 
-from vtamiq.training.chain import VALUES, Chain, Data, changed, check_chain, load_once, run_chain
-from vtamiq.utils.configs import build
+from vtamiq.training.chain import VALUES, Chain, Data, check_chain, load_once, run_chain
+from vtamiq.utils.configs import build, changed
 from vtamiq.utils.files import write_table
 from vtamiq.utils.processes import count_workers
 

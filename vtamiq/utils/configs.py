@@ -1,17 +1,26 @@
-"""What the frozen configuration dataclasses share: building from plain values, and one wording for a bad value."""
+"""Frozen configuration dataclasses: building from plain values, one wording for a bad value, and the one language of
+settings, `name.path[index]=value`, of the command line, of notebooks and of databases named in text."""
 
 import difflib
+import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from numbers import Integral, Real
-from types import NoneType, UnionType
+from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+
+__all__ = ["build", "changed", "conform", "did_you_mean", "parse_setting", "plain", "read_yaml", "require"]
 
 T = TypeVar("T")
 
 
 def build(cls: type[T], values: Mapping[str, Any], place: str | None = None) -> T:
     """Inverse of `dataclasses.asdict`, nested dataclasses and tuples of them included.
+
+    A class may have a method `upgraded(values)`, which turns the values of older files into those of today.
 
     Args:
         place: where the values stand in a file, for errors: "" for its top, or for example "steps[1].stage". None names
@@ -22,6 +31,8 @@ def build(cls: type[T], values: Mapping[str, Any], place: str | None = None) -> 
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{f'{place}: ' if place else ''}{cls.__name__} is made from named values, got {values!r}")
+    if hasattr(cls, "upgraded"):
+        values = cls.upgraded(values)
     known = {field.name: field.type for field in fields(cls)}
     for name in values:
         if name not in known:
@@ -73,8 +84,12 @@ def conform(config: Any) -> None:
 
 def _as_type(value: Any, hint: Any) -> Any:
     if get_origin(hint) is UnionType:
-        (kind,) = (option for option in get_args(hint) if option is not NoneType)
-        return None if value is None else _as_type(value, kind)
+        for option in get_args(hint):
+            try:
+                return _as_type(value, option)
+            except (TypeError, ValueError):
+                continue
+        raise TypeError
     if get_origin(hint) is tuple:
         if not isinstance(value, Sequence) or isinstance(value, str):
             raise TypeError
@@ -100,3 +115,83 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """ "; did you mean `near`?" for the nearest known name, or nothing."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean `{near[0]}`?" if near else ""
+
+
+# ------------------------------------------------------------------------------------------------------------- settings
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """Split NAME=VALUE and read the value as YAML: ("steps.0.stage.epochs", 3) of "steps.0.stage.epochs=3".
+
+    Raises:
+        ValueError: no name, no value, or one that cannot be read.
+    """
+    name, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or not re.fullmatch(r"[\w.\[\]-]+", name):
+        raise ValueError(f"expected NAME=VALUE, got {text!r}")
+    try:
+        return name, read_yaml(value)
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or error
+        raise ValueError(
+            f"{text}: the value cannot be read ({problem}); quote text that has : [ or {{ in it"
+        ) from error
+
+
+def changed(config: T, settings: Mapping[str, Any]) -> T:
+    """The configuration with other values, by where they stand: {"steps[-1].stage.caps.num_patches": 64, "seed": 1}.
+
+    Indices may also be written as "steps.-1.stage".
+
+    Raises:
+        ValueError: naming the place, where there is no such thing or the value is refused.
+    """
+    values = plain(config)
+    for name, value in settings.items():
+        *path, last = re.sub(r"\[(-?\d+)\]", r".\1", name).split(".")
+        holder = values
+        for part in path:
+            holder = holder[_key(holder, part, name)]
+        # An unknown name may be a field that was left out: `build` knows.
+        holder[last if isinstance(holder, dict) else _key(holder, last, name)] = value
+    return build(type(config), values, "") if settings else config
+
+
+def _key(holder: Any, part: str, name: str) -> str | int:
+    if isinstance(holder, dict):
+        if part not in holder:
+            raise ValueError(f"{name}: there is no `{part}`{did_you_mean(part, holder)}")
+        return part
+    if not isinstance(holder, list):
+        raise ValueError(f"{name}: there is nothing below the value before `{part}`")
+    if not re.fullmatch(r"-?\d+", part) or not -len(holder) <= int(part) < len(holder):
+        raise ValueError(f"{name}: `{part}` must be a number from 0 to {len(holder) - 1}, or from the end, -1 the last")
+    return int(part)
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """`asdict` with only the types of YAML and JSON: lists for tuples."""
+    return json.loads(json.dumps(asdict(config)))
+
+
+def read_yaml(text: str | bytes) -> Any:
+    """Read YAML in which 1e-3 is a number and no name may stand twice in one place; yaml.YAMLError for anything else."""
+    return yaml.load(text, Loader=_Loader)
+
+
+class _Loader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        names = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.value in names:
+                raise yaml.constructor.ConstructorError(None, None, f"`{key.value}` stands twice", key.start_mark)
+            names.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 takes 1e-3 and 1.5e3 for text.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)

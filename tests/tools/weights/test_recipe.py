@@ -33,8 +33,8 @@ from vtamiq import VTAMIQ
 from vtamiq.__main__ import main
 from vtamiq.databases.synthetic import read_manifest
 from vtamiq.model.inference import fingerprint
-from vtamiq.training.chain import parse_setting
 from vtamiq.training.run import Run
+from vtamiq.utils.configs import parse_setting
 
 QUICK = {
     "train": 0, "val": 0, "test": 0, "size": [192, 160], "turn": True, "demos": [], "devices": 1,
@@ -402,8 +402,8 @@ class TestRecipe:
             ({"trian": 3}, "TinyRecipe has no field `trian`; did you mean `train`"),
             ({"weak.epochs": 0}, r"weak\.epochs must be at least 1, got 0"),
             ({"weak.caps.num_patchs": 3}, r"weak\.caps\.num_patchs: CAPS has no field"),
-            ({"train.all": True}, r"train\.all: there is nothing below `train`"),
-            ({"week.epochs": 1}, r"week\.epochs: there is nothing below `week`; did you mean `weak`"),
+            ({"train.all": True}, r"train\.all: there is nothing below the value before `all`"),
+            ({"week.epochs": 1}, r"week\.epochs: there is no `week`; did you mean `weak`"),
             ({"train": -1}, "train must not be negative"),
             ({"size": [192]}, r"size must be \(width, height\)"),
             ({"weak.labels": "preferences"}, "weak"),
