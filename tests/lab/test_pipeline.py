@@ -1,21 +1,16 @@
 """`reproduce` on tiny notebooks made here: order, parameters, resume, failures, and what the copies carry."""
 
-import io
 import json
 import logging
 import os
 import signal
 import subprocess
 import sys
-import threading
-import time
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
-from tqdm import tqdm
 
 from vtamiq.lab import pipeline, presets
 from vtamiq.lab.pipeline import PRESETS, find_notebooks, reproduce, select
@@ -353,8 +348,8 @@ class TestRunning:
 
     def test_kernel_that_does_not_start(self, house, caplog, monkeypatch):
         write_notebook(house / "notebooks", "00_a")
-        nothing = {**pipeline.get_kernel_dict(), "argv": [sys.executable, "-c", "raise SystemExit(1)"]}
-        monkeypatch.setattr(pipeline, "get_kernel_dict", lambda **_: nothing)
+        nothing = [sys.executable, "-c", "raise SystemExit(1)"]
+        monkeypatch.setattr(pipeline._ThisPython, "format_kernel_cmd", lambda *_, **__: nothing)
         assert list(reproduce("smoke")["status"]) == ["failed"]
         shown = error_of_ours(caplog)
         assert shown.startswith("00_a failed: Kernel died")
@@ -407,91 +402,32 @@ class TestStamps:
         run.copy("00_a").touch()
         run.stamp("00_a").write_text('{"digest": "x"')
         assert pipeline._read_stamp(run, "00_a") is None
-        run.stamp("00_a").write_text('{"digest": "x"}')
-        assert pipeline._read_stamp(run, "00_a") == {"digest": "x"}
-
-    def test_digest_depends_on_the_files_that_parameters_name(self, run, house):
-        path = write_notebook(house / "notebooks", "00_a", parameters=PARAMETERS + "\ndata = ''  # file or folder")
-        notebook = pipeline._read_notebook(path)
-
-        def digest(data: str) -> str:
-            return pipeline._digest(notebook, {"preset": "demo", "out": "notebooks", "data": data}, "package", run)
-
-        assert digest("absent") == digest("absent")
-        assert digest("x" * 5000) == digest("x" * 5000)  # longer than a name may be
-        table = house / "table.csv"
-        table.write_text("1")
-        before = digest("table.csv")
-        os.utime(table, (1, 1))
-        assert digest("table.csv") == before
-        table.write_text("2")
-        assert digest("table.csv") != before
-        assert digest(str(table)) != digest(str(table) + "x")
-
-        folder = house / "database"
-        (folder / "images").mkdir(parents=True)
-        (folder / "labels.csv").write_text("1")
-        digests = [digest("database")]
-        for ignored in (folder / "images" / "0.png", folder / ".DS_Store", house / "notebooks" / "out of interest"):
-            ignored.write_text("anything")
-            assert digest("database") == digests[0]
-        (folder / "labels.csv").write_text("12")
-        digests.append(digest("database"))
-        os.utime(folder / "labels.csv", (1, 1))
-        digests.append(digest("database"))
-        (folder / "manifest.json").touch()
-        digests.append(digest("database"))
-        assert len(set(digests)) == 4
-
-    def test_digest_depends_on_a_file_that_a_default_names(self, run, house):
-        path = write_notebook(house / "notebooks", "00_a", parameters="data = 'table.csv'  # a file")
-        notebook = pipeline._read_notebook(path)
-        before = pipeline._digest(notebook, {}, "package", run)
-        (house / "table.csv").write_text("1")
-        assert pipeline._digest(notebook, {}, "package", run) != before
+        run.stamp("00_a").write_text('{"digest": "x", "wrote": []}')
+        assert pipeline._read_stamp(run, "00_a") == {"digest": "x", "wrote": []}
 
     def test_digest_depends_on_installed_versions(self, run, house, monkeypatch):
         notebook = pipeline._read_notebook(write_notebook(house / "notebooks", "00_a"))
-        before = pipeline._digest(notebook, {}, "package", run)
+        before = pipeline._made_from(notebook, {}, run)
+        assert pipeline._made_from(notebook, {}, run) == before
         monkeypatch.setattr(pipeline, "version", lambda name: "0.0.1")
-        assert pipeline._digest(notebook, {}, "package", run) != before
+        assert pipeline._made_from(notebook, {}, run) != before
 
-    def test_versions_are_of_what_is_always_required_and_there(self, monkeypatch):
+    def test_versions_are_of_what_is_always_required(self):
         assert {"torch", "timm", "scikit-image", "pyyaml"} <= pipeline._versions().keys()
         assert "pytest" not in pipeline._versions()  # an extra
-        monkeypatch.setattr(pipeline, "requires", lambda _: ["torch>=2", "no-such-thing>=1", 'ruff; extra == "dev"'])
-        assert list(pipeline._versions()) == ["torch"]
 
-        def not_installed(_):
-            raise PackageNotFoundError
-
-        monkeypatch.setattr(pipeline, "requires", not_installed)
-        assert pipeline._versions() == {}
-
-    def test_what_a_notebook_wrote(self, run, house, monkeypatch):
-        def write(path: str, age: float = 0.0) -> None:
-            file = house / path
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.touch()
-            os.utime(file, (since - age, since - age))
-
-        since = pipeline._clock(run.path)
-        new = ("runs/smoke/00_a/table.csv", "runs/smoke/figures/a.png", "figures/a.svg", "runs/smoke/02_c/extra.csv")
-        for path in new:
-            write(path)
-        write("runs/smoke/00_a/run/model/config.json", age=99)  # of a training run that was loaded
-        for path in ("runs/smoke/01_b/table.csv", "figures/old.svg"):
-            write(path, age=99)
-        for path in ("notebooks/00_a.running.ipynb", "summary.csv", "00_a/.nfs1", "00_a/x.tmp", "00_a/run.1a2b3c4d/x"):
-            write(f"runs/smoke/{path}")
-        write("elsewhere/a.csv")
-        expected = sorted([*new, "runs/smoke/00_a/run/model/config.json"])
-        assert pipeline._wrote("00_a", run, since) == expected
-
-        results = pipeline._results
-        vanished = lambda *args, **kwargs: [*results(*args, **kwargs), house / "figures" / "gone.png"]  # noqa: E731
-        monkeypatch.setattr(pipeline, "_results", vanished)
-        assert pipeline._wrote("00_a", run, since) == expected
+    def test_results_are_those_of_its_folder_and_the_figures_that_changed(self, house):
+        """A training run that was loaded counts, also where none of its files has changed; hidden files do not."""
+        folder = house / "runs" / "smoke" / "00_a"
+        for path in ("run/model/config.json", ".lock", "run/.x.tmp", "../figures/old.svg"):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).touch()
+        write = "Path(out, NAME, 'table.csv').touch()\nPath(out, 'figures', 'a.svg').touch()\nPath('figures').mkdir()"
+        write_notebook(house / "notebooks", "00_a", write + "\nPath('figures', 'a.csv').touch()")
+        reproduce("smoke")
+        stamp = json.loads((house / "runs/smoke/notebooks/00_a.stamp.json").read_text())
+        own = [f"runs/smoke/{path}" for path in ("00_a/run/model/config.json", "00_a/table.csv", "figures/a.svg")]
+        assert stamp["wrote"] == ["figures/a.csv", *own]
 
     def test_lost_results_are_made_again(self, house):
         write = "Path(out, NAME).mkdir(exist_ok=True)\nPath(out, NAME, 'table.csv').touch()"
@@ -512,78 +448,3 @@ class TestStamps:
         ran(house)
         assert list(reproduce("smoke")["status"]) == ["done", "done", "cached"]
         assert ran(house) == ["00_table", "01_figure"]
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def eventually(condition, seconds: float = 20.0) -> bool:
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.01)
-    return condition()
-
-
-class TestSignOfLife:
-    @staticmethod
-    def watch(monkeypatch) -> Terminal:  # no fixture: pytest sets stderr anew when the test itself begins
-        terminal = Terminal()
-        monkeypatch.setattr(sys, "stderr", terminal)
-        monkeypatch.setattr(pipeline, "_HEARTBEAT", 0.02)
-        return terminal
-
-    @staticmethod
-    def beating() -> bool:
-        return any(thread.name == "sign of life" for thread in threading.enumerate())
-
-    def test_time_and_epoch_go_on_and_end_with_the_block(self, monkeypatch, tmp_path):
-        terminal = self.watch(monkeypatch)
-        with tqdm(total=3, file=terminal) as bar:
-            with pipeline._sign_of_life(bar, tmp_path / "03_train", since=time.time() - 1):
-                assert eventually(lambda: terminal.getvalue().count("0/3") > 3)
-                history = tmp_path / "03_train" / "run" / "history.csv"
-                history.parent.mkdir(parents=True)
-                history.write_text("epoch,loss\n0,1\n1,0.5\n2,0.")
-                assert eventually(lambda: "epoch 2]" in terminal.getvalue())
-            assert not self.beating()
-            assert bar.postfix == ""
-
-    @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-    def test_ends_on_errors_and_interruptions(self, monkeypatch, tmp_path, error):
-        terminal = self.watch(monkeypatch)
-
-        def fail() -> None:
-            with tqdm(total=3, file=terminal) as bar, pipeline._sign_of_life(bar, tmp_path, since=0):
-                assert self.beating()
-                raise error
-
-        with pytest.raises(error):
-            fail()
-        assert not self.beating()
-
-    def test_nothing_where_nobody_watches(self, monkeypatch, tmp_path):
-        monkeypatch.setattr(sys, "stderr", io.StringIO())
-        with tqdm(total=3, file=sys.stderr) as bar, pipeline._sign_of_life(bar, tmp_path, since=0):
-            assert not self.beating()
-
-    def test_epoch_is_of_the_newest_history_since_the_beginning(self, tmp_path):
-        assert pipeline._epoch(tmp_path / "none", since=0) == 0
-        for name, rows, when in (("old", 9, 10), ("first", 2, 100), ("second", 5, 200), ("run.1a2b3c4d", 7, 300)):
-            history = tmp_path / name / "history.csv"
-            history.parent.mkdir()
-            history.write_text("epoch\n" + "0\n" * rows)
-            os.utime(history, (when, when))
-        assert pipeline._epoch(tmp_path, since=50) == 5
-        assert pipeline._epoch(tmp_path, since=250) == 0
-        (tmp_path / "second" / "history.csv").write_text("")
-        assert pipeline._epoch(tmp_path, since=150) == 0
-
-    def test_a_whole_run(self, monkeypatch, house):
-        terminal = self.watch(monkeypatch)
-        train = "import time\nfolder = Path(out, NAME)\nfolder.mkdir()\n(folder / 'history.csv').write_text('a\\n1\\n')"
-        write_notebook(house / "notebooks", "00_train", train + "\ntime.sleep(0.5)")
-        assert list(reproduce("smoke")["status"]) == ["done"]
-        assert "epoch 1]" in terminal.getvalue()
-        assert not self.beating()

@@ -1,45 +1,41 @@
 """Run the numbered notebooks in order, headless, and keep what is finished.
 
-Every notebook has one cell tagged `parameters` with flat literals; `reproduce` fills in `preset` and `out` (the run
-folder) and whatever else is asked for, and puts the executed copy into `{out}/{preset}/notebooks/`. A stamp beside the
-copy records what it was made from and what it left, so that a second call runs only what changed or is gone. A notebook
-that reads what another one wrote says so in its metadata, `"vtamiq": {"needs": ["03_weak_pretraining"]}`, and runs
-after it whatever its number; `"uses"` names those whose results it reads if there are any.
+Every notebook has one cell tagged `parameters` with flat literals; `reproduce` fills in `preset`, `out` (the run folder)
+and whatever else is given, and puts the executed copy into `{out}/{preset}/notebooks/`. A stamp beside the copy records
+what it was made from and what it left, so that a second call runs only what changed or is gone. A notebook that reads
+what another one wrote says so in its metadata, `"vtamiq": {"needs": ["03_weak_pretraining"]}`, and runs after it whatever
+its number; `"uses"` names notebooks whose results it reads if there are any.
 """
 
 import ast
-import hashlib
+import contextlib
 import json
 import logging
 import os
 import re
 import sys
-import tempfile
+import textwrap
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import requires, version
 from pathlib import Path
-from threading import Event, Thread
 
 import nbformat
 import pandas as pd
 import papermill
-import zmq
-from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client import AsyncKernelManager
-from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.kernelspec import KernelSpecManager
 from papermill.exceptions import PapermillExecutionError
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from traitlets import default
 
 from vtamiq import __version__
-from vtamiq.databases.loading import data_folder, find_databases
 from vtamiq.utils.configs import did_you_mean
-from vtamiq.utils.files import replacing
+from vtamiq.utils.digests import digest
+from vtamiq.utils.files import write_table, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +47,6 @@ OWN = ("preset", "out")  # parameters that have an argument of their own
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _TRACEBACK_LINES = 15
-_SET_ASIDE = re.compile(r"\.[0-9a-f]{8}(\.\d+)?$")  # a training run that made way for another one; anyone may delete it
-_HEARTBEAT = 2.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -70,7 +64,7 @@ class Notebook:
 
     path: Path
     title: str
-    code: tuple[str, ...]  # source of the code cells that do something
+    code: tuple[str, ...]  # sources of its code cells
     parameters: dict[str, Parameter]
     needs: tuple[str, ...]  # names of the notebooks whose results it reads
     uses: tuple[str, ...] = ()  # likewise, where they have run
@@ -79,6 +73,11 @@ class Notebook:
     @property
     def name(self) -> str:
         return self.path.stem
+
+    @property
+    def cells(self) -> int:
+        """Code cells that run: papermill adds one with the parameters."""
+        return len(self.code) + bool(self.parameters)
 
 
 @dataclass(frozen=True)
@@ -91,18 +90,8 @@ class RunFolder:
     def copy(self, name: str) -> Path:
         return self.path / "notebooks" / f"{name}.ipynb"
 
-    def failed(self, name: str) -> Path:
-        return self.path / "notebooks" / f"{name}.failed.ipynb"
-
-    def running(self, name: str) -> Path:
-        return self.path / "notebooks" / f"{name}.running.ipynb"
-
     def stamp(self, name: str) -> Path:
         return self.path / "notebooks" / f"{name}.stamp.json"
-
-    @property
-    def summary(self) -> Path:
-        return self.path / "summary.csv"
 
     def relative(self, path: Path) -> str:
         return Path(os.path.relpath(path, self.root)).as_posix()
@@ -121,22 +110,15 @@ def find_notebooks(folder: str | Path = "notebooks") -> list[Notebook]:
             or needs in a circle.
     """
     folder = Path(folder)
-    paths = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
-    if not paths:
+    waiting = {path.stem: _read_notebook(path) for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
+    if not waiting:
         raise FileNotFoundError(f"no numbered notebooks in {folder}: run from the repository's root")
-    notebooks = {path.stem: _read_notebook(path) for path in paths}
-    for notebook in notebooks.values():
+    for name, notebook in waiting.items():
         for need in notebook.needs + notebook.uses:
-            if need not in notebooks:
-                raise ValueError(
-                    f"{notebook.name} needs {need}, which is no notebook of {folder.name}{did_you_mean(need, notebooks)}"
-                )
-    return _in_running_order(notebooks)
-
-
-def _in_running_order(notebooks: Mapping[str, Notebook]) -> list[Notebook]:
-    """The lowest number first among those whose needs have run."""
-    waiting, ordered = dict(notebooks), {}
+            if need not in waiting:
+                hint = did_you_mean(need, waiting)
+                raise ValueError(f"{name} needs {need}, which is no notebook of {folder.name}{hint}")
+    ordered = {}
     while waiting:
         ready = [name for name, notebook in waiting.items() if {*notebook.needs, *notebook.uses} <= ordered.keys()]
         if not ready:
@@ -158,14 +140,15 @@ def _read_notebook(path: Path) -> Notebook:
         for name, entry in papermill.inspect_notebook(path).items()
     }
     headings = re.findall(r"^#\s+(.+)$", "\n".join(c.source for c in cells if c.cell_type == "markdown"), re.M)
+    about = metadata.get("vtamiq", {})
     return Notebook(
         path=path,
         title=headings[0] if headings else path.stem,
         code=tuple(cell.source for cell in cells if cell.cell_type == "code" and cell.source.strip()),
         parameters=parameters,
-        needs=tuple(metadata.get("vtamiq", {}).get("needs", ())),
-        uses=tuple(metadata.get("vtamiq", {}).get("uses", ())),
-        instead=metadata.get("vtamiq", {}).get("instead", ""),
+        needs=tuple(about.get("needs", ())),
+        uses=tuple(about.get("uses", ())),
+        instead=about.get("instead", ""),
     )
 
 
@@ -196,23 +179,20 @@ def select(notebooks: Sequence[Notebook], only: Iterable[str | int] | None) -> l
 
 
 def _bind(notebooks: Sequence[Notebook], parameters: Mapping[str, object], preset: str, out: str) -> dict[str, dict]:
-    """For each notebook's name, the parameters that it declares: preset, out and those asked for, checked."""
-    own = dict(zip(OWN, (preset, out), strict=True))
-    declared = {name for notebook in notebooks for name in notebook.parameters}
+    """For each notebook's name, the given parameters that it declares, checked, with preset and out."""
+    known = sorted({name for notebook in notebooks for name in notebook.parameters} - {*OWN})
     for name in parameters:
-        if name in own:
+        if name in OWN:
             raise ValueError(f"{name} is not a free parameter: it has an argument of its own")
-        if name not in declared:
-            known = sorted(declared - set(own))
-            listing = ", ".join(known) or "none"
-            raise ValueError(
-                f"no selected notebook has a parameter {name!r}{did_you_mean(name, known)}; there are {listing}"
-            )
+        if name not in known:
+            hint, listing = did_you_mean(name, known), ", ".join(known) or "none"
+            raise ValueError(f"no selected notebook has a parameter {name!r}{hint}; there are {listing}")
+    given = {"preset": preset, "out": out, **parameters}
     return {
         notebook.name: {
-            name: _as_declared(value, notebook.parameters[name].default, f"{notebook.name}: {name}")
-            for name, value in {**own, **parameters}.items()
-            if name in notebook.parameters
+            name: _as_declared(given[name], parameter.default, f"{notebook.name}: {name}")
+            for name, parameter in notebook.parameters.items()
+            if name in given
         }
         for notebook in notebooks
     }
@@ -236,60 +216,24 @@ def _as_declared(value: object, declared: object, where: str) -> object:
 
 def _versions() -> dict[str, str]:
     """Installed versions of the packages that this one always requires."""
-    try:
-        requirements = requires("vtamiq") or []
-    except PackageNotFoundError:  # the source runs without being installed
-        return {}
-    installed = {}
-    for requirement in requirements:
-        if "extra ==" not in requirement:
-            name = re.match(r"[\w.-]+", requirement).group()
-            with suppress(PackageNotFoundError):
-                installed[name] = version(name)
-    return installed
+    names = [re.match(r"[\w.-]+", line).group() for line in requires("vtamiq") if "extra ==" not in line]
+    return {name: version(name) for name in names}
 
 
-def _inputs(notebook: Notebook, parameters: Mapping, run: RunFolder) -> dict[str, object]:
-    """Fingerprints of the files, folders and databases that text parameters name, given or by default, one or several
-    with commas between: data change, names stay."""
-    values = {name: parameter.default for name, parameter in notebook.parameters.items()} | dict(parameters)
-    texts = {name: value for name, value in values.items() if isinstance(value, str) and value and name not in OWN}
-    databases = find_databases() if data_folder().is_dir() else {}
-    return {
-        name: [_fingerprint(databases.get(part.strip(), run.root / part.strip())) for part in text.split(",")]
-        for name, text in texts.items()
-    }
+def _made_from(notebook: Notebook, parameters: Mapping, run: RunFolder) -> str:
+    """Digest of what decides a notebook's results; prose is left out, so that correcting a typo costs no training.
 
-
-def _fingerprint(path: Path) -> list | None:
-    """Of a file size and contents; of a folder names, sizes and times of its own files, without those of its folders.
-
-    A database's labels and manifest lie at its top, and nobody waits for the sight of 700,000 images. None for what is
-    neither: any text, tags and names, may come here.
+    The stamps of what it needs are part of it, their time included: results made anew are to be read anew.
     """
-    if os.path.isfile(path):  # Path.is_file raises where text is too long for a name
-        with path.open("rb") as file:
-            return [os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()]
-    if not os.path.isdir(path):
-        return None
-    files = [entry for entry in os.scandir(path) if entry.is_file() and not entry.name.startswith(".")]
-    return sorted([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files)
-
-
-def _digest(notebook: Notebook, parameters: Mapping, run: RunFolder) -> str:
-    """Digest of everything that a notebook's results depend on; prose is left out, so that a typo costs no training.
-
-    Whole stamps of what it needs are part of it, their time included: results made anew are to be read anew.
-    """
-    made_from = {
-        "code": notebook.code,
-        "parameters": dict(parameters),
-        "inputs": _inputs(notebook, parameters, run),
-        "package": [__version__, COMPUTES],
-        "versions": _versions(),
-        "needs": {need: _read_stamp(run, need) for need in notebook.needs + notebook.uses},
-    }
-    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+    return digest(
+        {
+            "code": notebook.code,
+            "parameters": dict(parameters),
+            "package": [__version__, COMPUTES],
+            "versions": _versions(),
+            "needs": {need: _read_stamp(run, need) for need in notebook.needs + notebook.uses},
+        }
+    )
 
 
 def _read_stamp(run: RunFolder, name: str) -> dict | None:
@@ -298,142 +242,87 @@ def _read_stamp(run: RunFolder, name: str) -> dict | None:
         stamp = json.loads(run.stamp(name).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    left = [run.copy(name), *(run.root / path for path in stamp.get("wrote", ()))]
+    left = [run.copy(name), *(run.root / path for path in stamp["wrote"])]
     return stamp if all(path.exists() for path in left) else None
 
 
-def _wrote(name: str, run: RunFolder, since: float) -> list[str]:
-    """What a notebook left: all that its own folder holds, and what was modified meanwhile elsewhere or in the gallery.
-
-    A training run that was finished before is loaded without a change to its files, and yet is this notebook's result.
-    """
-    files = {*_results(run.path, besides=run.copy(name).parent), *_results(run.root / "figures")} - {run.summary}
-    times = {path: time for path in files if (time := _modified(path)) is not None}
-    kept = (path for path, time in times.items() if time >= since or path.is_relative_to(run.path / name))
-    return sorted(map(run.relative, kept))
+def _figures(run: RunFolder) -> dict[Path, int]:
+    """Files of the run's figures and of the gallery, with the times of their last change."""
+    folders = (run.path / "figures", run.root / "figures")
+    return {path: path.stat().st_mtime_ns for folder in folders for path in folder.glob("[!.]*")}
 
 
-def _results(folder: Path, besides: Path | None = None) -> Iterator[Path]:
-    """All files below a folder, but none that are hidden, temporary or of training runs set aside."""
-    for parent, folders, files in os.walk(folder):
-        here = Path(parent)
-        folders[:] = [
-            name for name in folders if name[0] != "." and not _SET_ASIDE.search(name) and here / name != besides
-        ]
-        yield from (here / name for name in files if name[0] != "." and not name.endswith(".tmp"))
-
-
-def _modified(path: Path) -> float | None:
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:  # a temporary file that has vanished since it was listed
-        return None
-
-
-def _clock(folder: Path) -> float:
-    """Time by the file system's own clock, which on a network drive is not this machine's."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        return os.fstat(file.fileno()).st_mtime
+def _results(folder: Path) -> list[Path]:
+    """Files below a notebook's own folder, also those of a training run that was loaded; none that are hidden."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return [path for path in files if not any(part[0] == "." for part in path.relative_to(folder).parts)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Running one notebook
 
 
-class _OwnInterpreter(KernelSpecManager):
-    """Knows one kernel, the running interpreter, so that no kernelspec that a user has installed can take its place."""
+class _ThisPython(AsyncKernelManager):
+    """Starts the running interpreter: no kernel that a user has installed under the same name takes its place."""
 
-    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-        # The kernel's own log (not the notebook's) would only say that its sockets are gone when a run is interrupted.
-        quiet = get_kernel_dict(extra_arguments=["--log-level=CRITICAL"])
-        # Figures belong into the executed copy, whatever backend the caller's environment names.
-        return KernelSpec(**quiet, env={"MPLBACKEND": "module://matplotlib_inline.backend_inline"})
-
-
-class _OwnKernelManager(AsyncKernelManager):
     @default("kernel_spec_manager")
-    def _own_interpreter(self) -> KernelSpecManager:
-        return _OwnInterpreter()
-
-    @default("transport_encryption")  # kernels listen on TCP: others on the same machine should not read along
-    def _encrypt_where_possible(self) -> str:
-        return "auto" if zmq.has("curve") else "disabled"
+    def _nothing_installed(self) -> KernelSpecManager:
+        return KernelSpecManager(kernel_dirs=[])
 
 
-def _execute(notebook: Notebook, parameters: dict, run: RunFolder, on_cell: Callable) -> tuple[str, Path, str]:
+def _execute(notebook: Notebook, parameters: dict, run: RunFolder, bar: tqdm) -> tuple[str, Path, str]:
     """Run one notebook to its end or its first error: (status, path of the copy, error in one line)."""
-    running, failed, copy = (place(notebook.name) for place in (run.running, run.failed, run.copy))
-    running.parent.mkdir(parents=True, exist_ok=True)
+    copy, began = run.copy(notebook.name), []
+    failed = copy.with_suffix(".failed.ipynb")
+    copy.parent.mkdir(parents=True, exist_ok=True)
     failed.unlink(missing_ok=True)
     try:
-        papermill.execute_notebook(
-            notebook.path,
-            running,
-            parameters=parameters,
-            kernel_name="python3",
-            kernel_manager_class=_OwnKernelManager,
-            progress_bar=False,
-            on_cell_executed=on_cell,
-            coalesce_streams=True,  # a progress bar's hundred states become its last one
-            cwd=run.root,
-            start_timeout=120,
-        )
+        with contextlib.chdir(run.root):  # papermill notes both paths in the copy: none of this machine
+            papermill.execute_notebook(
+                run.relative(notebook.path),
+                run.relative(copy),
+                parameters=parameters,
+                kernel_name="python3",
+                kernel_manager_class=_ThisPython,
+                # Its own log would say that its sockets are gone when a run is interrupted; figures belong into the copy,
+                # whatever backend the environment names.
+                extra_arguments=["--log-level=CRITICAL", "--matplotlib=inline"],
+                progress_bar=False,
+                on_cell_execute=lambda cell, **_: began.append(cell.source),
+                on_cell_executed=lambda **_: bar.update(),
+                coalesce_streams=True,  # a progress bar's hundred states become its last one
+                start_timeout=120,
+            )
     except (PapermillExecutionError, RuntimeError) as error:  # RuntimeError: the kernel died or did not start
-        if running.exists():
-            _publish(running, failed, notebook, run)
-        _report(notebook.name, error, failed, run.relative(failed))
+        copy.rename(failed)
+        _report(notebook.name, error, began, run.relative(failed))
         return "failed", failed, _one_line(error).replace(f"{run.root}{os.sep}", "")
     except KeyboardInterrupt:
-        running.unlink(missing_ok=True)
+        copy.unlink(missing_ok=True)
         raise
-    _publish(running, copy, notebook, run)
     return "done", copy, ""
 
 
-def _publish(source: Path, target: Path, notebook: Notebook, run: RunFolder) -> None:
-    """Move an executed notebook to its place in one step, without the machine's paths that papermill noted in it."""
-    content = nbformat.read(source, as_version=4)
-    content.metadata.papermill.update(input_path=run.relative(notebook.path), output_path=run.relative(target))
-    with replacing(target) as temporary:
-        nbformat.write(content, temporary)
-    source.unlink()
-
-
-def _report(name: str, error: Exception, copy: Path, shown: str) -> None:
+def _report(name: str, error: Exception, began: Sequence[str], copy: str) -> None:
     """Log the cell that failed and, where the kernel lived to tell, the end of its traceback."""
-    if not isinstance(error, PapermillExecutionError):
-        source = _last_begun(copy)
-        where = f" in cell:\n{_indented(source)}\n\n" if source else ": "
+    source = f"\n{_indented(began[-1])}\n\n" if began else " "
+    if isinstance(error, PapermillExecutionError):
+        lines = _ANSI.sub("", "\n".join(error.traceback)).splitlines()[-_TRACEBACK_LINES:]
+        traceback = _indented("\n".join(lines))
+        logger.error("%s failed in cell [%s]:%s%s\n  see %s", name, error.exec_count, source, traceback, copy)
+    else:
         hint = "a kernel that dies has often run out of memory"
-        logger.error("%s failed%s%s (%s)\n  see %s", name, where, error, hint, shown)
-        return
-    lines = _ANSI.sub("", "\n".join(error.traceback)).splitlines()[-_TRACEBACK_LINES:]
-    source, traceback = _indented(error.source), _indented("\n".join(lines))
-    logger.error("%s failed in cell [%s]:\n%s\n\n%s\n  see %s", name, error.exec_count, source, traceback, shown)
+        logger.error("%s failed%s:%s%s (%s)\n  see %s", name, " in cell" if began else "", source, error, hint, copy)
 
 
 def _indented(text: str) -> str:
-    return "\n".join(f"    {line}" for line in text.splitlines())
-
-
-def _last_begun(copy: Path) -> str:
-    """Source of the code cell that ran when the kernel died; empty if none did.
-
-    Papermill's status does not tell: it calls all cells completed in the end. Only those that began have a start.
-    """
-    if not copy.exists():
-        return ""
-    cells = nbformat.read(copy, as_version=4).cells
-    begun = [c.source for c in cells if c.cell_type == "code" and c.metadata.get("papermill", {}).get("start_time")]
-    return begun[-1] if begun else ""
+    return textwrap.indent(text, "    ")
 
 
 def _one_line(error: Exception) -> str:
     if not isinstance(error, PapermillExecutionError):
         return str(error)
-    text = f"{error.ename}: {error.evalue}".strip()
-    return _ANSI.sub("", text.splitlines()[0])
+    return _ANSI.sub("", f"{error.ename}: {error.evalue}".strip().splitlines()[0])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -472,8 +361,8 @@ def reproduce(
 
     Executed copies go to `{out}/{preset}/notebooks/`, the summary to `{out}/{preset}/summary.csv`. The notebooks run in
     this interpreter's environment, in the folder that holds `notebooks`. One that finished before is not run again
-    unless its code, its parameters, the files or folders that they name (of a folder, the files at its top), the
-    package, what that depends on or a notebook that it needs changed, or a result is gone. A failure is logged with the
+    unless its code, its parameters, the package, what that depends on or a notebook that it needs changed, or a result
+    is gone; files that parameters name are not looked at: use `force` when they changed. A failure is logged with the
     cell and its traceback; the notebooks that do not need the failed one still run.
 
     Args:
@@ -496,21 +385,22 @@ def reproduce(
     """
     run, selected, bound = plan(preset, only, parameters, out, notebooks)
     run.path.mkdir(parents=True, exist_ok=True)  # where that is impossible, say so before anything runs
-
+    cells = sum(notebook.cells for notebook in selected)
+    interval = 0.1 if sys.stderr.isatty() else 30.0  # seconds between lines of the bar
     rows: dict[str, dict] = {}
     try:
-        with logging_redirect_tqdm(), _progress(selected) as bar:
+        bar = tqdm(total=cells, unit="cell", mininterval=interval, maxinterval=max(10, interval))
+        with logging_redirect_tqdm(), bar:
             for notebook in selected:
-                bar.set_description(notebook.name)
-                rows[notebook.name] = dict(zip(COLUMNS, (notebook.name, "interrupted", 0.0, "", ""), strict=True))
-                outcome = _blocked(notebook, bound[notebook.name], rows, run)
-                outcome = outcome or _run_or_keep(notebook, bound[notebook.name], run, force, bar)
-                rows[notebook.name].update(outcome)
-                bar.n = sum(_steps(other) for other in selected[: len(rows)])  # also where cells were left out
+                name = notebook.name
+                bar.set_description(name)
+                rows[name] = {"notebook": name, "status": "interrupted", "seconds": 0.0, "output": "", "error": ""}
+                outcome = _blocked(notebook, bound[name], rows, run)
+                rows[name].update(outcome or _run_or_keep(notebook, bound[name], run, force, bar))
+                bar.n = sum(other.cells for other in selected[: len(rows)])  # also where cells were left out
     finally:
         summary = pd.DataFrame(rows.values(), columns=COLUMNS)
-        with replacing(run.summary) as temporary:
-            summary.to_csv(temporary, index=False)
+        write_table(summary, run.path / "summary.csv")
     return summary
 
 
@@ -519,77 +409,33 @@ def _blocked(notebook: Notebook, parameters: Mapping, rows: Mapping[str, Mapping
     if parameters.get(notebook.instead):
         return None
     for need in notebook.needs + tuple(name for name in notebook.uses if name in rows):
-        absent = "results are gone" if run.stamp(need).exists() else "not run yet"
-        status = rows[need]["status"] if need in rows else absent
-        missing = status not in FINISHED if need in rows else _read_stamp(run, need) is None
-        if missing:
+        if need in rows:
+            status = rows[need]["status"]
+        elif _read_stamp(run, need):
+            status = "cached"
+        else:
+            status = "results are gone" if run.stamp(need).exists() else "not run yet"
+        if status not in FINISHED:
             logger.warning("%s skipped: it needs %s (%s)", notebook.name, need, status)
             return {"status": "skipped", "error": f"needs {need} ({status})"}
     return None
 
 
 def _run_or_keep(notebook: Notebook, parameters: dict, run: RunFolder, force: bool, bar: tqdm) -> dict[str, object]:
-    digest = _digest(notebook, parameters, run)
-    kept = _read_stamp(run, notebook.name)
-    if kept and kept["digest"] == digest and not force:
-        return {"status": "cached", "seconds": kept["seconds"], "output": run.relative(run.copy(notebook.name))}
+    name, made_from = notebook.name, _made_from(notebook, parameters, run)
+    kept = _read_stamp(run, name)
+    if kept and kept["digest"] == made_from and not force:
+        return {"status": "cached", "seconds": kept["seconds"], "output": run.relative(run.copy(name))}
 
-    stamp = run.stamp(notebook.name)
-    stamp.unlink(missing_ok=True)  # from here on its results may be half overwritten
-    begin, since = time.perf_counter(), _clock(stamp.parent)
-    with _sign_of_life(bar, run.path / notebook.name, since):
-        status, copy, error = _execute(notebook, parameters, run, on_cell=lambda **_: bar.update())
+    run.stamp(name).unlink(missing_ok=True)  # from here on its results may be half overwritten
+    begin, before = time.perf_counter(), _figures(run)
+    status, copy, error = _execute(notebook, parameters, run, bar)
     seconds = round(time.perf_counter() - begin, 1)
     if status == "done":
-        content = {"digest": digest, "finished": datetime.now(UTC).isoformat(), "seconds": seconds}
-        content |= {"parameters": parameters, "wrote": _wrote(notebook.name, run, since)}
-        with replacing(stamp) as temporary:
-            temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")
-        logger.info("%s done in %.0f s", notebook.name, seconds)
+        drawn = [path for path, changed in _figures(run).items() if before.get(path) != changed]
+        wrote = sorted(run.relative(path) for path in [*_results(run.path / name), *drawn])
+        stamp = {"digest": made_from, "finished": datetime.now(UTC).isoformat(), "seconds": seconds}
+        stamp |= {"parameters": parameters, "wrote": wrote}
+        write_text(run.stamp(name), json.dumps(stamp, indent=2))
+        logger.info("%s done in %.0f s", name, seconds)
     return {"status": status, "seconds": seconds, "output": run.relative(copy), "error": error}
-
-
-def _progress(notebooks: Sequence[Notebook]) -> tqdm:
-    """A bar over the code cells of all notebooks; where nobody watches, a line at most every half minute."""
-    interval = 0.1 if sys.stderr.isatty() else 30.0
-    return tqdm(total=sum(map(_steps, notebooks)), unit="cell", mininterval=interval, maxinterval=max(10.0, interval))
-
-
-def _steps(notebook: Notebook) -> int:
-    return len(notebook.code) + bool(notebook.parameters)  # papermill adds a cell with the parameters
-
-
-@contextmanager
-def _sign_of_life(bar: tqdm, folder: Path, since: float) -> Iterator[None]:
-    """Let the bar's time go on during a long cell, with the epoch if it trains; only where somebody watches."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    ended = Event()
-
-    def beat() -> None:
-        while not ended.wait(_HEARTBEAT):
-            epoch = _epoch(folder, since)
-            bar.set_postfix_str(f"epoch {epoch}" if epoch else "", refresh=False)
-            bar.refresh()  # under tqdm's lock
-
-    thread = Thread(target=beat, name="sign of life", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join(timeout=5)  # an interruption within tqdm leaves its lock held, and then this would never end
-        bar.set_postfix_str("", refresh=False)
-
-
-def _epoch(folder: Path, since: float) -> int:
-    """Whole rows of the newest `history.csv` below the folder; 0 where none was modified since."""
-    histories = [path for path in _results(folder) if path.name == "history.csv"]
-    times = {path: time for path in histories if (time := _modified(path)) is not None and time >= since}
-    if not times:
-        return 0
-    try:
-        return max(0, max(times, key=times.get).read_bytes().count(b"\n") - 1)  # the first line names the columns
-    except FileNotFoundError:  # set aside, or being replaced
-        return 0
