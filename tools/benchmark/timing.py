@@ -22,7 +22,7 @@ from vtamiq.training.losses import combined_loss
 from vtamiq.utils.configs import conform, require
 
 __all__ = [
-    "COLUMNS", "Benchmark", "Row", "compare", "curve", "inputs", "interleaved", "pictures", "product_rates", "row",
+    "COLUMNS", "SIZES", "Benchmark", "Row", "compare", "curve", "inputs", "interleaved", "pictures", "product_rates", "row",
     "training_step", "wall_clock", "without_gradient",
 ]  # fmt: skip
 
@@ -90,6 +90,25 @@ class Benchmark:
             torch.manual_seed(0)
             changes = {theirs: getattr(self, ours) for ours, theirs in names.items()}
             return VTAMIQ(VTAMIQConfig(**changes, zero_anchor=True)).eval()
+
+
+SIZES = {  # by preset of the notebooks
+    "smoke": Benchmark(
+        backbone="vit_tiny_patch16_384",
+        blocks=2,
+        width=32,
+        num_heads=2,
+        patches=8,
+        batch=2,
+        versions=2,
+        megapixels=(0.02, 0.05),
+        rows=2000,
+        compile=False,
+        rounds=1,
+    ),
+    "demo": Benchmark(patches=48, batch=2, versions=8, megapixels=(0.2, 3.0), compile=False, rounds=2),  # two minutes
+    "full": Benchmark(),
+}
 
 
 # ----------------------------------------------------------------------------------------------------------------- turns

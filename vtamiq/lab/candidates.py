@@ -1,6 +1,5 @@
 """Any models and metrics on any databases, each tested on the same rows: those that no model was trained or chosen on."""
 
-import hashlib
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from vtamiq.images.iqms import IQMS
 from vtamiq.model.network import VTAMIQ
 from vtamiq.scoring.predictions import PAIR_COLUMNS, predict
 from vtamiq.training.run import Run
+from vtamiq.utils.digests import digest, digest_weights
 from vtamiq.utils.files import write_table
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 UNKNOWN = "unknown data"
+MARKS = {"*": "trained on it last", "†": "trained on it in an earlier stage", "‡": "part of its labels"}
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,10 @@ class Candidate:
     Attributes:
         name: what tables call it.
         model: in evaluation mode.
-        caps: how patches are drawn in the test.
+        caps: patch sampling in the test.
         trained_on: name of the database of its last training, or "unknown data".
-        seen: pictures that it was trained or validated on in all its stages, as `vtamiq.databases.seen` has them; None
-        if unknown.
-        checkpoint: where it comes from, as tables say it.
+        seen: images that it was trained or validated on in all its stages (`vtamiq.databases.seen`); None if unknown.
+        checkpoint: where it comes from, for tables: the last two parts of its path.
     """
 
     name: str
@@ -62,68 +62,51 @@ class Candidate:
 
     @property
     def perfect(self) -> float | None:
-        """The score of a perfect copy, if it is the same for all: not so where the two images are looked at in places of
-        their own."""
+        """The score of a perfect copy; None if it varies, as where the two images are cut at different places."""
         return 0.0 if self.model.config.zero_anchor and self.caps.aligned else None
 
 
-def load_candidate(
-    path: str | os.PathLike[str], name: str | None = None, *, num_patches: int | None = None
-) -> Candidate:
-    """A model from the folder of a finished run, a folder of `save_pretrained`, or a checkpoint of the authors'
-    repository.
-
-    What `train` wrote knows what it has seen; whatever others are tested on must be known to be unseen.
+def load_candidate(path: str | os.PathLike[str], name: str = "", *, num_patches: int = 0) -> Candidate:
+    """Load a model from the folder of a finished run, a folder of `save_pretrained`, or a checkpoint of the authors'
+    repository, which does not tell what it has seen.
 
     Args:
-        name: default "VTAMIQ (<what it was trained on>)", or "VTAMIQ <folder or file>" where that is not known.
-        num_patches: patches per image in the test; default as the run tested, else that of `CAPS`.
+        name: default "VTAMIQ (<what it was trained on>)" for a run, else "VTAMIQ <folder or file>".
+        num_patches: patches per image in the test; 0 for as many as the run tested with, else the default of `CAPS`.
 
     Raises:
         CheckpointError: no such file or folder, or no model in it.
     """
     path = Path(path)
+    checkpoint = "/".join(path.absolute().parts[-2:])
     if (path / "result.json").is_file():
         run = Run.load(path)
         caps = caps_for(run.model, run.stage.caps, num_patches=num_patches or run.stage.test_patches)
-        return Candidate(
-            name or f"VTAMIQ ({run.trained_on})", run.model, caps, run.trained_on, run.model.seen, _shown(path)
-        )
+        name = name or f"VTAMIQ ({run.trained_on})"
+        return Candidate(name, run.model, caps, run.trained_on, run.model.seen, checkpoint)
     model = VTAMIQ.from_original(path) if path.is_file() else VTAMIQ.from_pretrained(path)
-    changes = {"num_patches": num_patches} if num_patches else {}
+    caps = caps_for(model, num_patches=num_patches or CAPS().num_patches)
     trained_on = model.seen[-1]["database"] if model.seen else UNKNOWN
-    name = name or f"VTAMIQ {_shown(path)}"
-    return Candidate(name, model.eval(), caps_for(model, **changes), trained_on, model.seen, _shown(path))
-
-
-def _shown(path: Path) -> str:
-    """The last two parts of a path: enough to know it by, and nothing of the machine."""
-    return "/".join(path.absolute().parts[-2:])
+    return Candidate(name or f"VTAMIQ {checkpoint}", model.eval(), caps, trained_on, model.seen, checkpoint)
 
 
 def held_out(database: Database, candidates: Iterable[Candidate]) -> Database | None:
-    """The pairs whose contents no candidate was trained or validated on; None if none is left.
-
-    Pictures go by name and by the bytes of their files (`vtamiq.databases.seen`); `shared_content` tells what that may
-    miss.
-    """
+    """The pairs that no candidate was trained or validated on, by name and file content; None if none is left."""
     return unseen(database, [entry for candidate in candidates for entry in candidate.seen or ()])
 
 
 def tell_apart(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The same candidates; those of one name have where they come from added to it."""
+    """The same candidates; those that share a name get where they come from added to it."""
     names = [candidate.name for candidate in candidates]
     return [
-        replace(candidate, name=f"{candidate.name} {candidate.checkpoint}")
-        if names.count(candidate.name) > 1
-        else candidate
-        for candidate in candidates
+        replace(each, name=f"{each.name} {each.checkpoint}") if names.count(each.name) > 1 else each
+        for each in candidates
     ]
 
 
 def shared_content(candidates: Iterable[Candidate], databases: Iterable[Database]) -> list[str]:
-    """A sentence for every candidate and database whose pictures come from one source, so that it is no test on unseen
-    contents; and for every candidate of which nobody knows what it has seen."""
+    """A sentence for every candidate and database whose images come from one source, which names and file contents may
+    not tell; and for every candidate of which nobody knows what it has seen."""
     sentences = []
     for candidate in candidates:
         if candidate.seen is None:
@@ -132,9 +115,8 @@ def shared_content(candidates: Iterable[Candidate], databases: Iterable[Database
             for name in dict.fromkeys(entry["database"] for entry in candidate.seen or ()):
                 source = shared_pictures(name, database.name)
                 if source is not None and name != database.name:
-                    sentences.append(
-                        f"{candidate.name} saw pictures of {name}, {database.name} has the same source: {source}"
-                    )
+                    saw = f"{candidate.name} saw pictures of {name}"
+                    sentences.append(f"{saw}, {database.name} has the same source: {source}")
     return sentences
 
 
@@ -150,7 +132,7 @@ def predict_all(
     cache: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Prediction rows of every candidate and conventional metric on every pair.
+    """Predict every pair with every candidate and conventional metric.
 
     Args:
         databases: already reduced to what may be tested (`held_out`).
@@ -172,42 +154,54 @@ def predict_all(
         raise ValueError(f"candidates need different names, got {', '.join(names)}")
     if not databases or not (names or iqms):
         raise ValueError("there is nothing to test: name a database, and a candidate or a metric")
+    for database in databases:
+        if missing := database.pairs["score"].isna().sum():
+            raise ValueError(f"{database.name}: {missing} pairs have no score to compare with")
+    options = {"repeats": repeats, "seed": seed, "batch_size": batch_size, "workers": workers, "progress": progress}
     tables = []
     for database in databases:
-        if database.pairs["score"].isna().any():
-            raise ValueError(
-                f"{database.name}: {database.pairs['score'].isna().sum()} pairs have no score to compare with"
-            )
-        for candidate in candidates:
-            options = {
-                "repeats": repeats,
-                "seed": seed,
-                "batch_size": batch_size,
-                "workers": workers,
-                "progress": progress,
-            }
-            table = _predict(candidate, database, None if cache is None else Path(cache), options)
-            tables.append(
-                table.assign(
-                    method=candidate.name,
-                    metric="VTAMIQ",
-                    trained_on=candidate.trained_on,
-                    checkpoint=candidate.checkpoint,
-                    perfect=candidate.perfect,
-                )
-            )
+        tables += [_predict(candidate, database, cache, options) for candidate in candidates]
         if iqms:
-            table = iqm_predictions(database, iqms, workers=workers, cache=cache, progress=progress)
-            labels = {name: iqm.label for name, iqm in IQMS.items()} | {"psnr": "PSNR"}
-            perfect = {name: iqm.perfect for name, iqm in IQMS.items()} | {"psnr": 100.0}
-            of = table["metric"]
-            tables.append(table.assign(method=of.map(labels), trained_on="", checkpoint="", perfect=of.map(perfect)))
+            tables.append(_measure(database, iqms, workers=workers, cache=cache, progress=progress))
     return pd.concat(tables, ignore_index=True).assign(split="held out")
 
 
+def _predict(
+    candidate: Candidate, database: Database, cache: str | os.PathLike[str] | None, options: Mapping[str, Any]
+) -> pd.DataFrame:
+    """Rows of one candidate, from the cache where the same was predicted before."""
+    model, path = candidate.model, None
+    if cache is not None:
+        decides = repr((model.config, candidate.caps, options["repeats"], options["seed"]))
+        key = f"{digest(digest_weights(model) + decides)}-{fingerprint(database, PAIR_COLUMNS)}"
+        path = Path(cache) / f"{database.name}-vtamiq-{key}.parquet"
+    if path is not None and path.exists():
+        log.info("%s on %s: read from an earlier call", candidate.name, database.name)
+        table = pd.read_parquet(path)
+    else:
+        table = predict(model, database, candidate.caps, **options)
+        if path is not None:
+            write_table(table, path)
+    return table.assign(
+        method=candidate.name,
+        metric="VTAMIQ",
+        trained_on=candidate.trained_on,
+        checkpoint=candidate.checkpoint,
+        perfect=candidate.perfect,
+    )
+
+
+def _measure(database: Database, iqms: Sequence[str], **options: Any) -> pd.DataFrame:
+    """Rows of the conventional metrics."""
+    table = iqm_predictions(database, iqms, **options)
+    labels = {name: iqm.label for name, iqm in IQMS.items()} | {"psnr": "PSNR"}
+    perfect = {name: iqm.perfect for name, iqm in IQMS.items()} | {"psnr": 100.0}
+    key = table["metric"]
+    return table.assign(method=key.map(labels), trained_on="", checkpoint="", perfect=key.map(perfect))
+
+
 def lookup_rows(training: Database | None, databases: Iterable[Database]) -> list[pd.DataFrame]:
-    """Rows of the look-up baseline for `predict_all`'s table, where it makes sense: on synthetic labels, with the
-    distortions numbered alike. None for `training` gives none."""
+    """Rows of the look-up baseline for `predict_all`'s table: on synthetic labels only; none without `training`."""
     if training is None or not training.synthetic:
         return []
     return [
@@ -217,17 +211,13 @@ def lookup_rows(training: Database | None, databases: Iterable[Database]) -> lis
     ]
 
 
-MARKS = {"*": "trained on it last", "†": "trained on it in an earlier stage", "‡": "part of its labels"}
-
-
 def training_marks(
     predictions: pd.DataFrame, candidates: Iterable[Candidate], databases: Iterable[Database]
 ) -> pd.DataFrame:
-    """What each method has to do with each database, as texts for `heatmap`: one of `MARKS`, or "".
+    """How each method's training relates to each database, for `heatmap`: one of `MARKS`, or "".
 
     Args:
         predictions: of `predict_all`, and of `lookup_rows`.
-        candidates, databases: those that they are of.
 
     Returns:
         Methods × databases, in order of appearance.
@@ -250,20 +240,3 @@ def perfect_value(rows: pd.DataFrame) -> float | None:
     """The value that the method of these rows gives a perfect copy; None if it is not known."""
     value = rows["perfect"].iloc[0]
     return None if pd.isna(value) else float(value)
-
-
-def _predict(candidate: Candidate, database: Database, cache: Path | None, options: Mapping) -> pd.DataFrame:
-    if cache is None:
-        return predict(candidate.model, database, candidate.caps, **options)
-    decides = candidate.model.config, candidate.caps, options["repeats"], options["seed"]
-    digest = hashlib.sha256(repr(decides).encode())
-    for name, weights in candidate.model.state_dict().items():
-        digest.update(name.encode() + weights.detach().cpu().contiguous().numpy().tobytes())
-    key = f"{digest.hexdigest()[:16]}-{fingerprint(database, PAIR_COLUMNS)}"
-    path = cache / f"{database.name}-vtamiq-{key}.parquet"
-    if path.exists():
-        log.info("%s on %s: read from an earlier call", candidate.name, database.name)
-        return pd.read_parquet(path)
-    table = predict(candidate.model, database, candidate.caps, **options)
-    write_table(table, path)
-    return table

@@ -14,7 +14,6 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from tools.benchmark.timing import Benchmark
 from vtamiq.caps import CAPS
 from vtamiq.databases.loading import load_database, load_from_text
 from vtamiq.databases.schema import Database, DatabaseError
@@ -37,205 +36,89 @@ _VERSIONS_OF = ("vtamiq", "torch", "timm", "lightning", "piq", "numpy", "pandas"
 
 @dataclass(frozen=True)
 class Preset:
-    """Network, training and benchmark of one size."""
+    """Network and training of one size."""
 
     model: VTAMIQConfig
     weak: Stage  # weak pre-training on synthetic labels
     preferences: Stage
     fine_tuning: Stage
     ablation: Stage  # of the many small trainings that are compared with each other
-    benchmark: Benchmark
     simulate: int  # preferences for each reference, where nobody was asked
     repeats: int  # of fine-tuning, over splits and seeds
-    ratios: tuple[float, ...] = (0.6, 0.2, 0.2)  # of these random splits: train, validation, test
+    ratios: tuple[float, ...] = (0.5, 0.25, 0.25)  # of these random splits: train, validation, test
 
 
-PRESETS = {
-    "smoke": Preset(
-        model=VTAMIQConfig(
-            backbone="vit_tiny_patch16_384",
-            width=32,
-            num_heads=2,
-            num_blocks=2,
-            num_registers=1,
-            num_groups=1,
-            blocks_per_group=1,
-            reduction=4,
-            zero_anchor=True,
-        ),
-        weak=Stage(
-            name="weak_pretraining",
-            caps=CAPS(num_patches=32),
-            test_patches=32,
-            test_repeats=2,
-            epochs=2,
-            batch_size=8,
-            learning_rate=1e-3,
-        ),
-        preferences=Stage(
-            name="preferences",
-            labels="preferences",
-            caps=CAPS(num_patches=32),
-            test_patches=32,
-            test_repeats=2,
-            epochs=1,
-            batch_size=8,
-            learning_rate=1e-4,
-        ),
-        fine_tuning=Stage(
-            name="fine_tuning",
-            caps=CAPS(num_patches=32),
-            test_patches=32,
-            test_repeats=2,
-            epochs=1,
-            batch_size=8,
-            learning_rate=3e-4,
-        ),
-        ablation=Stage(
-            name="ablation",
-            caps=CAPS(num_patches=32),
-            test_patches=32,
-            test_repeats=1,
-            epochs=1,
-            batch_size=8,
-            learning_rate=1e-3,
-        ),
-        benchmark=Benchmark(
-            backbone="vit_tiny_patch16_384",
-            blocks=2,
-            width=32,
-            num_heads=2,
-            patches=8,
-            batch=2,
-            versions=2,
-            megapixels=(0.02, 0.05),
-            rows=2000,
-            compile=False,
-            rounds=1,
-        ),
+def _smoke() -> Preset:
+    model = VTAMIQConfig(
+        backbone="vit_tiny_patch16_384",
+        width=32,
+        num_heads=2,
+        num_blocks=2,
+        num_registers=1,
+        num_groups=1,
+        blocks_per_group=1,
+        reduction=4,
+        zero_anchor=True,
+    )
+    base = Stage(caps=CAPS(num_patches=32), test_patches=32, test_repeats=2, epochs=1, batch_size=8)
+    return Preset(
+        model=model,
+        weak=replace(base, name="weak_pretraining", epochs=2, learning_rate=1e-3),
+        preferences=replace(base, name="preferences", labels="preferences", learning_rate=1e-4),
+        fine_tuning=replace(base, learning_rate=3e-4),
+        ablation=replace(base, name="ablation", test_repeats=1, learning_rate=1e-3),
         simulate=8,
         repeats=2,
-        ratios=(0.5, 0.25, 0.25),
-    ),
-    "demo": Preset(
-        model=VTAMIQConfig(
-            backbone="vit_tiny_patch16_384",
-            width=96,
-            num_heads=3,
-            num_blocks=3,
-            num_registers=4,
-            num_groups=2,
-            blocks_per_group=2,
-            zero_anchor=True,
-        ),
-        weak=Stage(
-            name="weak_pretraining",
-            caps=CAPS(num_patches=32),
-            test_patches=32,
-            test_repeats=4,
-            epochs=48,
-            batch_size=80,
-            versions=5,
-            optimizer="muon",
-            momentum=0.95,
-            learning_rate=1e-3,
-            schedule="cosine",
-            warmup=0.05,
-            mae=1.0,
-            workers=1,
-            in_memory=True,
-        ),
-        preferences=Stage(
-            name="preferences",
-            labels="preferences",
-            caps=CAPS(num_patches=32),
-            test_patches=32,
-            test_repeats=4,
-            epochs=4,
-            batch_size=16,
-            learning_rate=5e-5,
-            schedule="cosine",
-            warmup=0.1,
-            workers=1,
-            in_memory=True,
-        ),
-        fine_tuning=Stage(
-            name="fine_tuning",
-            caps=CAPS(num_patches=32),
-            test_patches=32,
-            test_repeats=4,
-            epochs=8,
-            batch_size=40,
-            versions=5,
-            learning_rate=5e-5,
-            schedule="cosine",
-            warmup=0.1,
-            mae=1.0,
-            workers=1,
-            in_memory=True,
-        ),
-        ablation=Stage(  # ten of these take about three minutes
-            name="ablation",
-            caps=CAPS(num_patches=32),
-            test_patches=32,
-            test_repeats=2,
-            epochs=4,
-            batch_size=40,
-            versions=5,
-            optimizer="muon",
-            momentum=0.95,
-            learning_rate=1e-3,
-            schedule="cosine",
-            warmup=0.1,
-            mae=1.0,
-            in_memory=True,
-        ),
-        benchmark=Benchmark(  # of the network of the paper: about two minutes
-            patches=48, batch=2, versions=8, megapixels=(0.2, 3.0), compile=False, rounds=2
-        ),
+    )
+
+
+def _demo() -> Preset:
+    model = VTAMIQConfig(
+        backbone="vit_tiny_patch16_384",
+        width=96,
+        num_heads=3,
+        num_blocks=3,
+        num_registers=4,
+        num_groups=2,
+        blocks_per_group=2,
+        zero_anchor=True,
+    )
+    base = Stage(
+        caps=CAPS(num_patches=32),
+        test_patches=32,
+        schedule="cosine",
+        warmup=0.1,
+        workers=1,
+        in_memory=True,
+    )
+    scores = replace(base, batch_size=40, versions=5, mae=1.0)
+    start = replace(scores, optimizer="muon", momentum=0.95, learning_rate=1e-3)  # from random weights
+    return Preset(
+        model=model,
+        weak=replace(start, name="weak_pretraining", epochs=48, batch_size=80, warmup=0.05),
+        preferences=replace(base, name="preferences", labels="preferences", epochs=4, learning_rate=5e-5),
+        fine_tuning=replace(scores, epochs=8, learning_rate=5e-5),
+        ablation=replace(start, name="ablation", test_repeats=2, epochs=4, workers=0),  # ten take about three minutes
         simulate=60,
         repeats=5,
-        ratios=(0.5, 0.25, 0.25),
-    ),
-    "full": Preset(
+    )
+
+
+def _full() -> Preset:
+    base = Stage(caps=CAPS(num_patches=384), epochs=20, precision="bf16-mixed", workers=8)
+    return Preset(
         model=VTAMIQConfig(zero_anchor=True),
-        weak=Stage(
-            name="weak_pretraining",
-            caps=CAPS(num_patches=384),
-            epochs=20,
-            mae=1.0,
-            precision="bf16-mixed",
-            workers=8,
-        ),
-        preferences=Stage(
-            name="preferences",
-            labels="preferences",
-            caps=CAPS(num_patches=384),
-            epochs=20,
-            learning_rate=5e-5,
-            precision="bf16-mixed",
-            workers=8,
-        ),
-        fine_tuning=Stage(
-            name="fine_tuning",
-            caps=CAPS(num_patches=384),
-            epochs=20,
-            learning_rate=5e-5,
-            precision="bf16-mixed",
-            workers=8,
-        ),
-        ablation=Stage(
-            name="ablation",
-            caps=CAPS(num_patches=384),
-            epochs=20,
-            precision="bf16-mixed",
-            workers=8,
-        ),
-        benchmark=Benchmark(),
+        weak=replace(base, name="weak_pretraining", mae=1.0),
+        preferences=replace(base, name="preferences", labels="preferences", learning_rate=5e-5),
+        fine_tuning=replace(base, learning_rate=5e-5),
+        ablation=replace(base, name="ablation"),
         simulate=200,
         repeats=20,
-    ),
-}
+        ratios=(0.6, 0.2, 0.2),
+    )
+
+
+PRESETS = {"smoke": _smoke(), "demo": _demo(), "full": _full()}
 
 
 @dataclass(frozen=True)
@@ -265,6 +148,10 @@ class Workspace:
         """A path that a parameter of a notebook gives, relative to the repository unless absolute."""
         return self.root / path
 
+    def demo(self, name: str, label: Label = "consensus") -> Database:
+        """The demo database of that name, in the size of the preset; `label` as for `parts`."""
+        return demo_database(name, preset="smoke" if self.preset == "smoke" else "demo", label=label)
+
     def parts(
         self, database: str = "", seed: int = 0, label: Label = "consensus", cache: str = ""
     ) -> tuple[Database, Database, Database]:
@@ -274,7 +161,7 @@ class Workspace:
             database: folder made by `python -m vtamiq synthesize`, as `path` takes it; empty for the demo photographs.
             seed: of the split where the database has none of its own.
             label: what the scores are, see `load_synthetic`.
-            cache: of recipes, folder for images that were made; empty for none.
+            cache: folder for the images that recipes make; empty for none.
         """
         if not database:
             return self.demo("photos", label).distributed_split()
@@ -283,11 +170,11 @@ class Workspace:
         return pairs.split(seed=seed) if (pairs.pairs["subset"] == "none").any() else pairs.distributed_split()
 
     def data(self, database: str = "", demo: str = "photos", split: str = "", **options: Any) -> Data:
-        """What a stage of a chain is trained on.
+        """Training data of a chain.
 
         Args:
-            database, split: as `Data` takes them; empty for the demo database of the name `demo` with its own
-                split, or a random split of another database.
+            database, split: as `Data` takes them; empty for the demo database `demo` with its own split, or a random
+                split of another database.
             options: further fields of `Data`.
         """
         own = f"demo:{demo}" + (":preset=smoke" if self.preset == "smoke" else "")
@@ -298,9 +185,36 @@ class Workspace:
         stage = getattr(self.settings, name)
         return replace(stage, seed=seed, epochs=epochs or stage.epochs)
 
+    def stages(self) -> dict[str, Path]:
+        """Folders of the finished runs of notebooks 03 to 05, each of which started from the one before.
+
+        Raises:
+            FileNotFoundError: notebook 03 has not run.
+        """
+        folders = {
+            "weak labels": self.out / "03_weak_pretraining" / "run",
+            "preferences": self.out / "04_preference_training" / "run" / "00_preferences",
+            "fine-tuned": self.out / "05_fine_tuning" / "run" / "00_fine_tuning",
+        }
+        finished = {name: folder for name, folder in folders.items() if (folder / "result.json").is_file()}
+        if "weak labels" not in finished:
+            raise FileNotFoundError("03_weak_pretraining/run holds no finished run: run notebook 03 first")
+        return finished
+
+    def candidates(self, checkpoints: str = "", *, num_patches: int = 0) -> list[Candidate]:
+        """Models to test, the last one being the one that figures show.
+
+        Args:
+            checkpoints: paths for `load_candidate`, with commas between; empty for the runs of notebooks 03 to 05.
+            num_patches: in the test; 0 for the setting that each run tested with.
+        """
+        found = [("", self.path(path.strip())) for path in checkpoints.split(",") if path.strip()]
+        found = found or [(f"VTAMIQ, {name}", folder) for name, folder in self.stages().items()]
+        return tell_apart([load_candidate(folder, name, num_patches=num_patches) for name, folder in found])
+
     def databases(self, names: str = "", database: str = "", seed: int = 0) -> list[Database]:
-        """What to test on: only pairs with a score, and of synthetic ones only pairs that a distortion has changed, since
-        every metric gets the others right.
+        """Databases to test on: only pairs with a score, and of synthetic ones only pairs that a distortion has changed,
+        since every metric gets the others right.
 
         Args:
             names: of `load_database`, with commas between, each with options if need be, as in
@@ -317,61 +231,30 @@ class Workspace:
             loaded = [self.parts(database, seed)[-1], self.demo("textures")]
         return [worth_testing(database) for database in loaded]
 
-    def candidates(self, checkpoints: str = "", *, num_patches: int = 0) -> list[Candidate]:
-        """Models to test, the last one being the one that figures show.
-
-        Args:
-            checkpoints: paths for `load_candidate`, with commas between; empty for the runs of notebooks
-                03 to 05.
-            num_patches: in the test; 0 for the setting that each run tested with.
-        """
-        paths = [path.strip() for path in checkpoints.split(",") if path.strip()]
-        found = [(None, self.path(path)) for path in paths]
-        found = found or [(f"VTAMIQ, {name}", folder) for name, folder in self.stages().items()]
-        return tell_apart([load_candidate(folder, name, num_patches=num_patches or None) for name, folder in found])
-
-    def stages(self) -> dict[str, Path]:
-        """Folders of the runs of notebooks 03 to 05, each of which started from the one before.
-
-        Raises:
-            FileNotFoundError: notebook 03 has not run.
-        """
-        folders = {
-            "weak labels": self.out / "03_weak_pretraining" / "run",
-            "preferences": self.out / "04_preference_training" / "run" / "00_preferences",
-            "fine-tuned": self.out / "05_fine_tuning" / "run" / "00_fine_tuning",
-        }
-        finished = {name: folder for name, folder in folders.items() if (folder / "result.json").is_file()}
-        if "weak labels" not in finished:
-            raise FileNotFoundError(f"{self.show(folders['weak labels'])} holds no finished run: run notebook 03 first")
-        return finished
-
     def held_out(
         self, databases: Sequence[Database], candidates: Sequence[Candidate]
     ) -> tuple[list[Database], pd.DataFrame]:
-        """What of each database no candidate has seen, and a table that says how much of it that is."""
-        rows, kept = [], []
-        for database in databases:
-            part = held_out(database, candidates)
-            kept += [] if part is None else [part]
-            rows.append(
-                {
-                    "database": database.name,
-                    "references": len(database.references),
-                    "tested": 0 if part is None else len(part.references),
-                    "pairs tested": 0 if part is None else len(part),
-                    "distortions": database.pairs["dist_name"].nunique(),
-                    "score": database.score_name,
-                    "better": "higher" if database.higher_better else "lower",
-                    "synthetic": database.synthetic,
-                }
-            )
-        if not kept:
+        """The part of each database that no candidate has seen, and a table that says how much of it that is."""
+        parts = [held_out(database, candidates) for database in databases]
+        if not any(parts):
             raise DatabaseError("nothing is left to test: all of it was trained or validated on")
-        return kept, pd.DataFrame(rows)
+        rows = [
+            {
+                "database": database.name,
+                "references": len(database.references),
+                "tested": len(part.references) if part else 0,
+                "pairs tested": len(part) if part else 0,
+                "distortions": database.pairs["dist_name"].nunique(),
+                "score": database.score_name,
+                "better": "higher" if database.higher_better else "lower",
+                "synthetic": database.synthetic,
+            }
+            for database, part in zip(databases, parts, strict=True)
+        ]
+        return [part for part in parts if part], pd.DataFrame(rows)
 
     def unseen(self, database: Database, model: VTAMIQ) -> Database:
-        """The pairs of pictures that a model was not trained or validated on; DatabaseError if there are none."""
+        """The pairs of images that a model was not trained or validated on; DatabaseError if there are none."""
         part = unseen(database, model.seen or ())
         if part is None:
             raise DatabaseError(f"the model has seen all pictures of this part of {database.name}")
@@ -390,14 +273,6 @@ class Workspace:
         write_table(table, folder / f"{name}.csv")
         write_table(table, self.figures / f"{name}.csv")
         write_table(table[list(columns)] if len(columns) else table, folder / f"{name}.tex")
-
-    def demo(self, name: str, label: Label = "consensus") -> Database:
-        """The demo database of that name, in the size of the preset; `label` as for `parts`."""
-        return demo_database(name, preset="smoke" if self.preset == "smoke" else "demo", label=label)
-
-    def show(self, path: Path) -> str:
-        """A path as it may be printed: relative to the repository where possible, so that no machine path is shown."""
-        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path.name
 
     @staticmethod
     def versions() -> pd.DataFrame:
