@@ -17,6 +17,13 @@ from vtamiq.model.network import VTAMIQ
 from vtamiq.plots.charts import learning_curves
 
 
+@pytest.fixture
+def space(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return workspace("smoke")
+
+
 @pytest.mark.parametrize("name", ["smoke", "demo"])
 def test_presets_build(name):
     model = VTAMIQ(PRESETS[name].model)
@@ -50,23 +57,17 @@ def test_figures_lie_in_the_gallery_and_what_draws_them_in_the_run(tmp_path, mon
         assert kept == ["curves.json", "curves.npz"]
 
 
-def test_no_machine_path_is_shown(tmp_path, monkeypatch):
-    (tmp_path / "notebooks").mkdir()
-    monkeypatch.chdir(tmp_path)
-    space = workspace("demo")
-    assert space.path("data/mine") == tmp_path / "data/mine"
-    assert space.show(space.out / "a.csv") == "runs/demo/a.csv"
-    assert str(tmp_path) not in space.show(tmp_path.parent / "b.csv")
+def test_no_machine_path_is_shown(space):
+    assert space.path("data/mine") == space.root / "data/mine"
+    with pytest.raises(FileNotFoundError, match=r"^03_weak_pretraining/run holds no finished run: run notebook 03"):
+        space.stages()
 
 
-def test_parts_of_the_demo_and_of_a_database_of_ones_own(tmp_path, monkeypatch):
-    (tmp_path / "notebooks").mkdir()
-    monkeypatch.chdir(tmp_path)
-    space = workspace("smoke")
+def test_parts_of_the_demo_and_of_a_database_of_ones_own(space):
     assert [part.references for part in space.parts()] == [["I01", "I02"], ["I03"], ["I04"]]
     images = {f"p{k}": np.full((16, 16, 3), 40 * k, np.uint8) for k in range(5)}
     options = {"types": [11], "levels": [5], "metrics": ["gmsd"], "workers": 0, "progress": False}
-    made = synthesize(images, tmp_path / "data/mine", **options)
+    made = synthesize(images, space.root / "data/mine", **options)
     for seed in (0, 1):
         expected = [part.references for part in made.split(seed=seed)]
         assert [part.references for part in space.parts("data/mine", seed)] == expected
@@ -75,22 +76,13 @@ def test_parts_of_the_demo_and_of_a_database_of_ones_own(tmp_path, monkeypatch):
         assert part.score_name == "synthetic score (GMSD alone)"
 
 
-def test_parts_of_recipes_with_a_cache(tmp_path, monkeypatch):
-    (tmp_path / "notebooks").mkdir()
-    monkeypatch.chdir(tmp_path)
+def test_parts_of_recipes_with_a_cache(space):
     images = {f"p{k}": np.full((16, 16, 3), 40 * k, np.uint8) for k in range(5)}
     options = {"types": [11], "levels": [5], "metrics": ["gmsd"], "workers": 0, "progress": False}
-    synthesize(images, tmp_path / "data/mine", **options, recipes_only=True)
-    part, *_ = workspace("smoke").parts("data/mine", cache="kept")
-    assert part.cache.parent == tmp_path / "kept"
-    assert workspace("smoke").parts("data/mine")[0].cache is None
-
-
-@pytest.fixture
-def space(tmp_path, monkeypatch):
-    (tmp_path / "notebooks").mkdir()
-    monkeypatch.chdir(tmp_path)
-    return workspace("smoke")
+    synthesize(images, space.root / "data/mine", **options, recipes_only=True)
+    part, *_ = space.parts("data/mine", cache="kept")
+    assert part.cache.parent == space.root / "kept"
+    assert space.parts("data/mine")[0].cache is None
 
 
 def test_only_pairs_that_changed_nothing_are_left_out_of_tests(space, monkeypatch):
