@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: help setup reproduce test lint lab lock clean
+.PHONY: help setup reproduce test lint lab benchmark weights lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,8 @@ help:
 	@echo "make lint                    ruff check and format check"
 	@echo "make lab                     open the notebooks in JupyterLab"
 	@echo "make lock                    recompile requirements.lock from pyproject.toml; ARGS=--upgrade for newer releases"
+	@echo "make benchmark               how fast this machine is; ARGS='--all --out costs.csv' for all parts"
+	@echo "make weights                 make the model that ships; ARGS='--images DIR --out DIR'"
 	@echo "make clean                   remove caches and build leftovers; runs/, data/ and $(VENV) stay"
 	@echo "another Python:              make setup PYTHON=python3.12"
 
@@ -56,6 +58,12 @@ lint: $(READY)
 
 lab: $(READY)
 	@$(BIN)/jupyter lab notebooks
+
+benchmark: $(READY)
+	@$(BIN)/python -m tools.benchmark $(ARGS)
+
+weights: $(READY)
+	@$(BIN)/python -m tools.weights $(ARGS)
 
 lock: $(READY)
 	@test -x $(BIN)/uv || $(PIP) install --quiet uv

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +25,7 @@ from vtamiq.lab import pipeline
 from vtamiq.model.inference import fingerprint
 from vtamiq.model.network import VTAMIQ, VTAMIQConfig
 from vtamiq.scoring import scores as scoring
-from vtamiq.training import chain
-from vtamiq.training import repeats as repeat
+from vtamiq.training import chain, repeats
 from vtamiq.training.chain import Chain, Data, Step
 from vtamiq.training.stage import Stage
 from vtamiq.utils.configs import changed
@@ -342,9 +340,9 @@ class TestTrain:
             def call(chain, out, *args, _name=name, **kwargs):
                 calls.append((_name, chain, str(out), args, kwargs))
                 table = pd.DataFrame({"metric": ["srocc"], "mean": [0.51239], "n": [2]})
-                return repeat.Repeats(out, table, table)
+                return repeats.Repeats(out, table, table)
 
-            monkeypatch.setattr(repeat, name, call)
+            monkeypatch.setattr(repeats, name, call)
         return calls
 
     def test_trains_and_goes_on(self, here, capsys):
@@ -419,14 +417,14 @@ class TestTrain:
         ]
         options = {"set_aside": False, "progress": False, "workers": None, "gpus": ()}
         assert [kwargs for *_, kwargs in calls] == [
-            options | {"gpus": (0, 2)}, options | {"workers": 2}, options | {"repeats": 2}
+            options | {"gpus": (0, 2)}, options | {"workers": 2}, options | {"repeats": 2, "folds": 0}
         ]  # fmt: skip
 
     def test_failed_runs_are_another_exit_status(self, here, monkeypatch, capsys):
         def fail(*_, **__):
-            raise repeat.RunsFailed("1 of 3 runs failed: run_01")
+            raise repeats.RunsFailed("1 of 3 runs failed: run_01")
 
-        monkeypatch.setattr(repeat, "repeat", fail)
+        monkeypatch.setattr(repeats, "repeat", fail)
         assert main(["train", "run.yaml", "--repeats", "3"]) == 1
         assert capsys.readouterr().err == "vtamiq: 1 of 3 runs failed: run_01\n"
 
@@ -530,13 +528,6 @@ class TestReproduce:
         assert main(["reproduce", "--only", "03"]) == 143
         assert "stopped; to go on: " in capsys.readouterr().err
         assert signal.getsignal(signal.SIGTERM) == before
-
-    def test_works_in_a_thread(self, calls):
-        statuses = []
-        thread = threading.Thread(target=lambda: statuses.append(main(["reproduce"])))
-        thread.start()
-        thread.join()
-        assert statuses == [0]
 
     def test_force_says_what_it_does_not_repeat(self, capsys):
         with pytest.raises(SystemExit):

@@ -9,10 +9,37 @@ import pytest
 import vtamiq
 
 
-def test_reading_a_database_imports_no_torch(tmp_path):
-    code = "import sys, vtamiq; vtamiq.read_image; vtamiq.load_database; vtamiq.distort; print('torch' in sys.modules)"
+def imported_by(statement: str) -> set[str]:
+    """Modules that a fresh process has after one statement."""
+    code = f"import sys; {statement}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    return set(done.stdout.split())
+
+
+def test_images_and_databases_import_no_torch():
+    assert "torch" not in imported_by("import vtamiq; vtamiq.read_image; vtamiq.load_database; vtamiq.distort")
+
+
+def test_scoring_imports_only_what_it_needs():
+    modules = imported_by("from vtamiq import score")
+    assert {"torch", "timm", "vtamiq.scoring.scores"} <= modules
+    assert not modules & {
+        "pandas",
+        "openpyxl",
+        "lightning",
+        "torchmetrics",
+        "matplotlib",
+        "piq",
+        "sklearn",
+        "papermill",
+    }
+    wings = {name.split(".")[1] for name in modules if name.startswith("vtamiq.")}
+    assert wings == {"caps", "images", "model", "scoring", "utils"}
+
+
+def test_the_command_line_starts_without_torch():
+    modules = imported_by("from vtamiq.__main__ import parser; parser().format_help()")
+    assert not modules & {"torch", "numpy", "pandas", "yaml"}
 
 
 @pytest.mark.parametrize("name", vtamiq.__all__)
@@ -21,10 +48,8 @@ def test_every_public_name_is_there(name):
     assert getattr(vtamiq, name) is getattr(vtamiq, name)
 
 
-def test_submodules_are_found_without_being_imported_first():
-    code = "import vtamiq; print(vtamiq.model.inference.fingerprint.__name__)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "fingerprint"
+def test_wings_are_found_without_being_imported_first():
+    assert "vtamiq.evaluation.correlation" in imported_by("import vtamiq; vtamiq.evaluation.correlations")
 
 
 def test_unknown_names_and_pickles():

@@ -8,6 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from tools.benchmark import __main__ as benchmark
+from tools.weights import __main__ as weights
 from vtamiq.__main__ import parser
 from vtamiq.lab.pipeline import find_notebooks
 from vtamiq.utils.configs import parse_setting
@@ -22,16 +24,16 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[list[str]]:
-    """Arguments of every `python -m vtamiq` in the README, those within `make reproduce` included."""
+    """Arguments of every `python -m vtamiq` in the README, those within `make reproduce` and its like included."""
     found = []
     for line in "".join(blocks("sh")).splitlines():
         words = shlex.split(line.partition(" > ")[0], comments=True)
         if "vtamiq" in words:
             found.append(words[words.index("vtamiq") + 1 :])
-        elif words[:2] == ["make", "reproduce"]:
+        elif words[:1] == ["make"] and words[1] in ("benchmark", "reproduce", "weights"):
             given = dict(word.split("=", 1) for word in words[2:])
             preset = ["--preset", given["PRESET"]] if "PRESET" in given else []
-            found.append(["reproduce", *preset, *shlex.split(given.get("ARGS", ""))])
+            found.append([words[1], *preset, *shlex.split(given.get("ARGS", ""))])
     return found
 
 
@@ -56,7 +58,7 @@ def shares_of_decoding(measured: pd.DataFrame) -> list[pd.Series]:
 
 
 def test_speeds_are_those_of_the_run():
-    """The table is `figures/benchmark_speed.csv`, of `python -m vtamiq benchmark --all`; what is below names its own."""
+    """The table is `figures/benchmark_speed.csv`, of `make benchmark ARGS=--all`; what is below names its own."""
     measured = pd.read_csv(ROOT / "figures" / "benchmark_speed.csv").set_index(["against", "what"])
     rows = re.findall(r"^\| (.+ patches.*?) \| (.+) \| (.+) \| (.+) \| (.+) \|$", README, re.MULTILINE)
     assert len(rows) == 4
@@ -123,6 +125,10 @@ def test_snippets_are_python_and_import_what_exists(snippet):
 
 @pytest.mark.parametrize("arguments", commands(), ids=" ".join)
 def test_commands_are_understood(arguments):
+    tools = {"benchmark": benchmark.parser, "weights": weights.parser}
+    if arguments[0] in tools:
+        tools[arguments[0]]().parse_args(arguments[1:])
+        return
     parsed = parser().parse_args(arguments)
     if arguments[0] == "reproduce":
         declared = {name for notebook in find_notebooks(ROOT / "notebooks") for name in notebook.parameters}
@@ -133,7 +139,6 @@ def test_commands_were_found():
     assert {arguments[0] for arguments in commands()} == {
         "benchmark",
         "databases",
-        "figures",
         "reproduce",
         "score",
         "synthesize",

@@ -17,7 +17,6 @@ from PIL import Image
 from tests.small import TINY
 from tests.tools.benchmark.test_plots import made
 from tools.benchmark import plots as cost_plots
-from vtamiq.__main__ import main
 from vtamiq.caps import CAPS
 from vtamiq.evaluation.correlation import correlations
 from vtamiq.lab.redraw import DATA_FOLDER, FUNCTIONS, RedrawError, figures_folder, keep_figure, redraw
@@ -281,67 +280,3 @@ class TestKeep:
         assert figures_folder(usual) == tmp_path / "figures"
         assert figures_folder(tmp_path / "runs" / "smoke") == tmp_path / "runs" / "smoke" / "figures"
         assert figures_folder(tmp_path / "demo") == tmp_path / "demo" / "figures"
-
-
-class TestCommand:
-    def test_demo_in_its_usual_place(self, tmp_path, monkeypatch, capsys):
-        (tmp_path / "notebooks").mkdir()
-        monkeypatch.chdir(tmp_path)
-        keep_figure(plots.learning_curves(HISTORY), tmp_path / "runs" / "demo", "curves", HISTORY)
-        kept = contents((tmp_path / "figures").iterdir())
-        (tmp_path / "figures" / "curves.svg").unlink()
-        assert main(["figures"]) == 0
-        assert capsys.readouterr().out == "figures: 1 figure drawn, 3 files\n"
-        assert contents((tmp_path / "figures").iterdir()) == kept
-        assert not (tmp_path / "runs" / "demo" / "figures").exists()
-
-    def test_what_tells_of_one_machine_stays_in_the_run(self, tmp_path, monkeypatch, capsys):
-        (tmp_path / "notebooks").mkdir()
-        monkeypatch.chdir(tmp_path)
-        run = tmp_path / "runs" / "demo"
-        paths = keep_figure(plots.learning_curves(HISTORY), run, "speed", HISTORY, gallery=False)
-        assert {path.parent for path in paths} == {run / "figures"}
-        keep_figure(plots.learning_curves(HISTORY), run, "curves", HISTORY)
-        kept = contents(paths)
-        for path in paths:
-            path.unlink()
-        assert main(["figures"]) == 0
-        assert capsys.readouterr().out == "figures and runs/demo/figures: 2 figures drawn, 6 files\n"
-        assert contents((run / "figures").iterdir()) == kept
-        assert {path.stem for path in (tmp_path / "figures").iterdir()} == {"curves"}
-        assert {path.parent for path in redraw(run, tmp_path / "there")} == {tmp_path / "there"}
-
-    def test_options(self, small, tmp_path, monkeypatch, capsys):
-        monkeypatch.chdir(tmp_path)
-        Path("mine.mplstyle").write_text("lines.linewidth: 9\n")
-        options = ["--out", "there", "--only", "curves", "--format", "png", "pdf", "--dpi", "100"]
-        assert main(["figures", str(small), *options]) == 0
-        plain = contents(Path("there").iterdir())
-        assert sorted(plain) == ["curves.csv", "curves.pdf", "curves.png"]
-        assert Image.open("there/curves.png").width == 700
-        assert main(["figures", str(small), *options, "--style", "mine.mplstyle"]) == 0
-        styled = contents(Path("there").iterdir())
-        assert {name for name in plain if plain[name] != styled[name]} == {"curves.pdf", "curves.png"}
-        assert capsys.readouterr().out == 2 * "there: 1 figure drawn, 3 files\n"
-
-    def test_trouble_is_named_and_the_rest_drawn(self, small, tmp_path, monkeypatch, capsys):
-        monkeypatch.chdir(tmp_path)
-        (small / DATA_FOLDER / "scores.npz").write_bytes(b"x")
-        assert main(["figures", "runs/small"]) == 1
-        out, err = capsys.readouterr()
-        assert out == "runs/small/figures: 1 figure drawn, 3 files\n"
-        assert (
-            err == "vtamiq: scores was not drawn: scores.npz is damaged, or not the one that belongs to scores.json\n"
-        )
-
-    def test_refusals(self, small, tmp_path, monkeypatch, capsys):
-        monkeypatch.chdir(tmp_path)
-        assert main(["figures"]) == 2
-        assert capsys.readouterr().err == "vtamiq: runs/demo: no such run; `make reproduce` makes one in runs/demo\n"
-        assert main(["figures", "runs/small", "--style", "none.mplstyle"]) == 2
-        assert capsys.readouterr().err == "vtamiq: none.mplstyle: No such file or directory\n"
-        assert main(["figures", "runs/small", "--only", "curve"]) == 2
-        assert "no figure 'curve'; did you mean `curves`?" in capsys.readouterr().err
-        with pytest.raises(SystemExit):
-            main(["figures", "--format", "gif"])
-        assert "invalid choice: 'gif'" in capsys.readouterr().err

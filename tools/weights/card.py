@@ -129,7 +129,7 @@ def _write(path: Path, content: bytes) -> None:
 
 def command(size: str, settings: Mapping[str, Any]) -> str:
     """The shell command that makes the weights; folders stand as FOLDER."""
-    parts = ["python -m vtamiq weights --images FOLDER --out FOLDER", f"--size {size}"]
+    parts = ["python -m tools.weights --images FOLDER --out FOLDER", f"--size {size}"]
     parts += [f"--set {shlex.quote(f'{name}={json.dumps(value)}')}" for name, value in settings.items()]
     return " ".join(parts)
 
@@ -446,15 +446,15 @@ def ship(folder: str | Path, into: str | Path = SHIPPED) -> Path:
     folder, place = Path(folder), Path(into) / Path(folder).name
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
-        raise ValueError(f"{folder} has no {', '.join(missing)}: let `python -m vtamiq weights` finish first")
+        raise ValueError(f"{folder} has no {', '.join(missing)}: let `python -m tools.weights` finish first")
     for name, limit in (("model.safetensors", MAX_BYTES), ("curves.png", MAX_CURVES)):
         if (folder / name).stat().st_size > limit:
             raise ValueError(f"{folder / name} has more than {limit:,} bytes")
     if fingerprint(VTAMIQ.from_pretrained(folder)) != json.loads((folder / "facts.json").read_text())["weights"]:
-        raise ValueError(f"{folder}: facts.json is of other weights; run `python -m vtamiq weights` again")
+        raise ValueError(f"{folder}: facts.json is of other weights; run `python -m tools.weights` again")
     if (folder / "README.md").read_text(encoding="utf-8") != render_card(folder):
         raise ValueError(
-            f"{folder}: README.md is not made from the files beside it; run `python -m vtamiq weights` again"
+            f"{folder}: README.md is not made from the files beside it; run `python -m tools.weights` again"
         )
     kept = [path for path in sorted(folder.iterdir()) if path.name in FILES or path.suffix == ".csv"]
     shutil.rmtree(place, ignore_errors=True)

@@ -574,7 +574,7 @@ class VTAMIQ(
         Args:
             compile: also compile the encoder's blocks with torch.compile, on the device where the model is: seconds to
                 minutes once, for GPUs and long work. They use the compiler's products then, which on CPUs are rarely
-                faster than oneDNN's: `python -m vtamiq benchmark --only precision` measures it.
+                faster than oneDNN's: `make benchmark ARGS="--only precision"` measures it.
         """
         decompile_blocks(self.encoder.blocks)
         accelerate(self) if enable else restore(self)

@@ -11,8 +11,6 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import TypeVar
 
-import torch
-
 __all__ = ["count_workers", "executor", "is_first_process", "one_thread_per_process", "run_jobs"]
 
 J, T = TypeVar("J"), TypeVar("T")
@@ -40,6 +38,8 @@ def is_first_process() -> bool:
 @contextlib.contextmanager
 def one_thread_per_process() -> Iterator[None]:
     """Sums over several threads differ in their last bits: the number of threads must not show in the result."""
+    import torch  # only here: listing databases starts no torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -75,6 +75,8 @@ def executor(workers: int) -> Iterator[ProcessPoolExecutor | None]:
 
 
 def _start_worker() -> None:
+    import torch
+
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent lets us finish our unit
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
+from tools.benchmark import __main__ as shell
 from tools.benchmark import report as module
+from tools.benchmark.__main__ import main
 from tools.benchmark.report import PARTS, benchmark, described
 from tools.benchmark.timing import COLUMNS, Benchmark
-from vtamiq import __main__
-from vtamiq.__main__ import main
 
 QUICK = Benchmark(
     backbone="vit_tiny_patch16_384", blocks=2, width=32, num_heads=2, patches=6, batch=4, versions=2, megapixels=(0.01,),
@@ -90,7 +90,7 @@ OPTIONS += ["--batch", "2", "--versions", "1", "--rounds", "1", "--megapixels", 
 
 def test_shell_prints_a_table(capsys):
     threads = torch.get_num_threads()
-    assert main(["benchmark", *OPTIONS]) == 0
+    assert main([*OPTIONS]) == 0
     printed = capsys.readouterr().out
     first, second, *_ = printed.splitlines()
     assert first.startswith("vit_tiny_patch16_384, 1 blocks; ")
@@ -102,7 +102,7 @@ def test_shell_prints_a_table(capsys):
 
 
 def test_shell_prints_json(capsys):
-    assert main(["benchmark", *OPTIONS, "--only", "data", "--threads", "2", "--json"]) == 0
+    assert main([*OPTIONS, "--only", "data", "--threads", "2", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["settings"]["threads"] == 2
     assert [row["what"] for row in result["rows"]] == ["116 × 87: 8 patches sampled", "116 × 87: a whole item"]
@@ -111,17 +111,13 @@ def test_shell_prints_json(capsys):
 
 def test_shell_writes_a_file(tmp_path, capsys):
     out = tmp_path / "new" / "costs.csv"
-    assert main(["benchmark", *OPTIONS, "--only", "batch", "--out", str(out)]) == 0
+    assert main([*OPTIONS, "--only", "batch", "--out", str(out)]) == 0
     table = pd.read_csv(out)
     assert table["x"].tolist() == [1, 2, 4, 8]
     assert table["backbone"].tolist() == ["vit_tiny_patch16_384"] * 4
     printed = capsys.readouterr().out
     assert "\nbatch\n" in printed
     assert "error" not in printed
-
-
-def test_shell_knows_all_parts():
-    assert tuple(PARTS) == __main__.BENCHMARKS
 
 
 @pytest.mark.parametrize("gpu", [False, True])
@@ -135,17 +131,17 @@ def test_shell_measures_all_that_there_is(monkeypatch, gpu):
     monkeypatch.setattr(module, "benchmark", measured)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     for options in (["--all"], [], ["--only", "table", "memory"]):
-        main(["benchmark", *options, "--out", "x.txt"])
+        main([*options, "--out", "x.txt"])
     assert asked == []
-    monkeypatch.setattr(__main__, "_benchmark_lines", lambda table: "")
+    monkeypatch.setattr(shell, "_text", lambda table: "")
     for options in (["--all"], [], ["--only", "table", "memory"]):
-        main(["benchmark", *options])
+        main([*options])
     everything = tuple(PARTS) if gpu else tuple(part for part in PARTS if part != "gpu")
     assert asked == [everything, ("network", "data"), ("table", "memory")]
 
 
 def test_shell_refuses_bad_settings(capsys, tmp_path):
-    assert main(["benchmark", "--out", str(tmp_path / "x.txt")]) == 2
+    assert main(["--out", str(tmp_path / "x.txt")]) == 2
     assert "the table is written as .csv" in capsys.readouterr().err
-    assert main(["benchmark", "--batch", "1"]) == 2
+    assert main(["--batch", "1"]) == 2
     assert "Benchmark.batch must be at least 2" in capsys.readouterr().err

@@ -63,10 +63,10 @@ class TestExport:
 def test_command_is_quoted():
     settings = {"train": 5, "types": ["jpeg"], "source.name": "mine & yours"}
     assert command("gpu", settings) == (
-        "python -m vtamiq weights --images FOLDER --out FOLDER --size gpu --set train=5 "
+        "python -m tools.weights --images FOLDER --out FOLDER --size gpu --set train=5 "
         """--set 'types=["jpeg"]' --set 'source.name="mine & yours"'"""
     )
-    assert command("cpu", {}) == "python -m vtamiq weights --images FOLDER --out FOLDER --size cpu"
+    assert command("cpu", {}) == "python -m tools.weights --images FOLDER --out FOLDER --size cpu"
 
 
 @pytest.mark.parametrize("changes", [{"name": ""}, {"terms": "  "}, {"url": None}])
@@ -85,7 +85,7 @@ def folder(tmp_path):
         "settings": recipe["weak"], "versions": {"vtamiq": "0", "torch": "2.77"}, "code": "abc",
     }  # fmt: skip
     facts = {
-        "command": "python -m vtamiq weights --size cpu", "first_weights": True, "recipe": recipe, "stages": [stage],
+        "command": "python -m tools.weights --size cpu", "first_weights": True, "recipe": recipe, "stages": [stage],
         "made_before": {"database": False, "run": False},
         "half": {"stored": "float16", "pairs": 19, "largest": 0.00031, "bytes": 6_543_210},
         "seconds": {"database": 61, "weak_pretraining": 7260}, "machine": {"cores": 23, "gpus": [], "python": "3"},
@@ -141,7 +141,7 @@ class TestCard:
             "imitates a consensus of 2 conventional metrics, not human opinion", "must not be used for",
             "Berkeley, free for non-commercial research and education", "The photographs are not included",
             "33(5):898-916", "160 of the 200 for training, 8 of the 100 for validation, 24 of the 200 for testing",
-            "python -m vtamiq weights --size cpu", "with seed 41", "23 CPU cores, no GPU", "weak pretraining 121 min",
+            "python -m tools.weights --size cpu", "with seed 41", "23 CPU cores, no GPU", "weak pretraining 121 min",
             "float16, 6.5 MB, which moved no score of 19 pairs by more than 3.1e-04", "Apache-2.0", "research use",
             "of 12 epochs, counted from 0, 7 was", "0.947", "![Losses", "SSIM, VSI", "torch 2.77", "3.5 million",
             "| bsds | SROCC | 0.954 | ≥ 0.97 | **no** | of a |", "It falls short of 1 of the goals",

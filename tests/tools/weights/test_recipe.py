@@ -18,6 +18,7 @@ from PIL import Image
 
 from tools.weights import card as cards
 from tools.weights import recipe as tiny
+from tools.weights.__main__ import main
 from tools.weights.card import render_card, ship
 from tools.weights.recipe import (
     NAME,
@@ -30,7 +31,6 @@ from tools.weights.recipe import (
     pick_photographs,
 )
 from vtamiq import VTAMIQ
-from vtamiq.__main__ import main
 from vtamiq.databases.synthetic import read_manifest
 from vtamiq.model.inference import fingerprint
 from vtamiq.training.run import Run
@@ -151,13 +151,13 @@ class TestMade:
 
     def test_the_command_of_the_card_is_this_one(self, made):
         card = (made[0] / NAME / "README.md").read_text()
-        (line,) = [line for line in card.splitlines() if line.startswith("python -m vtamiq weights ")]
+        (line,) = [line for line in card.splitlines() if line.startswith("python -m tools.weights ")]
         words = shlex.split(line)
-        assert words[:9] == ["python", "-m", "vtamiq", "weights", "--images", "FOLDER", "--out", "FOLDER", "--size"]
+        assert words[:8] == ["python", "-m", "tools.weights", "--images", "FOLDER", "--out", "FOLDER", "--size"]
         settings = dict(parse_setting(words[at + 1]) for at, word in enumerate(words) if word == "--set")
         assert settings == QUICK
         saved = yaml.safe_load((made[0] / "recipe.yaml").read_text())
-        assert saved == json.loads(json.dumps(asdict(changed_recipe(words[9], settings))))
+        assert saved == json.loads(json.dumps(asdict(changed_recipe(words[8], settings))))
 
     def test_a_card_and_its_files_carry_no_machine_paths(self, made, photographs):
         for path in (made[0] / NAME).iterdir():
@@ -177,7 +177,7 @@ class TestGiven:
         assert fingerprint(same[0]) == fingerprint(same[1])
         card = (tmp_path / NAME / "README.md").read_text()
         assert "the database and the training had been made before by the same settings" in card
-        assert "python -m vtamiq weights --images FOLDER --out FOLDER --size cpu --set train=0" in card
+        assert "python -m tools.weights --images FOLDER --out FOLDER --size cpu --set train=0" in card
         assert "2 for training, 1 for validation, 3 for testing;" in card  # of how many is not known
         assert "seconds" not in card
         assert not (tmp_path / NAME / "left_out.csv").exists()
@@ -300,7 +300,6 @@ class TestShell:
         monkeypatch.setattr("tools.weights.card.ship", lambda folder: tmp_path / folder.name)
         settings = [word for name, value in QUICK.items() for word in ("--set", f"{name}={json.dumps(value)}")]
         command = [
-            "weights",
             "--images",
             str(photographs),
             "--out",
@@ -318,7 +317,7 @@ class TestShell:
 
     def test_photographs_or_a_database(self, capsys):
         with pytest.raises(SystemExit):
-            main(["weights", "--out", "out"])
+            main(["--out", "out"])
         assert "give --images, or --database" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
@@ -331,7 +330,7 @@ class TestShell:
         ],
     )
     def test_refusals_are_one_line(self, words, message, tmp_path, capsys):
-        assert main(["weights", "--images", str(tmp_path), "--out", str(tmp_path / "out"), *words]) == 2
+        assert main(["--images", str(tmp_path), "--out", str(tmp_path / "out"), *words]) == 2
         said = capsys.readouterr().err
         assert said.startswith("vtamiq: ")
         assert message in said

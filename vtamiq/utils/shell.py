@@ -1,0 +1,125 @@
+"""What the commands of this repository share: options, refusals in one line, and how to go on after an interruption."""
+
+import argparse
+import logging
+import re
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+__all__ = ["add_command", "answer", "from_here", "numbers", "positive", "size"]
+
+
+def add_command(
+    commands: "argparse._SubParsersAction", name: str, run: Callable, about: str, description: str | None = None
+) -> argparse.ArgumentParser:
+    """Add a command that `run(arguments)` answers; `arguments.refuse(why)` refuses options that do not go together."""
+    command = commands.add_parser(
+        name,
+        help=about,
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(run=run, refuse=command.error)
+    return command
+
+
+def positive(text: str) -> int:
+    """Read an option's whole number, at least 1."""
+    if not text.lstrip("-").isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number, at least 1, got {text!r}")
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return int(text)
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Read numbers with commas between them."""
+    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
+        raise argparse.ArgumentTypeError(f"expected numbers with commas between, such as 0,1, got {text!r}")
+    return tuple(map(int, text.split(",")))
+
+
+def size(text: str) -> tuple[int, int]:
+    """Read WIDTHxHEIGHT."""
+    if not re.fullmatch(r"\d+[xX]\d+", text):
+        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT such as 384x288, got {text!r}")
+    width, height = text.lower().split("x")
+    return int(width), int(height)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, answered like Ctrl-C wherever that is."""
+
+
+def answer(parser: argparse.ArgumentParser, argv: Sequence[str] | None, module: str) -> int:
+    """Run what the arguments ask of `python -m {module}`; the result is the exit status.
+
+    Refusals of this repository and of the system are one line and status 2; errors of libraries keep their traceback.
+    Ctrl-C is 130, SIGTERM 143, and the command to type again is printed.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for name in ("vtamiq", "tools"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    for name in ("papermill", "asyncio"):  # what they say of a kernel that died or was interrupted, we say ourselves
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    arguments = parser.parse_args(argv)
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return arguments.run(arguments)
+    except (ValueError, OSError) as error:
+        refusal = _refusal(error)
+        if refusal is None:
+            raise
+        sys.stderr.write(f"vtamiq: {refusal}\n")
+        return 2
+    except KeyboardInterrupt as interruption:
+        _say_how_to_go_on(argv, module)
+        return 143 if isinstance(interruption, _Terminated) else 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise _Terminated
+
+
+def _say_how_to_go_on(argv: Sequence[str], module: str) -> None:
+    from vtamiq.utils.processes import is_first_process
+
+    again = [part for part in argv if part != "--force"]  # what is finished is kept and need not be made again
+    if is_first_process():
+        command = shlex.join([from_here(sys.executable or "python"), "-m", module, *again])
+        sys.stderr.write(f"\nstopped; to go on: {command}\n")
+
+
+def _refusal(error: Exception) -> str | None:
+    """One line for what the user can mend; None for what deserves its traceback."""
+    if isinstance(error, OSError) and error.strerror:
+        if error.filename is None:
+            return error.strerror
+        path = Path(error.filename)
+        if isinstance(error, NotADirectoryError):  # name the file that stands where a folder is wanted
+            path = next((part for part in (path, *path.parents) if part.is_file()), path)
+        return f"{from_here(path)}: {error.strerror}"
+    return str(error) if _is_ours(error) else None
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether this repository refused something, as opposed to a library that stumbled over it."""
+    frame, _ = list(traceback.walk_tb(error.__traceback__))[-1]
+    packages = (frame.f_globals.get("__package__") or "", type(error).__module__)
+    return any(package.partition(".")[0] in ("vtamiq", "tools") for package in packages)
+
+
+def from_here(path: str | Path) -> str:
+    """Relative to the current folder where it lies below it, else as it is."""
+    path, here = Path(path), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
