@@ -1,18 +1,23 @@
 """A tiny database with an obvious order of quality, made in a moment: for tests of everything that needs pairs."""
 
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vtamiq.databases.schema import Database, pair_table
 from vtamiq.images.reading import write_png
 from vtamiq.model.network import VTAMIQConfig
+from vtamiq.training.stage import Stage
 
 SIDE = 48
 TINY = VTAMIQConfig(
     backbone="vit_tiny_patch16_384", image_size=64, width=32, num_heads=2, num_blocks=1, num_registers=1,
     num_groups=1, blocks_per_group=1, reduction=4, zero_anchor=True,
 )  # fmt: skip
+
+OWN = {field.name for field in fields(Stage)}
 
 
 def small_database(folder: Path, references: int = 5, levels: int = 4, name: str = "small") -> Database:
@@ -54,3 +59,14 @@ def small_table(folder: Path, references: int = 5, levels: int = 4) -> str:
     rows.columns = ["reference", "distorted", "score", "ref_id", "level"]
     rows.to_csv(folder / "pairs.csv", index=False)
     return f"table:root={folder.name}:higher_better=false"
+
+
+def vary(stage: Stage, **changes: Any) -> Stage:
+    """The stage with other values of its own fields, or of those of its parts; a part given as text changes its name."""
+    for part in ("loss", "optimizer", "schedule", "runtime"):
+        old, given = getattr(stage, part), changes.pop(part, {})
+        inner = {"name": given} if isinstance(given, str) else {}
+        new = given if is_dataclass(given) else old
+        inner |= {name: changes.pop(name) for name in list(changes) if hasattr(new, name) and name not in OWN}
+        changes[part] = replace(new, **inner)
+    return replace(stage, **changes)

@@ -27,7 +27,7 @@ from vtamiq.model.network import VTAMIQ, VTAMIQConfig
 from vtamiq.scoring import scores as scoring
 from vtamiq.training import chain, repeats
 from vtamiq.training.chain import Chain, Data, Step
-from vtamiq.training.stage import Stage
+from vtamiq.training.stage import Optimizer, Stage
 from vtamiq.utils.configs import changed
 
 
@@ -326,7 +326,7 @@ class TestTrain:
         monkeypatch.chdir(tmp_path)
         database = small_table(tmp_path / "small", references=10, levels=2)
         stage = Stage(
-            caps=CAPS(num_patches=8), test_patches=8, test_repeats=1, epochs=1, batch_size=8, learning_rate=1e-3
+            caps=CAPS(num_patches=8), test_patches=8, num_draws=1, epochs=1, batch_size=8, optimizer=Optimizer(lr=1e-3)
         )
         Chain(model=TINY, steps=(Step(Data(database), stage),), accelerator="cpu").save("run.yaml")
         return tmp_path
@@ -376,8 +376,10 @@ class TestTrain:
             head, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
             assert head[:2] == ["run", "folder"]
             assert [row[0] for row in rows] == runs
-        assert main(["train", "run.yaml", "--check", "--grid", "steps.0.stage.versions=1,4"]) == 2
-        assert capsys.readouterr().err.startswith("vtamiq: versions=4: steps[0] (fine_tuning): versions=4, but ")
+        assert main(["train", "run.yaml", "--check", "--grid", "steps.0.stage.distorted_per_reference=1,4"]) == 2
+        assert capsys.readouterr().err.startswith(
+            "vtamiq: distorted_per_reference=4: steps[0] (fine_tuning): versions=4, but "
+        )
         assert not Path("runs").exists()
 
     def test_example_is_a_file_to_begin_with(self, here, capsys):

@@ -845,7 +845,7 @@ class TestChannelAttention:
 def run(tmp_path_factory):
     parts = small_database(tmp_path_factory.mktemp("pairs"), references=5).split(seed=1)
     torch.manual_seed(0)
-    stage = Stage(caps=CAPS(num_patches=6), test_patches=6, test_repeats=1, epochs=3, batch_size=8)
+    stage = Stage(caps=CAPS(num_patches=6), test_patches=6, num_draws=1, epochs=3, batch_size=8)
     return train(VTAMIQ(TINY), stage, *parts, out=tmp_path_factory.mktemp("run") / "r", progress=False)
 
 

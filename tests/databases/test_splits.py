@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from tests.databases.test_schema import database, preferences, table
-from vtamiq.databases.labels import Linearisation
 from vtamiq.databases.schema import DatabaseError
 from vtamiq.databases.splits import leave_one_out, original_split, repeated_splits, shared_pictures
 
@@ -126,33 +125,3 @@ class TestAcross:
 def test_preferences_of_references_without_pairs_are_refused():
     with pytest.raises(DatabaseError, match="reference that has no pairs"):
         database(preferences=preferences(references=5))
-
-
-class TestLinearisation:
-    @pytest.mark.parametrize("higher_better", [False, True])
-    @pytest.mark.parametrize("kind", ["mos", "dmos"])
-    def test_equals_the_original(self, kind, higher_better):
-        raw = GOLDEN[f"{kind}/raw"]
-        pairs = table(len(raw), 1, score=raw, higher_better=higher_better)
-        scale = Linearisation.fit(database(pairs, higher_better=higher_better))
-        expected = GOLDEN[f"{kind}/linearize1_reverse{int(higher_better)}"]
-        np.testing.assert_allclose(scale.to_distortion(raw), expected, atol=1e-9)
-        np.testing.assert_allclose(scale.params, GOLDEN[f"{kind}/fit_p"], rtol=1e-6)
-        again = Linearisation.from_dict(scale.to_dict())
-        assert again == scale
-
-    def test_labels_are_spread(self):
-        scores = np.random.default_rng(0).beta(0.5, 3, 400)  # crowded at the low end
-        distortion = Linearisation.fit(database(table(400, 1, score=scores), higher_better=True)).to_distortion(scores)
-        assert (distortion.min(), distortion.max()) == (0, 1)
-        assert distortion.argmin() == scores.argmax()
-        evenness = [np.histogram(values, 10)[0].std() for values in (distortion, scores)]
-        assert evenness[0] < evenness[1] / 2
-
-    def test_bad_labels_are_refused(self):
-        with pytest.raises(DatabaseError, match="all 4 scores are 2"):
-            Linearisation.fit(database(table(4, 1, score=2.0)))
-        with pytest.raises(DatabaseError, match="1 of 4 rows have no score"):
-            Linearisation.fit(database(table(4, 1, score=[1, np.nan, 2, 3])))
-        with pytest.raises(DatabaseError, match="has the entries low, high"):
-            Linearisation.from_dict({"low": 1})

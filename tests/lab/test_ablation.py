@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import t as student_t
 from scipy.stats import ttest_rel
 
-from tests.small import TINY, small_database, small_table
+from tests.small import TINY, small_database, small_table, vary
 from vtamiq.caps import CAPS, caps_for
 from vtamiq.databases.pairs import PairImages
 from vtamiq.lab import ablation
@@ -34,10 +34,12 @@ from vtamiq.model.network import VTAMIQ, VTAMIQConfig
 from vtamiq.scoring.predictions import predict
 from vtamiq.training.chain import Chain, Data, Step, load_data
 from vtamiq.training.repeats import compare
-from vtamiq.training.stage import Stage
+from vtamiq.training.stage import Optimizer, Stage
 from vtamiq.utils.configs import changed
 
-STAGE = Stage(caps=CAPS(num_patches=8), test_patches=8, test_repeats=1, epochs=1, batch_size=8, learning_rate=1e-3)
+STAGE = Stage(
+    caps=CAPS(num_patches=8), test_patches=8, num_draws=1, epochs=1, batch_size=8, optimizer=Optimizer(lr=1e-3)
+)
 CHAIN = Chain(model=TINY, steps=(Step(Data("table:root=small:higher_better=false"), STAGE),), accelerator="cpu")
 LAST = "steps.-1.stage."
 
@@ -63,14 +65,15 @@ class TestVariants:
         assert all(chosen[name] == VARIANTS[name] for name in chosen)
 
     def test_text(self):
-        text = " no DiffNet, caps.num_patches=32,1 block and  no registers ,model.layer_scale=false, stage.mae=0.5,base"
+        text = " no DiffNet, caps.num_patches=32,1 block and  no registers ,model.layer_scale=false"
+        text += ", stage.loss.mae_weight=0.5,base"
         assert choose_variants(text) == {
             "base": {},
             "no DiffNet": {"model.num_groups": 0},
             "caps.num_patches=32": {LAST + "caps.num_patches": 32},
             "1 block and no registers": {"model.num_blocks": 1, "model.num_registers": 0},
             "model.layer_scale=false": {"model.layer_scale": False},
-            "stage.mae=0.5": {LAST + "mae": 0.5},
+            "stage.loss.mae_weight=0.5": {LAST + "loss.mae_weight": 0.5},
         }
 
     @pytest.mark.parametrize(
@@ -267,7 +270,7 @@ def test_variants_are_trained_tested_and_compared(tmp_path):
         [v, k] for v in ("base", "no DiffNet") for k in (0, 1)
     ]
     assert (tmp_path / "out" / "no_DiffNet" / "run_01" / "00_fine_tuning" / "result.json").is_file()
-    other = replace(STAGE, learning_rate=1e-4)  # what was trained before is set aside, and not read
+    other = vary(STAGE, lr=1e-4)  # what was trained before is set aside, and not read
     chain = replace(chain, steps=(Step(Data(text), other),))
     options = {"repeats": 2, "root": tmp_path, "progress": False, "set_aside": True}
     runs = compare(chain, tmp_path / "out", choose_variants("no DiffNet"), **options)

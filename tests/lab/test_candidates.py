@@ -37,7 +37,7 @@ def database(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(database, tmp_path_factory):
-    stage = Stage(name="test", caps=CAPS(num_patches=8), test_patches=12, test_repeats=1, epochs=1, batch_size=4)
+    stage = Stage(name="test", caps=CAPS(num_patches=8), test_patches=12, num_draws=1, epochs=1, batch_size=4)
     parts = (database.subset(names) for names in (["r0", "r1"], ["r2"], ["r3"]))
     return train(VTAMIQ(TINY), stage, *parts, out=tmp_path_factory.mktemp("run"), progress=False)
 

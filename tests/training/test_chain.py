@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.databases.test_schema import database, table
-from tests.small import TINY, small_database, small_table
+from tests.small import TINY, small_database, small_table, vary
 from vtamiq.caps import CAPS
 from vtamiq.databases.loading import load_from_text
 from vtamiq.databases.schema import DatabaseError
@@ -33,11 +33,13 @@ from vtamiq.training.chain import (
     run_chain,
     start_model,
 )
-from vtamiq.training.stage import Stage
+from vtamiq.training.stage import Optimizer, PreferenceLoss, Stage
 from vtamiq.utils.configs import changed
 from vtamiq.utils.digests import digest_weights
 
-STAGE = Stage(caps=CAPS(num_patches=8), test_patches=8, test_repeats=1, epochs=1, batch_size=8, learning_rate=1e-3)
+STAGE = Stage(
+    caps=CAPS(num_patches=8), test_patches=8, num_draws=1, epochs=1, batch_size=8, optimizer=Optimizer(lr=1e-3)
+)
 DATABASE = "table:root=small:higher_better=false"
 
 
@@ -84,7 +86,7 @@ class TestYAML:
     )
     def test_round_trip_is_exact(self, tmp_path_factory, rate, ratios, database, seed, model):
         steps = (
-            Step(Data(database, ratios=ratios, seed=seed), replace(STAGE, learning_rate=rate)),
+            Step(Data(database, ratios=ratios, seed=seed), vary(STAGE, lr=rate)),
             Step(Data(database, seed=seed, split="folds", folds=4, fold=3)),
         )
         chain = Chain(model=model, seed=seed, steps=steps)
@@ -100,19 +102,28 @@ class TestYAML:
 
     def test_defaults(self, tmp_path):
         (tmp_path / "a.yaml").write_text(
-            "steps: [{data: {database: tid2013}, stage: {epochs: 3, learning_rate: 1e-4}}]"
+            "steps: [{data: {database: tid2013}, stage: {epochs: 3, optimizer: {lr: 1e-4}}}]"
         )
         chain = Chain.load(tmp_path / "a.yaml")
-        assert chain == Chain(steps=(Step(Data("tid2013"), Stage(epochs=3, learning_rate=1e-4)),))
+        assert chain == Chain(steps=(Step(Data("tid2013"), Stage(epochs=3, optimizer=Optimizer(lr=1e-4))),))
         assert chain.folders == ["00_fine_tuning"]
 
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("steps: [{data: {database: a}}, {data: {database: b}, stage: {learning_rat: 1}}]",
-             "steps[1].stage.learning_rat: Stage has no field `learning_rat`; did you mean `learning_rate`?"),
+            ("steps: [{data: {database: a}}, {data: {database: b}, stage: {schedule: {warm_up: 1}}}]",
+             "steps[1].stage.schedule.warm_up: Schedule has no field `warm_up`; did you mean `warmup`?"),
             ("stepps: []", "stepps: Chain has no field `stepps`; did you mean `steps`?"),
             ("steps: [{data: {database: a}, stage: {epochs: many}}]", "steps[0].stage.epochs must be int, got 'many'"),
+            ("steps: [{data: {database: a}, stage: {optimizer: {lr: 0}}}]", "steps[0].stage.optimizer.lr must be positive"),
+            ("steps: [{data: {database: a}, stage: {loss: {kind: ranks}}}]",
+             "steps[0].stage.loss.kind must be one of scores, preferences, got 'ranks'"),
+            ("steps: [{data: {database: a}, stage: {loss: {kind: preferences, mae_weight: 1}}}]",
+             "steps[0].stage.loss.mae_weight: PreferenceLoss has no field `mae_weight`"),
+            ("steps: [{data: {database: a}, stage: {optimizer: muon}}]",
+             "steps[0].stage.optimizer must be Optimizer, got 'muon'"),
+            ("steps: [{data: {database: a}, stage: {loss: 3}}]",
+             "steps[0].stage.loss must be ScoreLoss | PreferenceLoss, got 3"),
             ("steps: [{data: {database: a}, stage: {epochs: 0}}]", "steps[0].stage.epochs must be at least 1, got 0"),
             ("steps: [{data: {database: a}, stage: {caps: {patches: 3}}}]", "steps[0].stage.caps.patches: CAPS has no"),
             ("steps: [{data: {database: a, split: randon}}]", "steps[0].data.split must be one of random, distributed"),
@@ -127,7 +138,7 @@ class TestYAML:
             ("steps: [{data: {database: ''}}]", "steps[0].data.database must name a database"),
             ("steps: [{stage: {epochs: 1}}]", "steps[0].data is missing: a step needs a database"),
             ("steps: [{data: {database: a}, stage: {name: a/b}}]", "steps[0].stage.name is part of a folder's name"),
-            ("steps: [{data: {database: a, simulate: 3}}]", "steps[0].data.simulate is for stages with labels"),
+            ("steps: [{data: {database: a, simulate: 3}}]", "steps[0].data.simulate is for stages with loss"),
             ("steps: [{data: {database: a}}]\nmodel: {num_group: 1}", "model.num_group: VTAMIQConfig has no field"),
             ("steps: [{data: {database: a}}]\nmodel: {num_groups: -1}", "model.num_groups must not be negative, got -1"),
             ("steps: [{data: {database: a}}]\ndevices: 0", "devices must be at least 1, or -1 for all there are, got 0"),
@@ -157,8 +168,6 @@ class TestYAML:
 
     def test_the_example_loads(self, tmp_path):
         text = example()
-        if "labels" not in {field.name for field in fields(Stage)}:
-            text = text.replace("      labels: preferences\n", "")
         (tmp_path / "run.yaml").write_text(text)
         chain = Chain.load(tmp_path / "run.yaml")
         assert [step.data.database.partition(":")[0] for step in chain.steps] == ["kadis700k", "pieapp", "tid2013"]
@@ -378,7 +387,7 @@ class TestRun:
     def test_what_is_changed_is_trained_again_with_what_follows(self, done, apart, root, tmp_path):
         out = tmp_path / "chain"
         shutil.copytree(done[1], out)
-        later = changed(apart, {"steps.1.stage.learning_rate": 2e-3})
+        later = changed(apart, {"steps.1.stage.optimizer.lr": 2e-3})
         with pytest.raises(ValueError, match=r"01_second holds another run .other stage"):
             run_chain(later, out, root=root, progress=False)
         assert Chain.load(out / "chain.yaml") == apart
@@ -396,7 +405,7 @@ class TestRun:
         assert Chain.load(out / "chain.yaml") == later
         aside = [path.name for path in out.iterdir() if "second." in path.name]
         assert len(aside) == 1
-        earlier = changed(apart, {"steps.0.stage.learning_rate": 2e-3})
+        earlier = changed(apart, {"steps.0.stage.optimizer.lr": 2e-3})
         runs = run_chain(earlier, out, root=root, progress=False, set_aside=True)
         assert runs[1].record["start"] == digest_weights(runs[0].model) != digest_weights(done[0][0].model)
         assert len([path for path in out.iterdir() if "." in path.name and path.is_dir()]) == 3
@@ -516,7 +525,7 @@ class TestCheck:
             ({"steps.1.data.database": "nowhere"}, r"steps\[1\] \(second\): unknown database 'nowhere'"),
             ({"steps.1.data.split": "distributed"}, r"steps\[1\] \(second\): small is not distributed"),
             ({"steps.1.data.label": "vsi"}, r"steps\[1\] \(second\): table:.*label"),
-            ({"steps.1.stage.auxiliary": ["rank_vsi"]}, "small has no column 'rank_vsi' to learn"),
+            ({"steps.1.stage.loss.auxiliary": ["rank_vsi"]}, "small has no column 'rank_vsi' to learn"),
             ({"steps.1.data.database": "table:root=small:score=null"}, "20 of|rows have no score"),
         ],
     )
@@ -530,12 +539,12 @@ class TestCheck:
         [
             ({"steps.1.stage.freeze": ["encoder.block"], "steps.1.stage.freeze_epochs": 1},
              "freeze: the model has no 'encoder.block' that learns; parts are names such as "),
-            ({"steps.1.stage.versions": 4}, "versions=4, but images/r0.png has 2 distorted images only"),
+            ({"steps.1.stage.distorted_per_reference": 4}, "versions=4, but images/r0.png has 2 distorted images only"),
             ({"steps.1.stage.caps.centre_map": "none.npy"}, "centre_map 'none.npy' cannot be read as a .npy array: "),
             ({"devices": 3, "steps.0.stage.batch_size": 9},
              "batch_size=8: 8 items cannot be shared evenly by 3 devices"),
-            ({"devices": 4, "steps.1.stage.versions": 2, "steps.1.stage.batch_size": 4},
-             "batch_size=4: 2 items of 2 versions each cannot be shared evenly by 4 devices"),
+            ({"devices": 4, "steps.1.stage.distorted_per_reference": 2, "steps.1.stage.batch_size": 4},
+             "batch_size=4: 2 items of 2 distorted images each cannot be shared evenly by 4 devices"),
             ({"devices": 4, "steps.1.stage.batch_size": 16},
              "12 training and 4 validation rows are too few for batches of 16 on 4 devices"),
         ],
@@ -548,11 +557,10 @@ class TestCheck:
         assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.skipif("labels" not in {field.name for field in fields(Stage)}, reason="stages learn scores only")
 class TestPreferences:
     def preferring(self, *, before=False, **data):
         photos = Data(**{"database": "demo:photos:preset=smoke", "split": "distributed", "simulate": 6} | data)
-        last = Step(photos, replace(STAGE, name="preferences", labels="preferences"))
+        last = Step(photos, vary(STAGE, name="preferences", loss=PreferenceLoss()))
         first = Step(replace(photos, simulate=0), replace(STAGE, name="weak"))
         return Chain(model=TINY, steps=(first, last) if before else (last,), accelerator="cpu")
 

@@ -18,31 +18,61 @@ from vtamiq.caps import CAPS
 from vtamiq.databases.patches import EpochSampler
 from vtamiq.model.network import VTAMIQ
 from vtamiq.training.run import Run, train
-from vtamiq.training.stage import Stage
+from vtamiq.training.stage import Optimizer, PreferenceLoss, ScoreLoss, Stage
 
 # Without dropout, which no two processes share.
 QUIET = replace(TINY, decoder_drop_path=0.0, head_dropout=0.0)
+# Unlike Adam's, its steps show how large a gradient is.
+PLAIN = Optimizer("sgd", lr=2e-2, gradient_clip=0.0)
 STAGES = {
     "scores": Stage(
-        name="scores", caps=CAPS(num_patches=12), test_patches=12, test_repeats=1, epochs=2, batch_size=6,
-        learning_rate=2e-3, mae=1.0, seed=1,
+        name="scores",
+        caps=CAPS(num_patches=12),
+        test_patches=12,
+        num_draws=1,
+        epochs=2,
+        batch_size=6,
+        optimizer=Optimizer(lr=2e-3),
+        loss=ScoreLoss(mae_weight=1.0),
+        seed=1,
     ),
     "heads": Stage(
-        name="heads", caps=CAPS(num_patches=12), test_patches=12, test_repeats=1, epochs=2, batch_size=6,
-        learning_rate=2e-2, auxiliary=("rank_one",), freeze=("encoder",), freeze_epochs=1, seed=1,
-        optimizer="sgd", gradient_clip=0.0,  # unlike Adam's, its steps show how large a gradient is
+        name="heads",
+        caps=CAPS(num_patches=12),
+        test_patches=12,
+        num_draws=1,
+        epochs=2,
+        batch_size=6,
+        optimizer=PLAIN,
+        loss=ScoreLoss(auxiliary=("rank_one",)),
+        freeze=("encoder",),
+        freeze_epochs=1,
+        seed=1,
     ),
     "versions": Stage(
-        name="versions", caps=CAPS(num_patches=12), test_patches=12, test_repeats=1, epochs=2, batch_size=8, versions=2,
-        learning_rate=2e-2, auxiliary=("rank_one",), seed=1,
-        optimizer="sgd", gradient_clip=0.0,
+        name="versions",
+        caps=CAPS(num_patches=12),
+        test_patches=12,
+        num_draws=1,
+        epochs=2,
+        batch_size=8,
+        distorted_per_reference=2,
+        optimizer=PLAIN,
+        loss=ScoreLoss(auxiliary=("rank_one",)),
+        seed=1,
     ),
     "preferences": Stage(
-        name="preferences", labels="preferences", caps=CAPS(num_patches=12), test_patches=12, test_repeats=1, epochs=2,
-        batch_size=6, learning_rate=5e-2, seed=1,
-        optimizer="sgd", gradient_clip=0.0,
+        name="preferences",
+        loss=PreferenceLoss(),
+        caps=CAPS(num_patches=12),
+        test_patches=12,
+        num_draws=1,
+        epochs=2,
+        batch_size=6,
+        optimizer=replace(PLAIN, lr=5e-2),
+        seed=1,
     ),
-}  # fmt: skip
+}
 
 
 def fresh():

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.small import TINY, small_database
+from tests.small import TINY, small_database, vary
 from vtamiq.caps import CAPS
 from vtamiq.databases.pairs import TripletImages
 from vtamiq.databases.patches import Flips, PreferencePatches
@@ -19,12 +19,19 @@ from vtamiq.images.reading import ImageError, read_image
 from vtamiq.model.network import VTAMIQ, preference
 from vtamiq.training.module import PreferenceFitting
 from vtamiq.training.run import Run, train
-from vtamiq.training.stage import Stage
+from vtamiq.training.stage import Optimizer, PreferenceLoss, ScoreLoss, Stage
 
 STAGE = Stage(
-    name="preferences", labels="preferences", caps=CAPS(num_patches=12), test_patches=12, test_repeats=1, epochs=3,
-    batch_size=8, learning_rate=2e-3, seed=1,
-)  # fmt: skip
+    name="preferences",
+    loss=PreferenceLoss(),
+    caps=CAPS(num_patches=12),
+    test_patches=12,
+    num_draws=1,
+    epochs=3,
+    batch_size=8,
+    optimizer=Optimizer(lr=2e-3),
+    seed=1,
+)
 
 
 def with_preferences(database):
@@ -170,12 +177,10 @@ def test_judgement_by_hand(database):
     loss, parts = fitting.loss(predicted[:, 0:1], targets)
     assert float(loss) == pytest.approx(0.1)
     assert float(parts["accuracy"]) == pytest.approx(2 / 3)
-    squared = PreferenceFitting(fresh(), replace(STAGE, squared=True)).loss(predicted, targets)[0]
-    assert float(squared) == pytest.approx((0.01 + 0.04 + 0.01) / 4)
 
 
 def test_it_learns_what_is_preferred_and_how_sharply(parts, tmp_path):
-    stage = replace(STAGE, epochs=10, learning_rate=3e-3)
+    stage = vary(STAGE, epochs=10, lr=3e-3)
     run = train(fresh(), stage, *parts, out=tmp_path / "r", progress=False)
     accuracy = run.history["val_accuracy"]
     assert accuracy.max() == 1.0
@@ -210,7 +215,7 @@ def test_run_folder_of_preferences(run, parts):
 def test_the_next_stage_begins_with_the_weights_and_the_sharpness(run, parts, tmp_path):
     model = VTAMIQ.from_pretrained(run.folder / "model")
     assert PreferenceFitting(model, STAGE).sharpness.item() == pytest.approx(run.result["preference_weight"])
-    fine = replace(STAGE, labels="scores", epochs=1)
+    fine = vary(STAGE, loss=ScoreLoss(), epochs=1)
     tuned = train(model, fine, *parts, out=tmp_path / "r", progress=False)
     assert tuned.model.config.preference_weight == run.model.config.preference_weight
     assert tuned.started_from == run.digest != tuned.digest
@@ -224,10 +229,8 @@ def test_w_is_neither_decayed_nor_clipped(parts, tmp_path):
     assert len(frozen_parameters(fresh(), frozen)) == sum(1 for _ in fresh().parameters()) - 1
     base = replace(STAGE, epochs=1, freeze=frozen, freeze_epochs=1)
     learnt = [
-        train(fresh(), replace(base, **change), *parts, out=tmp_path / str(k), progress=False).result[
-            "preference_weight"
-        ]
-        for k, change in enumerate(({}, {"weight_decay": 5.0, "learning_rate": 2e-3}, {"gradient_clip": 1e-12}))
+        train(fresh(), vary(base, **change), *parts, out=tmp_path / str(k), progress=False).result["preference_weight"]
+        for k, change in enumerate(({}, {"weight_decay": 5.0, "lr": 2e-3}, {"gradient_clip": 1e-12}))
     ]
     assert learnt[0] != TINY.preference_weight
     assert abs(learnt[1] - learnt[0]) < 0.1  # a decay of 5 would take 3 % of 6 away
@@ -242,7 +245,7 @@ def test_interrupted_preferences_end_alike(run, parts, tmp_path, monkeypatch):
             raise RuntimeError("stop")
         return step(self, batch, index)
 
-    stage = replace(STAGE, checkpoint_minutes=1e-9)
+    stage = vary(STAGE, checkpoint_minutes=1e-9)
     with monkeypatch.context() as patch:
         patch.setattr(PreferenceFitting, "training_step", stop)
         with pytest.raises(RuntimeError, match="stop"):
@@ -257,15 +260,3 @@ def test_preferences_must_be_there(database, parts, tmp_path):
     with pytest.raises(ValueError, match="val part of small has no preferences"):
         train(fresh(), STAGE, parts[0], without, out=tmp_path / "r", progress=False)
     assert not (tmp_path / "r").exists()
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"mae": 1.0}, {"rank": 0.5}, {"auxiliary": ("rank_vsi",)}, {"linearise": True}, {"zero_error": 0.1}],
-    ids=str,
-)
-def test_what_acts_on_scores_only_is_refused(change):
-    with pytest.raises(ValueError, match=rf"{next(iter(change))} acts with labels='scores' only"):
-        replace(STAGE, **change)
-    with pytest.raises(ValueError, match="squared acts with labels='preferences' only"):
-        Stage(squared=True)

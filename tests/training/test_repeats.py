@@ -20,11 +20,13 @@ from vtamiq.training import chain as chain_module
 from vtamiq.training import repeats as repeat_module
 from vtamiq.training.chain import Chain, Data, Step, load_data
 from vtamiq.training.repeats import RunsFailed, check_many, compare, grid, k_fold, repeat, summarise
-from vtamiq.training.stage import Stage
+from vtamiq.training.stage import Optimizer, Stage
 from vtamiq.utils.configs import changed
 from vtamiq.utils.digests import digest_weights
 
-STAGE = Stage(caps=CAPS(num_patches=8), test_patches=8, test_repeats=1, epochs=1, batch_size=8, learning_rate=1e-3)
+STAGE = Stage(
+    caps=CAPS(num_patches=8), test_patches=8, num_draws=1, epochs=1, batch_size=8, optimizer=Optimizer(lr=1e-3)
+)
 DATABASE = "table:root=small:higher_better=false"
 ONE = Chain(model=TINY, steps=(Step(Data(DATABASE), STAGE),), accelerator="cpu")
 BEFORE = Step(Data("table:root=before:higher_better=false", split="all"), replace(STAGE, name="before"))
@@ -306,15 +308,15 @@ class TestFolds:
 
 class TestGrid:
     def test_every_combination(self, root, tmp_path, trained):
-        settings = {"steps.-1.stage.learning_rate": [1e-3, 2e-3], "steps.0.stage.epochs": [1, 2]}
+        settings = {"steps.-1.stage.optimizer.lr": [1e-3, 2e-3], "steps.0.stage.epochs": [1, 2]}
         result = grid(TWO, tmp_path / "out", settings, root=root, progress=False)
         assert result.table["folder"].tolist() == [
-            f"learning_rate={rate},epochs={epochs}"
+            f"lr={rate},epochs={epochs}"
             for rate in (0.001, 0.002) for epochs in (1, 2)
         ]  # fmt: skip
         assert len([folder for folder in trained if "00_before" in folder]) == 2  # one for each number of epochs
         assert len(trained) == 6
-        assert result.table[["learning_rate", "epochs"]].to_numpy().tolist() == [
+        assert result.table[["lr", "epochs"]].to_numpy().tolist() == [
             [1e-3, 1],
             [1e-3, 2],
             [2e-3, 1],
@@ -325,7 +327,7 @@ class TestGrid:
         runs = [
             chain_module.Run.load(tmp_path / "out" / folder / "00_fine_tuning") for folder in result.table["folder"]
         ]
-        assert [run.stage.learning_rate for run in runs] == [1e-3, 1e-3, 2e-3, 2e-3]
+        assert [run.stage.optimizer.lr for run in runs] == [1e-3, 1e-3, 2e-3, 2e-3]
         assert len({run.record["start"] for run in runs}) == 2
 
     def test_with_repeats(self, root, tmp_path, monkeypatch):
@@ -392,11 +394,13 @@ class TestCheck:
         ]
         alike = check_many(changed(ONE, {"steps.0.data.ratios": [0.4, 0.2, 0.4]}), folds=2, root=root)
         assert alike["test"].tolist() == [10, 10]  # folds take the place of a random split and its ratios
-        assert len(check_many(ONE, settings={"steps.0.stage.mae": [0, 0.0]}, root=root)) == 1
+        assert len(check_many(ONE, settings={"steps.0.stage.loss.mae_weight": [0, 0.0]}, root=root)) == 1
 
     def test_what_stops_one_run_is_named(self, root):
-        settings = {"steps.0.stage.versions": [1, 2, 4]}
-        with pytest.raises(ValueError, match=r"^versions=4: steps\[0\] \(fine_tuning\): versions=4, but images/r"):
+        settings = {"steps.0.stage.distorted_per_reference": [1, 2, 4]}
+        with pytest.raises(
+            ValueError, match=r"^distorted_per_reference=4: steps\[0\] \(fine_tuning\): versions=4, but images/r"
+        ):
             check_many(ONE, settings=settings, root=root)
         with pytest.raises(ValueError, match=r"^fold_00: steps\[0\] \(fine_tuning\): .*folds"):
             check_many(ONE, folds=11, root=root)
@@ -406,7 +410,7 @@ class TestCheck:
 
 class TestCompare:
     def test_named_variants(self, root, tmp_path, trained):
-        variants = {"as it is": {}, "no DiffNet": {"model.num_groups": 0, "steps.-1.stage.mae": 0.5}}
+        variants = {"as it is": {}, "no DiffNet": {"model.num_groups": 0, "steps.-1.stage.loss.mae_weight": 0.5}}
         out = tmp_path / "out"
         runs = compare(ONE, out, variants, root=root, progress=False)
         assert runs.table["variant"].tolist() == list(variants)

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.small import TINY, small_database
+from tests.small import TINY, small_database, vary
 from vtamiq.caps import CAPS
 from vtamiq.model import accelerate as fast
 from vtamiq.model.accelerate import accelerated
@@ -22,13 +22,21 @@ from vtamiq.model.network import VTAMIQ
 from vtamiq.scoring import predictions
 from vtamiq.training.module import Fitting
 from vtamiq.training.run import Run, train
-from vtamiq.training.stage import Stage
+from vtamiq.training.stage import Optimizer, Runtime, ScoreLoss, Stage
 
 ALWAYS = 1e-9  # minutes: a checkpoint after every step
 STAGE = Stage(
-    name="resume", caps=CAPS(num_patches=12), test_patches=12, test_repeats=1, epochs=3, batch_size=4, learning_rate=2e-3,
-    mae=1.0, checkpoint_minutes=ALWAYS, seed=1,
-)  # fmt: skip
+    name="resume",
+    caps=CAPS(num_patches=12),
+    test_patches=12,
+    num_draws=1,
+    epochs=3,
+    batch_size=4,
+    optimizer=Optimizer(lr=2e-3),
+    loss=ScoreLoss(mae_weight=1.0),
+    runtime=Runtime(checkpoint_minutes=ALWAYS),
+    seed=1,
+)
 
 
 class Stop(Exception):
@@ -50,9 +58,9 @@ VARIANTS = {
     "ema": replace(STAGE, ema=0.8),
     "accumulate": replace(STAGE, accumulate=2, batch_size=2),
     "freeze": replace(STAGE, freeze=("encoder",), freeze_epochs=2),
-    "workers": replace(STAGE, workers=1),
-    "sgd": replace(STAGE, optimizer="sgd", learning_rate=1e-2),
-    "muon": replace(STAGE, optimizer="muon", momentum=0.95, versions=2),
+    "workers": vary(STAGE, workers=1),
+    "sgd": vary(STAGE, optimizer="sgd", lr=1e-2),
+    "muon": vary(STAGE, optimizer="muon", momentum=0.95, distorted_per_reference=2),
 }
 
 
@@ -133,7 +141,7 @@ def test_goes_on_with_the_products_that_it_began_with(parts, tmp_path, monkeypat
 
 
 def test_without_timed_checkpoints_an_epoch_begins_anew(whole, parts, tmp_path, monkeypatch):
-    stage = replace(STAGE, checkpoint_minutes=60.0)  # no part of what makes a run the same
+    stage = vary(STAGE, checkpoint_minutes=60.0)  # no part of what makes a run the same
     trained = stopping_at(monkeypatch, (1, 3))
     with pytest.raises(Stop):
         train(fresh(), stage, *parts, out=tmp_path / "r", progress=False)
@@ -215,7 +223,7 @@ def test_curves_survive_a_power_cut(whole, parts, tmp_path, monkeypatch):
 
 
 def test_stopped_early_stays_stopped(parts, tmp_path, monkeypatch):
-    stage = replace(STAGE, epochs=30, patience=2, learning_rate=1e-7)  # nothing changes
+    stage = vary(STAGE, epochs=30, patience=2, lr=1e-7)  # nothing changes
     with monkeypatch.context() as patch:
         patch.setattr("vtamiq.training.run._score_parts", lambda *_: (_ for _ in ()).throw(Stop))
         with pytest.raises(Stop):
@@ -268,7 +276,7 @@ def test_a_terminated_epoch_is_not_kept_as_a_whole_one(whole, parts, tmp_path, m
             os.kill(os.getpid(), signal.SIGTERM)
         return step(self, batch, index)
 
-    stage, before = replace(STAGE, checkpoint_minutes=60.0), signal.getsignal(signal.SIGTERM)
+    stage, before = vary(STAGE, checkpoint_minutes=60.0), signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         patch.setattr(Fitting, "training_step", terminated)
         with pytest.raises(SystemExit) as exit:
@@ -281,7 +289,7 @@ def test_a_terminated_epoch_is_not_kept_as_a_whole_one(whole, parts, tmp_path, m
 
 def test_scoring_goes_on_with_the_next_draw(parts, tmp_path, monkeypatch):
     """Validation, test and start, two draws of each: six passes, however often they are interrupted."""
-    stage, options = replace(STAGE, epochs=1, test_repeats=2), {"score_start": True, "progress": False}
+    stage, options = vary(STAGE, epochs=1, num_draws=2), {"score_start": True, "progress": False}
     tables = "predictions.parquet", "start_predictions.parquet"
     whole = train(fresh(), stage, *parts, out=tmp_path / "whole", **options)
     loader, passes, stops = predictions.patch_loader, [], [1, 3, 4, 5]
@@ -331,7 +339,7 @@ def train_elsewhere(data, out, threads, start_method):
     multiprocessing.set_start_method(start_method, force=True)
     torch.set_num_threads(threads)
     parts = small_database(data, references=10).split(seed=1)
-    train(fresh(), replace(STAGE, workers=1), *parts, out=out, progress=False)
+    train(fresh(), vary(STAGE, workers=1), *parts, out=out, progress=False)
 
 
 @pytest.fixture(scope="module")

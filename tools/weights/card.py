@@ -187,7 +187,7 @@ def _licence(source: Mapping[str, str]) -> str:
 def _about(run: Run) -> dict[str, Any]:
     return {
         "name": run.stage.name,
-        "labels": run.stage.labels,
+        "labels": run.stage.loss.kind,
         "result": run.result,
         "code": run.record["code"],
         "versions": run.record["versions"],

@@ -42,8 +42,8 @@ from vtamiq.images.iqms import IQMS
 from vtamiq.model.inference import choose_device
 from vtamiq.model.initialise import start_from_scratch
 from vtamiq.model.network import VTAMIQ, VTAMIQConfig
-from vtamiq.training.run import NO_MATTER, Run, train
-from vtamiq.training.stage import Stage
+from vtamiq.training.run import Run, train
+from vtamiq.training.stage import Optimizer, PreferenceLoss, Runtime, Schedule, ScoreLoss, Stage
 from vtamiq.utils.configs import changed, conform, did_you_mean, plain, require
 from vtamiq.utils.files import write_text
 from vtamiq.utils.processes import is_first_process
@@ -81,18 +81,14 @@ WEAK = Stage(
     name="weak_pretraining",
     caps=CAPS(num_patches=32, map_pixels=MAP_PIXELS),
     test_patches=64,
-    test_repeats=1,
+    num_draws=1,
     epochs=45,
     batch_size=80,
-    versions=5,
-    optimizer="muon",
-    momentum=0.95,
-    learning_rate=1e-3,
-    schedule="cosine",
-    warmup=0.05,
-    mae=1.0,
-    auxiliary=tuple(f"rank_{name}" for name in IQMS),
-    in_memory=True,
+    distorted_per_reference=5,
+    optimizer=Optimizer(name="muon", momentum=0.95, lr=1e-3),
+    schedule=Schedule(name="cosine", warmup=0.05),
+    loss=ScoreLoss(mae_weight=1.0, auxiliary=tuple(f"rank_{name}" for name in IQMS)),
+    runtime=Runtime(in_memory=True),
     onednn=True,
 )
 FINISH = replace(
@@ -102,21 +98,20 @@ FINISH = replace(
     test_patches=256,
     epochs=1,
     batch_size=40,
-    learning_rate=3e-4,
-    warmup=0.1,
+    optimizer=replace(WEAK.optimizer, lr=3e-4),
+    schedule=replace(WEAK.schedule, warmup=0.1),
 )
 PREFERENCES = Stage(
     name="preferences",
-    labels="preferences",
+    loss=PreferenceLoss(),
     caps=CAPS(num_patches=64, map_pixels=MAP_PIXELS),
     test_patches=256,
-    test_repeats=1,
+    num_draws=1,
     epochs=2,
     batch_size=32,
-    learning_rate=1e-4,
-    schedule="cosine",
-    warmup=0.1,
-    in_memory=True,
+    optimizer=Optimizer(lr=1e-4),
+    schedule=Schedule(name="cosine", warmup=0.1),
+    runtime=Runtime(in_memory=True),
 )
 
 
@@ -174,8 +169,8 @@ class TinyRecipe:
             require(self, name, getattr(self, name) >= 0, "must not be negative")
         require(self, "size", len(self.size) == 2, "must be (width, height)")
         for name in ("weak", "finish"):
-            require(self, name, getattr(self, name).labels == "scores", "must learn from scores")
-        require(self, "preferences", self.preferences.labels == "preferences", "must learn from preferences")
+            require(self, name, not getattr(self, name).learns_preferences, "must learn from scores")
+        require(self, "preferences", self.preferences.learns_preferences, "must learn from preferences")
         names = {self.weak.name, self.finish.name, self.preferences.name, "left_out"}
         require(
             self, "preferences", len(names) == 4, "`weak` and `finish` need names of their own, other than left_out"
@@ -203,17 +198,17 @@ SIZES: Mapping[str, TinyRecipe] = {
             caps=CAPS(num_patches=64, map_pixels=MAP_PIXELS),
             precision="bf16-mixed",
             onednn=False,
-            workers=14,
-            in_memory=False,
+            runtime=replace(WEAK.runtime, workers=14, in_memory=False),
         ),
-        finish=replace(FINISH, precision="bf16-mixed", onednn=False, workers=14, in_memory=False),
+        finish=replace(
+            FINISH, precision="bf16-mixed", onednn=False, runtime=replace(FINISH.runtime, workers=14, in_memory=False)
+        ),
         preferences=replace(
             PREFERENCES,
             caps=CAPS(num_patches=256, map_pixels=MAP_PIXELS),
             batch_size=64,
             precision="bf16-mixed",
-            workers=14,
-            in_memory=False,
+            runtime=replace(PREFERENCES.runtime, workers=14, in_memory=False),
         ),
         accelerator="gpu",
         devices=1,
@@ -439,9 +434,8 @@ def _named(parts: Mapping[str, Database]) -> dict[str, Database]:
 
 def _given_run(recipe: TinyRecipe, training: Database, folder: str | Path) -> Run:
     run = Run.load(folder)
-    same = {name: getattr(recipe.weak, name) for name in NO_MATTER}
     wrong = {
-        "stage `weak`": replace(run.stage, **same) != recipe.weak,
+        "stage `weak`": replace(run.stage, runtime=recipe.weak.runtime) != recipe.weak,
         "network": run.model.config != recipe.network,
         "training pairs": not run.was_trained_on(training),
     }

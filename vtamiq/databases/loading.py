@@ -14,7 +14,6 @@ from typing import Any
 from vtamiq.databases.csiq import load_csiq
 from vtamiq.databases.kadid import load_kadid10k
 from vtamiq.databases.kadis import load_kadis700k
-from vtamiq.databases.labels import Linearisation
 from vtamiq.databases.live import load_live
 from vtamiq.databases.pieapp import load_pieapp
 from vtamiq.databases.pipal import load_pipal
@@ -42,7 +41,6 @@ __all__ = [
     "DatabaseError",
     "FolderIndex",
     "LabelScale",
-    "Linearisation",
     "Loader",
     "data_folder",
     "find_databases",

@@ -15,7 +15,6 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vtamiq.caps import CAPS
-from vtamiq.databases.labels import Linearisation
 from vtamiq.databases.pairs import PairImages, TripletImages
 from vtamiq.databases.schema import Database, LabelScale
 from vtamiq.images.reading import ImageError
@@ -132,7 +131,7 @@ class PairPatches(ImagePatches):
         database: Database,
         caps: CAPS,
         *,
-        labels: LabelScale | Linearisation | None = None,
+        labels: LabelScale | None = None,
         auxiliary: Sequence[str] = (),
         flips: Flips = Flips(),
         zero_error: float = 0.0,
@@ -350,7 +349,7 @@ def patch_loader(
     )
 
 
-def _targets(database: Database, labels: LabelScale | Linearisation) -> np.ndarray:
+def _targets(database: Database, labels: LabelScale) -> np.ndarray:
     scores = database.pairs["score"].to_numpy(dtype=np.float64)
     missing = np.flatnonzero(~np.isfinite(scores))
     if len(missing):

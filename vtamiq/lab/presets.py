@@ -25,7 +25,7 @@ from vtamiq.lab.candidates import Candidate, held_out, load_candidate, tell_apar
 from vtamiq.lab.redraw import figures_folder, keep_figure
 from vtamiq.model.network import VTAMIQ, VTAMIQConfig
 from vtamiq.training.chain import Data
-from vtamiq.training.stage import Stage
+from vtamiq.training.stage import Optimizer, PreferenceLoss, Runtime, Schedule, ScoreLoss, Stage
 from vtamiq.utils.configs import did_you_mean
 from vtamiq.utils.files import write_table
 
@@ -60,13 +60,13 @@ def _smoke() -> Preset:
         reduction=4,
         zero_anchor=True,
     )
-    base = Stage(caps=CAPS(num_patches=32), test_patches=32, test_repeats=2, epochs=1, batch_size=8)
+    base = Stage(caps=CAPS(num_patches=32), test_patches=32, num_draws=2, epochs=1, batch_size=8)
     return Preset(
         model=model,
-        weak=replace(base, name="weak_pretraining", epochs=2, learning_rate=1e-3),
-        preferences=replace(base, name="preferences", labels="preferences", learning_rate=1e-4),
-        fine_tuning=replace(base, learning_rate=3e-4),
-        ablation=replace(base, name="ablation", test_repeats=1, learning_rate=1e-3),
+        weak=replace(base, name="weak_pretraining", epochs=2, optimizer=Optimizer(lr=1e-3)),
+        preferences=replace(base, name="preferences", loss=PreferenceLoss(), optimizer=Optimizer(lr=1e-4)),
+        fine_tuning=replace(base, optimizer=Optimizer(lr=3e-4)),
+        ablation=replace(base, name="ablation", num_draws=1, optimizer=Optimizer(lr=1e-3)),
         simulate=8,
         repeats=2,
     )
@@ -86,31 +86,32 @@ def _demo() -> Preset:
     base = Stage(
         caps=CAPS(num_patches=32),
         test_patches=32,
-        schedule="cosine",
-        warmup=0.1,
-        workers=1,
-        in_memory=True,
+        schedule=Schedule("cosine", warmup=0.1),
+        runtime=Runtime(workers=1, in_memory=True),
     )
-    scores = replace(base, batch_size=40, versions=5, mae=1.0)
-    start = replace(scores, optimizer="muon", momentum=0.95, learning_rate=1e-3)  # from random weights
+    scores = replace(base, batch_size=40, distorted_per_reference=5, loss=ScoreLoss(mae_weight=1.0))
+    start = replace(scores, optimizer=Optimizer("muon", lr=1e-3, momentum=0.95))  # from random weights
     return Preset(
         model=model,
-        weak=replace(start, name="weak_pretraining", epochs=48, batch_size=80, warmup=0.05),
-        preferences=replace(base, name="preferences", labels="preferences", epochs=4, learning_rate=5e-5),
-        fine_tuning=replace(scores, epochs=8, learning_rate=5e-5),
-        ablation=replace(start, name="ablation", test_repeats=2, epochs=4, workers=0),  # ten take about three minutes
+        weak=replace(
+            start, name="weak_pretraining", epochs=48, batch_size=80, schedule=Schedule("cosine", warmup=0.05)
+        ),
+        preferences=replace(base, name="preferences", loss=PreferenceLoss(), epochs=4, optimizer=Optimizer(lr=5e-5)),
+        fine_tuning=replace(scores, epochs=8, optimizer=Optimizer(lr=5e-5)),
+        # Ten of these take about three minutes.
+        ablation=replace(start, name="ablation", num_draws=2, epochs=4, runtime=Runtime(in_memory=True)),
         simulate=60,
         repeats=5,
     )
 
 
 def _full() -> Preset:
-    base = Stage(caps=CAPS(num_patches=384), epochs=20, precision="bf16-mixed", workers=8)
+    base = Stage(caps=CAPS(num_patches=384), epochs=20, precision="bf16-mixed", runtime=Runtime(workers=8))
     return Preset(
         model=VTAMIQConfig(zero_anchor=True),
-        weak=replace(base, name="weak_pretraining", mae=1.0),
-        preferences=replace(base, name="preferences", labels="preferences", learning_rate=5e-5),
-        fine_tuning=replace(base, learning_rate=5e-5),
+        weak=replace(base, name="weak_pretraining", loss=ScoreLoss(mae_weight=1.0)),
+        preferences=replace(base, name="preferences", loss=PreferenceLoss(), optimizer=Optimizer(lr=5e-5)),
+        fine_tuning=replace(base, optimizer=Optimizer(lr=5e-5)),
         ablation=replace(base, name="ablation"),
         simulate=200,
         repeats=20,

@@ -8,6 +8,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "chain": ["Chain", "Data", "Step", "run_chain"],
         "repeats": ["repeat"],
         "run": ["Run", "train"],
-        "stage": ["Stage"],
+        "stage": ["Optimizer", "PreferenceLoss", "Runtime", "Schedule", "ScoreLoss", "Stage"],
     },
 )

@@ -300,7 +300,9 @@ def checkpoints(folder: Path, stage: Stage) -> list[ModelCheckpoint]:
         MovableCheckpoint(filename="best", monitor="val_srocc", mode="max", **epochs, **keep),
         # Not `save_last`, which skips epochs that are not the best.
         MovableCheckpoint(filename="last", **epochs, **keep),
-        TimedCheckpoint(filename="last", train_time_interval=timedelta(minutes=stage.checkpoint_minutes), **keep),
+        TimedCheckpoint(
+            filename="last", train_time_interval=timedelta(minutes=stage.runtime.checkpoint_minutes), **keep
+        ),
     ]
 
 

@@ -6,7 +6,7 @@
       - data: {database: kadid10k, split: random, seed: 1}
         stage: {name: pretraining, epochs: 10}
       - data: {database: tid2013, split: original}
-        stage: {name: fine_tuning, epochs: 20, learning_rate: 5e-5}
+        stage: {name: fine_tuning, epochs: 20, optimizer: {lr: 5e-5}}
 
 Names that are left out have the defaults of the classes below. Relative paths count from the current folder. Run folder:
 `chain.yaml`, a run folder of `vtamiq.training.run` for every stage (`00_pretraining`, `01_fine_tuning`), and
@@ -140,8 +140,10 @@ class Step:
         name = self.stage.name
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise ValueError(f"Step.stage.name is part of a folder's name: letters, digits, _, - and ., got {name!r}")
-        if self.data.simulate and not _from_preferences(self.stage):
-            raise ValueError("Step.data.simulate is for stages with labels: preferences; this one learns from scores")
+        if self.data.simulate and not self.stage.learns_preferences:
+            raise ValueError(
+                "Step.data.simulate is for stages with loss: {kind: preferences}; this one learns from scores"
+            )
 
 
 @dataclass(frozen=True)
@@ -334,7 +336,7 @@ def _placed(place: str, function: Callable, *arguments: Any) -> Any:
 
 
 def _check_labels(step: Step, training: Database, validation: Database) -> None:
-    if _from_preferences(step.stage):
+    if step.stage.learns_preferences:
         for part in (training, validation):
             if part.preferences is None:
                 raise DatabaseError(f"{part.name} has no preferences; `simulate: 200` makes some from its scores")
@@ -346,10 +348,6 @@ def _check_labels(step: Step, training: Database, validation: Database) -> None:
     for name in step.stage.auxiliary:
         if name not in training.pairs:
             raise DatabaseError(f"{training.name} has no column {name!r} to learn{did_you_mean(name, training.pairs)}")
-
-
-def _from_preferences(stage: Stage) -> bool:
-    return stage.labels == "preferences"
 
 
 def _without(part: Database, seen: Sequence[Mapping[str, Any]], name: str, place: str) -> Database:
@@ -408,7 +406,7 @@ def _parts(part: _Planned) -> dict[str, Database | None]:
 
 def _about(chain: Chain, number: int, part: _Planned) -> dict[str, Any]:
     """What a row says of a step, trained or not."""
-    by_preferences = _from_preferences(part.step.stage)
+    by_preferences = part.step.stage.learns_preferences
     return (
         {
             "name": part.step.stage.name,

@@ -70,10 +70,10 @@ def combined_loss(
     return total, {name: part.detach() for name, part in parts.items()}
 
 
-def preference_loss(probability: Tensor, target: Tensor, *, squared: bool = False) -> Tensor:
-    """mean |P − target| over pairs (2024), or the mean square (2021); both (n,), probabilities that A is preferred."""
+def preference_loss(probability: Tensor, target: Tensor) -> Tensor:
+    """mean |P − target| over pairs; both (n,), probabilities that A is preferred."""
     _check(probability, target)
-    return F.mse_loss(probability, target) if squared else F.l1_loss(probability, target)
+    return F.l1_loss(probability, target)
 
 
 def _check(prediction: Tensor, target: Tensor) -> None:

@@ -81,14 +81,14 @@ class Fitting(lightning.LightningModule):
 
     def loss(self, predicted: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of the whole batch, and its parts for the log."""
-        stage = self.stage
-        weights = {"mae": stage.mae * stage.mae_decay**self.current_epoch, "rank": stage.rank, "pearson": stage.pearson}
+        asked = self.stage.loss
+        weights = {"mae": asked.mae_weight, "rank": asked.rank_weight, "pearson": asked.pearson_weight}
         loss, parts = combined_loss(predicted[:, 0], targets[:, 0], **weights)
         if self.heads is not None:
             columns = zip(predicted[:, 1:].T, targets[:, 1:].T, strict=True)
             auxiliary = torch.stack([combined_loss(q, target, **weights)[0] for q, target in columns]).mean()
             parts["auxiliary"] = auxiliary.detach()
-            loss = loss + stage.auxiliary_weight * auxiliary
+            loss = loss + asked.auxiliary_weight * auxiliary
         return loss, parts
 
     def of_all_devices(self, values: Tensor) -> Tensor:
@@ -117,24 +117,25 @@ class Fitting(lightning.LightningModule):
     # ------------------------------------------------------------------------------------------------------ optimiser
 
     def configure_optimizers(self) -> dict[str, Any]:
-        stage, steps = self.stage, self.trainer.estimated_stepping_batches
+        settings, rate_at = self.stage.optimizer, self.stage.schedule.rate_at
+        steps = self.trainer.estimated_stepping_batches
         encoder = list(self.model.encoder.parameters())
         others = [p for name, p in self.named_parameters() if not name.startswith("model.encoder.")]
         groups = [
             {"params": [p for p in others if p is not self.sharpness]},
-            {"params": encoder, "lr": stage.learning_rate * stage.encoder_rate},
+            {"params": encoder, "lr": settings.lr * settings.lr_scale},
             *([] if self.sharpness is None else [{"params": [self.sharpness], "weight_decay": 0.0}]),
         ]
-        options = {"lr": stage.learning_rate, "weight_decay": stage.weight_decay}
-        if stage.optimizer == "sgd":
-            optimizer = torch.optim.SGD(groups, momentum=stage.momentum, **options)
-        elif stage.optimizer == "muon":
+        options = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+        if settings.name == "sgd":
+            optimizer = torch.optim.SGD(groups, momentum=settings.momentum, **options)
+        elif settings.name == "muon":
             groups = muon_groups(self.model, groups)
-            optimizer = Muon(groups, momentum=stage.momentum, nesterov=True, betas=ADAM_BETAS, **options)
+            optimizer = Muon(groups, momentum=settings.momentum, nesterov=True, betas=ADAM_BETAS, **options)
         else:
             optimizer = torch.optim.AdamW(groups, **options)
         # Step k uses the middle of its share: the first step of a warm-up must not have rate 0.
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: stage.rate_at(min((k + 0.5) / steps, 1.0)))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: rate_at(min((k + 0.5) / steps, 1.0)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(
@@ -159,7 +160,7 @@ class PreferenceFitting(Fitting):
         return preference(q_a, q_b, self.sharpness)[:, None], batch["target"][:, None]
 
     def loss(self, predicted: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = preference_loss(predicted[:, 0], targets[:, 0], squared=self.stage.squared)
+        loss = preference_loss(predicted[:, 0], targets[:, 0])
         agree = (predicted > 0.5) == (targets > 0.5)
         return loss, {"accuracy": agree[targets != 0.5].float().mean().nan_to_num(0.5), "w": self.sharpness.detach()}
 
@@ -171,8 +172,8 @@ class PreferenceFitting(Fitting):
 
 
 def fitting_for(model: VTAMIQ, stage: Stage) -> Fitting:
-    """What trains this model as the stage says."""
-    return (PreferenceFitting if stage.labels == "preferences" else Fitting)(model, stage)
+    """The Lightning module of the stage's loss."""
+    return (PreferenceFitting if stage.learns_preferences else Fitting)(model, stage)
 
 
 def muon_groups(model: VTAMIQ, groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

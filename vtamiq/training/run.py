@@ -41,7 +41,6 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.utils.data import DataLoader, Subset
 
 from vtamiq.caps import caps_for, centre_template
-from vtamiq.databases.labels import Linearisation
 from vtamiq.databases.patches import ImagePatches, PairPatches, PreferencePatches, patch_loader
 from vtamiq.databases.schema import Database, LabelScale
 from vtamiq.databases.seen import pictures_of
@@ -68,9 +67,7 @@ from vtamiq.utils.processes import is_first_process
 __all__ = ["Run", "Stage", "train"]
 
 log = logging.getLogger(__name__)
-Labels = LabelScale | Linearisation | None  # None: preferences are taken as they are
-# Settings that make no difference to the result:
-NO_MATTER = ("workers", "in_memory", "checkpoint_minutes", "gradient_checkpointing")
+Labels = LabelScale | None  # None: preferences are taken as they are
 START = "start_predictions.parquet"  # in a run folder, if it was asked for
 SCORING = "scoring"  # draws of tables to come, in a run folder
 PATIENCE = 600  # seconds that a process waits for the main one to claim the run folder
@@ -145,12 +142,11 @@ class Run:
         if not (folder / "result.json").is_file():
             raise FileNotFoundError(f"{folder}: holds no finished run (no result.json)")
         record = json.loads((folder / "run.json").read_text())
-        scale = LabelScale if "best" in (record["labels"] or {}) else Linearisation
         return cls(
             folder=folder,
             stage=build(Stage, record["stage"]),
             model=VTAMIQ.from_pretrained(folder / "model"),
-            labels=None if record["labels"] is None else scale.from_dict(record["labels"]),
+            labels=None if record["labels"] is None else LabelScale.from_dict(record["labels"]),
             history=pd.read_csv(folder / "history.csv"),
             predictions=pd.read_parquet(folder / "predictions.parquet"),
             record=record,
@@ -176,9 +172,7 @@ def train(
 ) -> Run:
     """Train `model`, or go on with the run that `out` holds, or return it if it is finished.
 
-    Labels are normalised on the training rows only (but for `stage.linearise`). Test rows are scored once, at the end,
-    with
-    the best weights.
+    Labels are normalised on the training rows only. Test rows are scored once, at the end, with the best weights.
 
     With several devices, each takes its share of every batch, and the result is that of one device but for dropout and
     rounding. Every process runs this function: under `torchrun`, or in a script, which Lightning then starts once more
@@ -189,13 +183,13 @@ def train(
             interruption with those that it came with. They are part of what makes a run the same, so call again with a
             model built the same way.
         training, validation, test: parts without a common reference; `Database.split` makes such. With
-            `stage.labels="preferences"`, the preferences of the first two are learnt and validated on.
+            a `PreferenceLoss`, the preferences of the first two are learnt and validated on.
         out: run folder.
         set_aside: what to do if `out` holds another run: rename that folder and begin anew, instead of refusing.
         accelerator, devices, num_nodes, strategy: of Lightning's Trainer: "auto", "cpu" or "gpu"; devices on each
         node, -1
             for all; "auto" (one device, or DDP), "ddp", or another one of its strategies, of which none was tried here.
-            FSDP cannot clip by the norm: it needs `gradient_clip=0`.
+            FSDP cannot clip by the norm: it needs `optimizer.gradient_clip=0`.
         score_start: have the weights that the run starts from predict the test rows as well, once
             (`start_predictions.parquet`): what the training has gained.
 
@@ -238,7 +232,7 @@ def train(
                 if main:
                     weights, result = _best(out, stage)
                     model.load_state_dict(weights)
-                    if stage.labels == "preferences":
+                    if stage.learns_preferences:
                         model.config = replace(model.config, preference_weight=result["preference_weight"])
                     model.seen = seen
                     card = {"training": _in_words(stage, training)}
@@ -291,9 +285,7 @@ def _adopt(model: VTAMIQ, run: Run) -> Run:
 
 
 def _labels(stage: Stage, parts: dict[str, Database]) -> Labels:
-    if stage.labels == "preferences":
-        return None
-    return Linearisation.fit(*parts.values()) if stage.linearise else LabelScale.fit(parts["train"])
+    return None if stage.learns_preferences else LabelScale.fit(parts["train"])
 
 
 # ---- the loop ---------------------------------------------------------------------------------------------------
@@ -339,7 +331,7 @@ def _fit(
             precision=stage.precision,
             max_epochs=stage.epochs,
             accumulate_grad_batches=stage.accumulate,
-            gradient_clip_val=stage.gradient_clip or None,
+            gradient_clip_val=stage.optimizer.gradient_clip or None,
             callbacks=callbacks,
             plugins=[AtomicCheckpointIO()],
             logger=False,  # `History` is ours
@@ -349,7 +341,7 @@ def _fit(
             use_distributed_sampler=False,
         )
         loaders = _loaders(rows, held_out, stage, trainer)
-        model.encoder.recompute = stage.gradient_checkpointing
+        model.encoder.recompute = stage.runtime.gradient_checkpointing
         model.train()  # Lightning keeps the mode: a loaded model would be trained without dropout
         on_interrupt = signal.getsignal(signal.SIGINT)
         resumed = readable_checkpoint(folder)
@@ -385,12 +377,13 @@ def _datasets(
 
 
 def _dataset(database: Database, caps: Any, stage: Stage, labels: Labels, augmented: bool) -> ImagePatches:
-    options: dict[str, Any] = {"seed": stage.seed, "in_memory": stage.in_memory}
+    options: dict[str, Any] = {"seed": stage.seed, "in_memory": stage.runtime.in_memory}
     if augmented:
         options |= {"flips": stage.flips, "skip_bad": stage.bad_images == "skip"}
-    if stage.labels == "preferences":
+    if stage.learns_preferences:
         return PreferencePatches(database, caps, **options)
-    options |= {"zero_error": stage.zero_error, "versions": stage.versions} if augmented else {}
+    if augmented:
+        options |= {"zero_error": stage.loss.zero_error, "versions": stage.distorted_per_reference}
     return PairPatches(database, caps, labels=labels, auxiliary=stage.auxiliary, **options)
 
 
@@ -399,12 +392,12 @@ def _loaders(
 ) -> tuple[DataLoader, DataLoader]:
     """Batches of this process for training and validation."""
     rank, world_size = trainer.global_rank, trainer.world_size
-    items = stage.batch_size // stage.versions  # of a batch
+    items = stage.batch_size // stage.distorted_per_reference  # of a batch
     _check_batches(rows, held_out, stage, world_size)
     batches = patch_loader(
         rows,
         batch_size=items,
-        workers=stage.workers,
+        workers=stage.runtime.workers,
         shuffle=True,
         drop_last=len(rows) >= items,
         rank=rank,
@@ -414,23 +407,23 @@ def _loaders(
     val_batches = DataLoader(
         Subset(held_out, range(rank, len(held_out), world_size)),
         batch_size=max(1, stage.batch_size // world_size),
-        num_workers=stage.workers,
-        persistent_workers=stage.workers > 0,
+        num_workers=stage.runtime.workers,
+        persistent_workers=stage.runtime.workers > 0,
     )
     return batches, val_batches
 
 
 def _check_batches(rows: ImagePatches, held_out: ImagePatches, stage: Stage, world_size: int) -> None:
-    items = stage.batch_size // stage.versions
+    items = stage.batch_size // stage.distorted_per_reference
     if items % world_size:
-        of = f" of {stage.versions} versions each" if stage.versions > 1 else ""
+        of = f" of {stage.distorted_per_reference} distorted images each" if stage.distorted_per_reference > 1 else ""
         raise ValueError(
             f"batch_size={stage.batch_size}: {items} items{of} cannot be shared evenly by {world_size} devices"
         )
     if world_size > 1 and min(len(rows) // items, len(held_out) // world_size) < 1:
         raise ValueError(
-            f"{len(rows) * stage.versions} training and {len(held_out)} validation rows are too few for batches of "
-            f"{stage.batch_size} on {world_size} devices"
+            f"{len(rows) * stage.distorted_per_reference} training and {len(held_out)} validation rows are too few "
+            f"for batches of {stage.batch_size} on {world_size} devices"
         )
 
 
@@ -486,7 +479,7 @@ def _best(out: Path, stage: Stage) -> tuple[dict[str, torch.Tensor], dict[str, A
         )  # fmt: skip
     result = {"best_epoch": checkpoint["epoch"], "val_srocc": val_srocc if math.isfinite(val_srocc) else None}
     result["epochs"] = len(history)
-    return weights, result | ({"preference_weight": float(state["sharpness"])} if stage.labels == "preferences" else {})
+    return weights, result | ({"preference_weight": float(state["sharpness"])} if stage.learns_preferences else {})
 
 
 def _score_parts(
@@ -521,8 +514,8 @@ def _score(
     model = model.cuda() if on_gpu else model
     caps = caps_for(model, stage.caps, num_patches=stage.test_patches)
     table = predict(
-        model, database, caps, repeats=stage.test_repeats, seed=stage.seed, batch_size=stage.batch_size,
-        workers=stage.workers, progress=progress, keep=keep, **labels,
+        model, database, caps, repeats=stage.num_draws, seed=stage.seed, batch_size=stage.batch_size,
+        workers=stage.runtime.workers, progress=progress, keep=keep, **labels,
     )  # fmt: skip
     model.cpu()
     return table
@@ -533,7 +526,7 @@ def _check_parts(parts: dict[str, Database], stage: Stage) -> None:
     for name, database in parts.items():
         if not len(database):
             raise ValueError(f"the {name} part of {database.name} is empty")
-        if stage.labels == "preferences" and name != "test" and database.preferences is None:
+        if stage.learns_preferences and name != "test" and database.preferences is None:
             raise ValueError(
                 f"the {name} part of {database.name} has no preferences, which the stage {stage.name} learns"
             )
@@ -571,7 +564,7 @@ def _describe(database: Database, stage: Stage) -> dict[str, Any]:
         "synthetic": database.synthetic,
         "rows_sha256": digest_table(database.pairs[columns]),
     }
-    if stage.labels == "preferences" and database.preferences is not None:
+    if stage.learns_preferences and database.preferences is not None:
         asked = database.preferences[["a_path", "b_path", "p_a"]]
         described |= {"preferences": len(asked), "preferences_sha256": digest_table(asked)}
     return described
@@ -580,7 +573,7 @@ def _describe(database: Database, stage: Stage) -> dict[str, Any]:
 def _in_words(stage: Stage, training: Database) -> str:
     """For the model card."""
     beside = f" Beside the score, auxiliary heads learnt {', '.join(stage.auxiliary)}." if stage.auxiliary else ""
-    if stage.labels == "preferences":
+    if stage.learns_preferences:
         what = f"{len(training.preferences)} pairwise preferences about"
         simulated = (training.preferences["kind"] == "simulated").any()
         kind = "SIMULATED, nobody was asked" if simulated or training.synthetic else "preferences of people"
@@ -663,7 +656,7 @@ def _holds(out: Path, record: dict[str, Any]) -> bool:
 
 
 def _differences(record: dict[str, Any], held: dict[str, Any]) -> list[str]:
-    return [key for key in record if key != "versions" and _essence(record[key]) != _essence(held.get(key))]
+    return [key for key in record if key != "versions" and _decisive(record[key]) != _decisive(held.get(key))]
 
 
 def _unused(path: Path) -> Path:
@@ -672,9 +665,9 @@ def _unused(path: Path) -> Path:
     return next(candidate for candidate in chain([path], numbered) if not candidate.exists())
 
 
-def _essence(part: Any) -> Any:
-    """A part of the record without what makes no difference to the result."""
-    return {name: part[name] for name in part if name not in NO_MATTER} if isinstance(part, dict) else part
+def _decisive(part: Any) -> Any:
+    """A part of the record without settings that cannot change the result."""
+    return {name: part[name] for name in part if name != "runtime"} if isinstance(part, dict) else part
 
 
 @contextmanager

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def build(cls: type[T], values: Mapping[str, Any], place: str | None = None) -> T:
-    """Inverse of `dataclasses.asdict`, nested dataclasses and tuples of them included.
+    """Inverse of `dataclasses.asdict`, nested dataclasses, tuples of them and unions told apart by `kind` included.
 
     A class may have a method `upgraded(values)`, which turns the values of older files into those of today.
 
@@ -52,6 +52,8 @@ def build(cls: type[T], values: Mapping[str, Any], place: str | None = None) -> 
 
 def _build_nested(kind: Any, value: Any, place: str | None, name: str) -> Any:
     at = None if place is None else _within(place, name)
+    if get_origin(kind) is UnionType and is_dataclass(get_args(kind)[0]) and isinstance(value, Mapping):
+        kind = _choose(kind, value, name if at is None else at)
     if is_dataclass(kind) and isinstance(value, Mapping):
         return build(kind, value, at)
     item = get_args(kind)[0] if get_origin(kind) is tuple else None
@@ -61,6 +63,15 @@ def _build_nested(kind: Any, value: Any, place: str | None, name: str) -> Any:
             for number, part in enumerate(value)
         )
     return value
+
+
+def _choose(union: UnionType, values: Mapping[str, Any], place: str) -> type:
+    """The class of a union whose field `kind` is that of the values; without one, the first."""
+    kinds = {option.kind: option for option in get_args(union) if is_dataclass(option)}
+    kind = values.get("kind", next(iter(kinds), None))
+    if kind not in kinds:
+        raise ValueError(f"{_within(place, 'kind')} must be one of {', '.join(kinds)}, got {kind!r}")
+    return kinds[kind]
 
 
 def _within(place: str, name: Any) -> str:
@@ -78,7 +89,8 @@ def conform(config: Any) -> None:
         try:
             object.__setattr__(config, name, _as_type(value, hint))
         except (TypeError, ValueError):
-            kind = hint.__name__ if isinstance(hint, type) and get_origin(hint) is None else str(hint)
+            plain = isinstance(hint, type) and get_origin(hint) is None
+            kind = hint.__name__ if plain else re.sub(r"[\w.]+\.(\w+)", r"\1", str(hint))
             raise ValueError(f"{type(config).__name__}.{name} must be {kind}, got {value!r}") from None
 
 

@@ -40,9 +40,10 @@ QUICK = {
     "train": 0, "val": 0, "test": 0, "size": [192, 160], "turn": True, "demos": [], "devices": 1,
     "types": ["gblur", "jpeg", "noisegauss"], "levels": [1, 3, 5], "metrics": ["ssim", "gmsd", "ms_ssim", "haarpsi"],
     "left_out": ["jpeg"], "network.width": 32, "network.num_heads": 2, "network.num_blocks": 1, "network.reduction": 4,
-    "weak.epochs": 2, "weak.batch_size": 9, "weak.caps.num_patches": 8, "weak.test_patches": 8, "weak.versions": 3,
-    "weak.auxiliary": ["rank_ssim"], "finish.epochs": 1, "finish.batch_size": 6, "finish.caps.num_patches": 16,
-    "finish.test_patches": 16, "finish.versions": 3, "finish.auxiliary": ["rank_ssim"],
+    "weak.epochs": 2, "weak.batch_size": 9, "weak.caps.num_patches": 8, "weak.test_patches": 8,
+    "weak.distorted_per_reference": 3,
+    "weak.loss.auxiliary": ["rank_ssim"], "finish.epochs": 1, "finish.batch_size": 6, "finish.caps.num_patches": 16,
+    "finish.test_patches": 16, "finish.distorted_per_reference": 3, "finish.loss.auxiliary": ["rank_ssim"],
     "preferences.epochs": 1, "preferences.batch_size": 4, "preferences.caps.num_patches": 8, "preferences.test_patches": 8,
     "measures": {"num_patches": 16, "repeats": 1, "counts": [8, 256], "draws": 2, "photographs": 1, "bootstrap": 20},
 }  # fmt: skip
@@ -202,7 +203,7 @@ class TestGiven:
     @pytest.mark.parametrize(
         ("changes", "what"),
         [
-            ({"weak.learning_rate": 1e-4}, "stage `weak`"),
+            ({"weak.optimizer.lr": 1e-4}, "stage `weak`"),
             ({"network.num_registers": 1}, "network"),
             ({"weak.epochs": 3, "network.num_registers": 1}, "stage `weak`, network"),
         ],
@@ -219,7 +220,7 @@ class TestGiven:
 
     def test_settings_of_no_matter_may_differ(self, made, tmp_path):
         given = {"database": made[0] / "database" / "bsds", "run": made[0] / "weak_pretraining"}
-        changes = {"weak.in_memory": False, "left_out": []}
+        changes = {"weak.runtime.in_memory": False, "left_out": []}
         assert make_weights(None, tmp_path, "cpu", QUICK | changes, **given, **OPTIONS) is not None
 
     def test_photographs_are_compared_with_those_of_the_database(self, made, photographs, tmp_path):
