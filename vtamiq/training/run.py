@@ -146,7 +146,7 @@ class Run:
             folder=folder,
             stage=build(Stage, record["stage"]),
             model=VTAMIQ.from_pretrained(folder / "model"),
-            labels=None if record["labels"] is None else LabelScale.from_dict(record["labels"]),
+            labels=LabelScale.from_dict(record["labels"]) if "best" in (record["labels"] or {}) else None,
             history=pd.read_csv(folder / "history.csv"),
             predictions=pd.read_parquet(folder / "predictions.parquet"),
             record=record,

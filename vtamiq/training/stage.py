@@ -241,7 +241,7 @@ class Stage:
 
     @classmethod
     def upgraded(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Settings of run folders that had all of them side by side, as those of today; ValueError if one has left."""
+        """Settings of run folders that had all of them side by side, as those of today, without those that have left."""
         return _nested(values) if "milestones" in values and "labels" in values else values
 
     def save(self, path: str | Path) -> None:
@@ -261,19 +261,17 @@ FLAT_NAMES = {  # today's → in run folders whose stage had all settings side b
     "schedule": {"name": "schedule", "warmup": "warmup", "min_lr_ratio": "final_rate"},
     "runtime": {name: name for name in Runtime.__dataclass_fields__},
 }  # fmt: skip
-FLAT_GONE = {"linearise": False, "squared": False, "mae_decay": 1.0, "milestones": None, "step_factor": None}
+FLAT_GONE = ("linearise", "squared", "mae_decay", "milestones", "step_factor")
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    values = dict(flat)
-    gone = {name: values.pop(name) for name in FLAT_GONE}
-    used = [name for name, value in gone.items() if FLAT_GONE[name] not in (None, value)]
-    if used or flat["schedule"] == "multistep":
-        raise ValueError(f"the stage was trained with settings that have left: {', '.join(used) or 'multistep'}")
+    values = {name: value for name, value in flat.items() if name not in FLAT_GONE}
     parts = {part: {new: values.pop(old) for new, old in names.items()} for part, names in FLAT_NAMES.items()}
     if flat["labels"] == "preferences":
         parts["loss"] = {"kind": "preferences"}
     else:
         parts["loss"]["auxiliary"] = [name.replace("iqm_", "rank_") for name in flat["auxiliary"]]
+    if flat["schedule"] == "multistep":
+        parts["schedule"]["name"] = "constant"
     renamed = {"num_draws": values.pop("test_repeats"), "distorted_per_reference": values.pop("versions")}
     return {**values, **renamed, **parts}
