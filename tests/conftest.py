@@ -17,7 +17,7 @@ LONGEST = (
     "test_notebooks", "training/test_resume", "training/test_distributed", "databases/test_synthesis",
     "training/test_repeats",
     "test_jupyterlab", "scoring/test_table", "training/test_chain", "training/test_run", "lab/test_pipeline",
-    "plots/test_charts", "evaluation/test_baselines", "lab/test_ablation", "training/test_stage_options", "test_main",
+    "plots/test_style", "evaluation/test_baselines", "lab/test_ablation", "training/test_stage_options", "test_main",
 )  # fmt: skip
 WORKERS = 8  # at most: each takes up to 1 GB, and the longest file does not end earlier with more of them
 

@@ -501,6 +501,20 @@ class TestReproduce:
         expected = {"only": ["03", "06_cross"], "parameters": {"epochs": 2, "tag": "x"}, "out": "elsewhere"}
         assert calls[0] == [(("smoke",), expected | {"force": True})]
 
+    def test_formats_and_style_of_figures(self, calls, monkeypatch, tmp_path, capsys):
+        monkeypatch.chdir(tmp_path)
+        for name in ("VTAMIQ_FIGURE_FORMATS", "VTAMIQ_FIGURE_STYLE"):
+            monkeypatch.setenv(name, "")  # to be undone after the test
+        Path("mine.mplstyle").write_text("font.size: 9\n")
+        assert main(["reproduce", "--format", "svg", "pdf", "--style", "mine.mplstyle"]) == 0
+        assert os.environ["VTAMIQ_FIGURE_FORMATS"] == "svg pdf"
+        assert os.environ["VTAMIQ_FIGURE_STYLE"] == str(tmp_path / "mine.mplstyle")
+        assert main(["reproduce", "--list", "--style", "none.mplstyle"]) == 2
+        assert "vtamiq: none.mplstyle: No such file or directory" in capsys.readouterr().err
+        Path("mine.mplstyle").write_text("font.size: big\n")
+        assert main(["reproduce", "--list", "--style", "mine.mplstyle"]) == 2
+        assert "is no Matplotlib style file" in capsys.readouterr().err
+
     @pytest.mark.parametrize("status", ["failed", "skipped"])
     def test_exit_status_tells_of_failures(self, calls, status):
         calls[1].append(status)

@@ -467,13 +467,20 @@ def add_reproduce(commands: "argparse._SubParsersAction") -> None:
     add("--out", default="runs", metavar="DIR", help="folder of all runs (default: runs)")
     add("--force", action="store_true", help="run finished notebooks again; a finished training run of the same "
         "settings is loaded, not repeated")  # fmt: skip
+    add("--format", nargs="+", choices=("svg", "png", "pdf"), help="of figures (default: svg png)")
+    add("--style", metavar="FILE", help="Matplotlib style file with changes to the look of all figures")
     add("--list", action="store_true", help="show the notebooks and their parameters, run nothing")
 
 
 def run_reproduce(arguments: argparse.Namespace) -> int:
     from vtamiq.lab.pipeline import FINISHED, plan, reproduce
+    from vtamiq.plots.style import FORMATS_VARIABLE, STYLE_VARIABLE
     from vtamiq.utils.configs import parse_setting
 
+    if arguments.format:
+        os.environ[FORMATS_VARIABLE] = " ".join(arguments.format)
+    if arguments.style:
+        os.environ[STYLE_VARIABLE] = str(Path(arguments.style).resolve())
     parameters = dict(map(parse_setting, arguments.parameter))
     chosen = {"only": arguments.only, "parameters": parameters, "out": arguments.out}
     if arguments.list:

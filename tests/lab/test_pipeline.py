@@ -412,6 +412,23 @@ class TestStamps:
         monkeypatch.setattr(pipeline, "version", lambda name: "0.0.1")
         assert pipeline._made_from(notebook, {}, run) != before
 
+    def test_figures_in_another_style_or_format_are_drawn_again(self, house, monkeypatch):
+        table = "pd.DataFrame({'num_patches': [8], 'mean': 1.0, 'low': 0.5, 'high': 2.0})"
+        draw = f"import pandas as pd\nfrom vtamiq import plots\nfigure = plots.draws_spread({table})"
+        write_notebook(house / "notebooks", "00_a", f"{draw}\nplots.save_figure(figure, Path(out, 'figures'), 'a')")
+        kinds = lambda: {path.suffix for path in (house / "runs/smoke/figures").iterdir()}  # noqa: E731
+        statuses = [reproduce("smoke")["status"][0]]
+        assert kinds() == {".svg", ".png"}
+        monkeypatch.setenv("VTAMIQ_FIGURE_FORMATS", "png pdf")
+        statuses += [reproduce("smoke")["status"][0] for _ in range(2)]
+        assert kinds() == {".svg", ".png", ".pdf"}
+        (house / "big.mplstyle").write_text("font.size: 12\n")
+        monkeypatch.setenv("VTAMIQ_FIGURE_STYLE", str(house / "big.mplstyle"))
+        statuses += [reproduce("smoke")["status"][0]]
+        (house / "big.mplstyle").write_text("font.size: 13\n")
+        statuses += [reproduce("smoke")["status"][0]]
+        assert statuses == ["done", "done", "cached", "done", "done"]
+
     def test_versions_are_of_what_is_always_required(self):
         assert {"torch", "timm", "scikit-image", "pyyaml"} <= pipeline._versions().keys()
         assert "pytest" not in pipeline._versions()  # an extra

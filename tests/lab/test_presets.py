@@ -45,16 +45,16 @@ def test_workspace_is_the_same_from_root_and_from_notebooks(tmp_path, monkeypatc
     assert workspace("demo", "mine/demo").figures == tmp_path / "mine/demo/figures"  # own runs leave the gallery alone
 
 
-def test_figures_lie_in_the_gallery_and_what_draws_them_in_the_run(tmp_path, monkeypatch):
+def test_figures_lie_in_the_gallery_or_the_run(tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path)
     history = pd.DataFrame({"epoch": [0, 1], "val_srocc": [0.1, 0.2]})
-    for space, gallery in ((workspace("demo"), "figures"), (workspace("smoke"), "runs/smoke/figures")):
-        paths = space.save_figure(learning_curves(history), "curves", history, dpi=60)
-        expected = [tmp_path / gallery / f"curves.{kind}" for kind in ("svg", "png", "csv")]
-        assert paths == expected == sorted((tmp_path / gallery).iterdir(), key=expected.index)
-        kept = sorted(path.name for path in (space.out / "figure_data").iterdir())
-        assert kept == ["curves.json", "curves.npz"]
+    for space, folder in ((workspace("demo"), "figures"), (workspace("smoke"), "runs/smoke/figures")):
+        paths = space.save_figure(learning_curves(history), "curves", history)
+        expected = [tmp_path / folder / f"curves.{kind}" for kind in ("svg", "png", "csv")]
+        assert paths == expected == sorted((tmp_path / folder).iterdir(), key=expected.index)
+    own = workspace("demo").save_figure(learning_curves(history), "of_this_machine", gallery=False)
+    assert {path.parent for path in own} == {tmp_path / "runs/demo/figures"}
 
 
 def test_no_machine_path_is_shown(space):

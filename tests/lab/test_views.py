@@ -12,7 +12,7 @@ from vtamiq import CAPS, VTAMIQ, ImageError, attention_maps, score
 from vtamiq.attention.maps import METHODS
 from vtamiq.lab import views
 from vtamiq.lab.views import Known, attention_view, sampling_view, score_view
-from vtamiq.plots.charts import patch_coverage
+from vtamiq.plots.sampling import patch_coverage
 
 H, W = 40, 56
 FEW = CAPS(num_patches=6)

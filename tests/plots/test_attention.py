@@ -6,8 +6,8 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.text import Text
 
-from vtamiq.plots import charts as plots
 from vtamiq.plots.attention import channel_gates, map_grid, pair_maps
+from vtamiq.plots.style import PAGE, save_figure
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ class TestGrid:
         names = [f"block {r}" for r in range(rows)], [f"head {c}" for c in range(columns)]
         figure = map_grid(table, *names, notes=notes, title="(synthetic labels)")
         figure.draw_without_rendering()
-        assert figure.get_figwidth() <= plots.PAGE
+        assert figure.get_figwidth() <= PAGE
         boxes = [t.get_window_extent() for t in figure.findobj(Text) if t.get_text() and t.get_visible()]
         assert all(box.x0 > -2 and box.x1 < figure.bbox.x1 + 2 for box in boxes)
         panels = [ax.get_images()[0].get_window_extent() for ax in figure.axes[: rows * columns]]
@@ -160,6 +160,6 @@ def test_saved_the_same_every_time(images, maps, table, tmp_path):
         "channels": lambda: channel_gates(table),
     }
     for name, draw in figures.items():
-        one, two = (plots.save_figure(draw(), tmp_path / folder, name, {"a": 1}) for folder in ("1", "2"))
+        one, two = (save_figure(draw(), tmp_path / folder, name, {"a": 1}) for folder in ("1", "2"))
         assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
     assert plt.get_fignums() == []

@@ -1,7 +1,6 @@
 """Figures of what `benchmark` has measured: costs against settings, precisions, and speed against goals.
 
-Like those of `vtamiq.plots.charts`, in the same style, for `save_figure`. They show one machine on one day: say in
-the title which.
+They show one machine on one day: say in the title which.
 """
 
 from collections.abc import Sequence
@@ -11,9 +10,20 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from vtamiq.plots.charts import COLUMN, PAGE, _check_columns, _columns, _cycle_colours, _figure, _markers, _styled
+from vtamiq.plots.style import (
+    COLUMN,
+    PAGE,
+    check_columns,
+    cycle_colours,
+    name_rows,
+    new_figure,
+    series_looks,
+    styled,
+    use_powers_of_two,
+    usual_columns,
+)
 
 __all__ = ["cost_panels", "precision_gains", "speed_ups"]
 
@@ -37,7 +47,7 @@ FAMILIAR = ("scoring", "training step", "training step, gradient checkpointing")
 SAME = {"network": "scoring"}  # is what scoring is, where the rest of the work stands beside it
 
 
-@_styled
+@styled
 def cost_panels(table: pd.DataFrame, *, parts: Sequence[str] | None = None, title: str | None = None) -> Figure:
     """What a pair costs against the number of patches, image size, batch size and blocks; loading against workers; and
     peak
@@ -50,20 +60,19 @@ def cost_panels(table: pd.DataFrame, *, parts: Sequence[str] | None = None, titl
     Raises:
         ValueError: a missing column, an unknown part, or one that the table has no row of.
     """
-    _check_columns(table, ["part", "what", "x", "seconds", "fastest", "slowest", "mebibytes"])
+    check_columns(table, ["part", "what", "x", "seconds", "fastest", "slowest", "mebibytes"])
     measured = set(table["part"])
     chosen = [part for part in PANELS if part in measured] if parts is None else list(parts)
     if not chosen or not set(chosen) <= PANELS.keys() & measured:
         raise ValueError(f"parts must be among {', '.join(PANELS)} and measured, got {', '.join(chosen) or 'none'}")
-    columns = _columns(len(chosen))
+    columns = usual_columns(len(chosen))
     rows = -(-len(chosen) // columns)
-    figure = _figure(PAGE if columns > 1 else COLUMN, 2.2 * rows + (0.2 if title else 0))
+    figure = new_figure(PAGE if columns > 1 else COLUMN, 2.2 * rows, title)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for ax, part in zip(axes, chosen, strict=False):
         _panel(ax, PANELS[part], _curves(table[table["part"] == part]))
     for ax in axes[len(chosen) :]:
         ax.set_visible(False)
-    figure.suptitle(title)
     return figure
 
 
@@ -80,17 +89,15 @@ def _curves(rows: pd.DataFrame) -> pd.DataFrame:
 def _panel(ax: Axes, panel: _Panel, rows: pd.DataFrame) -> None:
     names = list(rows["what"].unique())
     order = [*FAMILIAR, *(name for name in names if SAME.get(name, name) not in FAMILIAR)]
-    looks = dict(zip(order, zip(_cycle_colours(len(order)), _markers(len(order)), strict=True), strict=True))
+    looks = dict(zip(order, series_looks(len(order)), strict=True))
     for name in names:
-        colour, marker = looks[SAME.get(name, name)]
+        look = looks[SAME.get(name, name)]
         curve = rows[rows["what"] == name].sort_values("x")
-        ax.fill_between(curve["x"], curve["low"], curve["high"], color=colour, alpha=0.18, linewidth=0)
-        ax.plot(curve["x"], curve["value"], color=colour, marker=marker, label=name.replace(", ", ",\n"))
+        ax.fill_between(curve["x"], curve["low"], curve["high"], color=look["color"], alpha=0.18, linewidth=0)
+        ax.plot(curve["x"], curve["value"], label=name.replace(", ", ",\n"), **look)
     x = sorted(rows["x"].unique())
     if panel.logarithmic[0]:
-        ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_formatter(ScalarFormatter())
-        ax.xaxis.set_minor_locator(NullLocator())
+        use_powers_of_two(ax, x)
         ax.set_xticks(x, labels=[f"{value:g}" for value in x])
     elif len(x) > 1:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -106,7 +113,7 @@ def _panel(ax: Axes, panel: _Panel, rows: pd.DataFrame) -> None:
     ax.legend(loc="best")
 
 
-@_styled
+@styled
 def precision_gains(table: pd.DataFrame, *, title: str | None = None) -> Figure:
     """How much faster than float32 a pair is scored in other ways, with the range over rounds, and the error of the
     score.
@@ -119,14 +126,14 @@ def precision_gains(table: pd.DataFrame, *, title: str | None = None) -> Figure:
     Raises:
         ValueError: a missing column, or no such part.
     """
-    _check_columns(table, ["part", "what", "ratio", "lowest", "highest", "error", "score_range"])
+    check_columns(table, ["part", "what", "ratio", "lowest", "highest", "error", "score_range"])
     rows = table[(table["part"] == "precision") & (table["error"] > 0)]
     if rows.empty:
         raise ValueError("the table has no measurement of the part precision beside that of float32")
-    figure = _figure(PAGE, 0.9 + 0.22 * len(rows) + (0.2 if title else 0))
+    figure = new_figure(PAGE, 0.9 + 0.22 * len(rows), title)
     gain, error = figure.subplots(1, 2, sharey=True)
     y = np.arange(len(rows))
-    colours = _cycle_colours(2)
+    colours = cycle_colours(2)
     _ranges(gain, rows, y, colours[0])
     gain.axvline(1, color="black", linewidth=0.8, linestyle=":")
     gain.set(xlabel="times the speed of float32")
@@ -136,14 +143,13 @@ def precision_gains(table: pd.DataFrame, *, title: str | None = None) -> Figure:
     error.xaxis.set_minor_locator(NullLocator())
     error.set(xlabel="largest error of a score")
     figure.legend(loc="outside lower right", ncols=2)
-    _names(gain, rows["what"])
+    name_rows(gain, rows["what"])
     error.tick_params(axis="y", length=0)
     error.grid(False, axis="y")
-    figure.suptitle(title)
     return figure
 
 
-@_styled
+@styled
 def speed_ups(table: pd.DataFrame, *, title: str | None = None) -> Figure:
     """All ratios that have a goal, with their range over rounds, and the goals as bars: right of its bar, a goal is met.
 
@@ -153,37 +159,28 @@ def speed_ups(table: pd.DataFrame, *, title: str | None = None) -> Figure:
     Raises:
         ValueError: a missing column, or no row with a goal.
     """
-    _check_columns(table, ["what", "against", "ratio", "lowest", "highest", "goal"])
+    check_columns(table, ["what", "against", "ratio", "lowest", "highest", "goal"])
     rows = table.dropna(subset=["goal"])
     if rows.empty:
         raise ValueError("the table has no row with a goal: measure the parts network and data")
     parts = list(rows.groupby("against", sort=False))
     heights = [len(part) for _, part in parts]
-    figure = _figure(PAGE, 0.2 + 0.4 * len(parts) + 0.19 * sum(heights) + (0.2 if title else 0))
+    figure = new_figure(PAGE, 0.2 + 0.4 * len(parts) + 0.19 * sum(heights), title)
     axes = figure.subplots(len(parts), 1, squeeze=False, gridspec_kw={"height_ratios": [n + 0.6 for n in heights]})[
         :, 0
     ]
-    colours = _cycle_colours(2)
+    colours = cycle_colours(2)
     for ax, (against, part) in zip(axes, parts, strict=True):
         y = np.arange(len(part))
         _ranges(ax, part, y, colours[0])
         ax.vlines(part["goal"], y - 0.35, y + 0.35, color=colours[1], linewidth=1.8, label="goal")
         ax.set_xlim(0, 1.08 * max(part["highest"].max(), part["goal"].max()))
         ax.set(xlabel=f"{'share of the' if against.startswith('best') else 'times the speed of'} {against}")
-        _names(ax, part["what"])
+        name_rows(ax, part["what"])
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower right", ncols=2)
-    figure.suptitle(title)
     return figure
 
 
 def _ranges(ax: Axes, rows: pd.DataFrame, y: np.ndarray, colour: str) -> None:
     ax.hlines(y, rows["lowest"], rows["highest"], color=colour, linewidth=1.1)
     ax.plot(rows["ratio"], y, linestyle="", marker="o", color=colour, zorder=3, label="measured: median and range")
-
-
-def _names(ax: Axes, names: pd.Series) -> None:
-    """A row for each name, from top to bottom."""
-    ax.set_yticks(range(len(names)), labels=names)
-    ax.set_ylim(len(names) - 0.5, -0.5)
-    ax.grid(False, axis="y")
-    ax.tick_params(axis="y", length=0)

@@ -33,7 +33,8 @@ from vtamiq.images.distortions import find_distortion
 from vtamiq.images.iqms import IQMS
 from vtamiq.model.inference import fingerprint
 from vtamiq.model.network import SHIPPED, VTAMIQ
-from vtamiq.plots.charts import learning_curves, save_figure
+from vtamiq.plots.charts import learning_curves
+from vtamiq.plots.style import save_figure
 from vtamiq.scoring.scores import score
 from vtamiq.training.run import Run
 from vtamiq.utils.configs import conform, require
@@ -205,7 +206,7 @@ def _draw_curves(folder: Path, stages: Sequence[Run]) -> None:
     run = stages[0]
     figure = learning_curves(run.history, title=f"{run.stage.name.replace('_', ' ')} on SYNTHETIC labels")
     for dpi in (110, 90, 70, 50):
-        save_figure(figure, folder, "curves", kinds=("png",), dpi=dpi)
+        save_figure(figure, folder, "curves", formats=["png"], dpi=dpi)
         if (folder / "curves.png").stat().st_size <= MAX_CURVES:
             return
 

@@ -33,6 +33,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from traitlets import default
 
 from vtamiq import __version__
+from vtamiq.plots.style import figure_settings
 from vtamiq.utils.configs import did_you_mean
 from vtamiq.utils.digests import digest
 from vtamiq.utils.files import write_table, write_text
@@ -230,6 +231,7 @@ def _made_from(notebook: Notebook, parameters: Mapping, run: RunFolder) -> str:
             "code": notebook.code,
             "parameters": dict(parameters),
             "package": [__version__, COMPUTES],
+            "figures": figure_settings(),
             "versions": _versions(),
             "needs": {need: _read_stamp(run, need) for need in notebook.needs + notebook.uses},
         }
@@ -343,6 +345,7 @@ def plan(
     """
     if preset not in PRESETS:
         raise ValueError(f"no preset {preset!r}{did_you_mean(preset, PRESETS)}; there are {', '.join(PRESETS)}")
+    figure_settings()  # refuses a bad style file or format before anything runs
     folder = Path(notebooks).resolve()
     run = RunFolder(path=Path(out).resolve() / preset, root=folder.parent)
     selected = select(find_notebooks(folder), only)
@@ -361,9 +364,10 @@ def reproduce(
 
     Executed copies go to `{out}/{preset}/notebooks/`, the summary to `{out}/{preset}/summary.csv`. The notebooks run in
     this interpreter's environment, in the folder that holds `notebooks`. One that finished before is not run again
-    unless its code, its parameters, the package, what that depends on or a notebook that it needs changed, or a result
-    is gone; files that parameters name are not looked at: use `force` when they changed. A failure is logged with the
-    cell and its traceback; the notebooks that do not need the failed one still run.
+    unless its code, its parameters, the package, what that depends on, the style or formats of figures (see
+    `vtamiq.plots.style`) or a notebook that it needs changed, or a result is gone; files that parameters name are not
+    looked at: use `force` when they changed. A failure is logged with the cell and its traceback; the notebooks that do
+    not need the failed one still run.
 
     Args:
         preset: "smoke" (seconds), "demo" (minutes) or "full" (real databases).

@@ -22,8 +22,8 @@ from vtamiq.databases.splits import worth_testing
 from vtamiq.databases.synthesis import demo_database
 from vtamiq.databases.synthetic import Label
 from vtamiq.lab.candidates import Candidate, held_out, load_candidate, tell_apart
-from vtamiq.lab.redraw import figures_folder, keep_figure
 from vtamiq.model.network import VTAMIQ, VTAMIQConfig
+from vtamiq.plots.style import save_figure
 from vtamiq.training.chain import Data
 from vtamiq.training.stage import Optimizer, PreferenceLoss, Runtime, Schedule, ScoreLoss, Stage
 from vtamiq.utils.configs import did_you_mean
@@ -137,7 +137,8 @@ class Workspace:
     @property
     def figures(self) -> Path:
         """The gallery of the repository for the demo in its usual place, a folder of the run for all else."""
-        return figures_folder(self.out)
+        usual = self.out == self.root / "runs" / "demo"
+        return self.root / "figures" if usual else self.out / "figures"
 
     def folder(self, notebook: str) -> Path:
         """Folder for what a notebook leaves: tables, checkpoints, predictions. Created if missing."""
@@ -262,11 +263,13 @@ class Workspace:
         return part
 
     def save_figure(
-        self, figure: Figure, name: str, data: pd.DataFrame | Mapping[str, Any] | None = None, **options: Any
+        self, figure: Figure, name: str, data: pd.DataFrame | Mapping[str, Any] | None = None, *, gallery: bool = True
     ) -> list[Path]:
-        """Save a figure with its data beside it, and in the run what `python -m vtamiq figures` draws it from again;
-        arguments as for `keep_figure`."""
-        return keep_figure(figure, self.out, name, data, **options)
+        """Save a figure with its data beside it, see `vtamiq.plots.save_figure`.
+
+        Without `gallery` it stays in the run, also that of the demo: it tells of this machine, which is no result.
+        """
+        return save_figure(figure, self.figures if gallery else self.out / "figures", name, data)
 
     def publish(self, table: pd.DataFrame, name: str, folder: Path, columns: Sequence[str] = ()) -> None:
         """Write a result table as CSV into the folder of the run and beside the figures, and some columns (all, if none

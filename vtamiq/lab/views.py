@@ -39,17 +39,9 @@ from vtamiq.caps import CAPS, MAX_SCALES, PatchSample, caps_for, difference_map
 from vtamiq.images.reading import ImageSource, read_images
 from vtamiq.model.inference import DEFAULT_LABELS, check_model
 from vtamiq.model.network import VTAMIQ
-from vtamiq.plots.attention import DIVERGING, UNSIGNED, _colours, _limits
-from vtamiq.plots.charts import (
-    MAX_OUTLINES,
-    _check_images,
-    _cycle_colours,
-    _of_image,
-    _through_patches,
-    common_style,
-    patch_canvas,
-    patch_coverage,
-)
+from vtamiq.plots.attention import DIVERGING, UNSIGNED, map_colours, map_limits
+from vtamiq.plots.sampling import MAX_OUTLINES, patch_coverage, patches_of_image, see_through_patches
+from vtamiq.plots.style import check_images, common_style, cycle_colours
 from vtamiq.scoring.scores import score
 from vtamiq.utils.configs import did_you_mean
 
@@ -122,7 +114,7 @@ def sampling_view(images: Sequence[np.ndarray], caps: CAPS, seed: int = 0) -> Vi
     Raises:
         ImageError: images are not uint8 RGB, differ in size, or are smaller than a patch.
     """
-    pair = _check_images(images, least=2)[:2]
+    pair = check_images(images, least=2)[:2]
     sample = caps(pair, seed)
     density = caps.probability(pair) * pair[0][..., 0].size
     coverage, difference = patch_coverage(pair[1], sample), difference_map(*pair, caps.difference_metric)
@@ -250,7 +242,7 @@ def view_score(
     difference = difference_map(*pair, "absolute")
     numbers["difference"] = float(difference.mean())
     limits, bar = _meaning(values, method)
-    ends = _limits([difference], signed=False)
+    ends = map_limits([difference], signed=False)
     panels = (
         *_pictures(*pair),
         Panel("pixel difference", _coloured(difference, ends), Bar(UNSIGNED, *map(float, ends), "black to white = √3")),
@@ -372,7 +364,7 @@ def _coloured(values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
     0."""
     low, high = limits
     places = np.ma.masked_invalid((values - low) / ((high - low) or 1.0))
-    return _colours(low < 0)(places, bytes=True)[..., :3]
+    return map_colours(low < 0)(places, bytes=True)[..., :3]
 
 
 def _overlay(image: np.ndarray, values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
@@ -383,7 +375,7 @@ def _overlay(image: np.ndarray, values: np.ndarray, limits: tuple[float, float])
 
 def _meaning(values: np.ndarray, method: str) -> tuple[tuple[float, float], Bar]:
     """First and last colour of maps, and what to say of them."""
-    limits = _limits([values], signed=method in SIGNED)
+    limits = map_limits([values], signed=method in SIGNED)
     label = "raises q" if method in SIGNED else "1 = even share"
     return limits, Bar(DIVERGING if limits[0] < 0 else UNSIGNED, *map(float, limits), label)
 
@@ -391,8 +383,8 @@ def _meaning(values: np.ndarray, method: str) -> tuple[tuple[float, float], Bar]
 def _framed_patches(image: np.ndarray, sample: PatchSample, index: int) -> np.ndarray:
     """The image through its patches, with frames if they are few; of several scales the finest has none, since its frames
     would hide the others."""
-    picture = _through_patches(image, patch_canvas(image, sample, index=index))
-    _, position, scales = _of_image(sample, index)
+    picture = see_through_patches(image, sample, index=index)
+    _, position, scales = patches_of_image(sample, index)
     present = np.unique(scales).tolist()
     framed = dict(zip(present[1:], _frame_colours()[1:], strict=False)) or {present[0]: (64, 64, 64)}
     for scale, colour in framed.items():  # finest first, coarser ones on top
@@ -410,7 +402,7 @@ def _framed_patches(image: np.ndarray, sample: PatchSample, index: int) -> np.nd
 def _frame_colours() -> list[tuple[int, ...]]:
     """One per scale, as in `patch_sampling_multiscale`."""
     with common_style():
-        return [tuple(round(255 * part) for part in to_rgb(colour)) for colour in _cycle_colours(MAX_SCALES)]
+        return [tuple(round(255 * part) for part in to_rgb(colour)) for colour in cycle_colours(MAX_SCALES)]
 
 
 @cache

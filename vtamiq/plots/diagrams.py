@@ -19,7 +19,7 @@ from matplotlib.path import Path as Line
 from torch import nn
 
 from vtamiq.model.network import VTAMIQ, Adapter, VTAMIQConfig
-from vtamiq.plots.charts import PAGE, _check_images, _figure, _mosaic, _styled, _text_width
+from vtamiq.plots.style import PAGE, check_images, new_figure, styled, text_width, tile
 
 __all__ = ["vit_diagram", "vtamiq_diagram"]
 
@@ -68,7 +68,7 @@ class _Part:
     def width(self) -> float:
         if self.kind == "operator":
             return OPERATOR
-        return max(_text_width(line, size) for line, size in self.lines) + 0.12
+        return max(text_width(line, size) for line, size in self.lines) + 0.12
 
     @property
     def span(self) -> float:
@@ -120,7 +120,7 @@ class _Sheet:
     """A drawing surface measured in inches, so that boxes fit their text at any size of the sheet."""
 
     def __init__(self, width: float, height: float):
-        self.figure = _figure(width, height)
+        self.figure = new_figure(width, height)
         self.figure.set_layout_engine("none")
         self.ax = self.figure.add_axes((0, 0, 1, 1))
         self.ax.set(xlim=(0, width), ylim=(0, height))
@@ -226,7 +226,7 @@ def _cut_patches(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     top_left = (thirds / 3 * (np.array(image.shape[:2]) - side)).astype(int)
     rows, columns = top_left.T[..., None] + np.arange(side)  # (9, side) each
     patches = image[rows[:, :, None], columns[:, None, :]]
-    return _mosaic(patches.reshape(3, 3, side, side, 3), max(2, side // 3)), top_left, side
+    return tile(patches.reshape(3, 3, side, side, 3), max(2, side // 3)), top_left, side
 
 
 def _count(number: int, what: str) -> str:
@@ -241,7 +241,7 @@ def _length(tokens: nn.Parameter | None) -> int:
 # --------------------------------------------------------------------------------------------------------- VTAMIQ diagram
 
 
-@_styled
+@styled
 def vtamiq_diagram(model: VTAMIQ, images: Sequence[np.ndarray] | None = None) -> Figure:
     """The whole network as it is: image pair → patches → shared encoder → difference → DiffNet → quality head → q.
 
@@ -250,7 +250,7 @@ def vtamiq_diagram(model: VTAMIQ, images: Sequence[np.ndarray] | None = None) ->
     Args:
         images: reference and distorted for the two pictures, of one size; default a sketch.
     """
-    images = _check_images(_sketch() if images is None else images, least=2)[:2]
+    images = check_images(_sketch() if images is None else images, least=2)[:2]
     panels = _diffnet_panels(model)
     parts = _main_parts(model)
     widths = {"images": PICTURE[0]} | {name: part.width for name, part in parts.items()}
@@ -396,7 +396,7 @@ def _draw_diffnet(sheet: _Sheet, panels: Mapping[str, list[_Part]], widths: Sequ
 # ------------------------------------------------------------------------------------------------------------ ViT diagram
 
 
-@_styled
+@styled
 def vit_diagram(model: VTAMIQ) -> Figure:
     """The patch encoder as it is: how patches become tokens, what a block does, and where the class token comes out."""
     encoder = model.encoder
@@ -481,7 +481,7 @@ def _token_groups(encoder: nn.Module) -> list[tuple[str, str, int, float]]:
     registers = _length(encoder.registers)
     groups = [("token", "class token", 1), ("learned", _count(registers, "register"), min(registers, 8))]
     groups = [group for group in groups if group[2]] + [("patch", "N patches", 7)]
-    return [(kind, name, n, max(0.13 * n, _text_width(name, DETAIL_SIZE))) for kind, name, n in groups]
+    return [(kind, name, n, max(0.13 * n, text_width(name, DETAIL_SIZE))) for kind, name, n in groups]
 
 
 TABLE_LEFT, GRID_SIDE = 0.88, 0.56  # inches
@@ -506,7 +506,7 @@ def _draw_embedding(sheet: _Sheet, encoder: nn.Module) -> _Box:
         left = right if position else right + 0.3
         table = sheet.box(left + width / 2, below, _Part("", kind="learned"), width, GRID_SIDE + 0.14)
         sheet.text(table.right[0] - part.width / 2, below, part)
-        sheet.text(table.left[0] - 0.2 - _text_width(key, DETAIL_SIZE) / 2, below, key)
+        sheet.text(table.left[0] - 0.2 - text_width(key, DETAIL_SIZE) / 2, below, key)
         sheet.arrow((table.left[0] - 0.17, below), table.left)
         if position:
             _draw_grid(sheet, _Box(left + 0.07 + GRID_SIDE / 2, below, GRID_SIDE, GRID_SIDE), encoder.grid)
