@@ -1,12 +1,21 @@
 """Files that appear complete or not at all."""
 
+import os
 import subprocess
 import sys
 import threading
 
 import pytest
 
-from vtamiq.utils.files import clear_unfinished, holding, holding_folder, replacing, write_text
+from vtamiq.utils.files import (
+    clear_unfinished,
+    holding,
+    holding_folder,
+    list_folder,
+    list_images,
+    replacing,
+    write_text,
+)
 
 
 def test_the_old_file_stays_when_the_block_fails(tmp_path):
@@ -36,7 +45,15 @@ def test_text_is_the_same_on_every_system(tmp_path):
 def test_what_a_killed_process_left_is_removed(tmp_path):
     code = f"""
 import os
-from vtamiq.utils.files import replacing
+from vtamiq.utils.files import (
+    clear_unfinished,
+    holding,
+    holding_folder,
+    list_folder,
+    list_images,
+    replacing,
+    write_text,
+)
 with replacing({str(tmp_path / "run" / "part" / "file")!r}) as temporary:
     temporary.write_text("half")
     os._exit(9)
@@ -69,7 +86,15 @@ def test_a_file_is_held_by_one_process(tmp_path):
 def test_who_asks_for_a_held_folder_waits_until_its_holder_is_gone(tmp_path, caplog):
     folder, got = tmp_path / "new" / "folder", threading.Event()
     code = f"""
-from vtamiq.utils.files import holding_folder
+from vtamiq.utils.files import (
+    clear_unfinished,
+    holding,
+    holding_folder,
+    list_folder,
+    list_images,
+    replacing,
+    write_text,
+)
 with holding_folder({str(folder)!r}):
     print("held", flush=True)
     input()
@@ -98,3 +123,16 @@ def test_a_folder_is_given_to_the_block_where_there_are_no_locks(tmp_path, monke
     monkeypatch.setattr("vtamiq.utils.files.fcntl", None)
     with holding_folder(tmp_path / "a"), holding_folder(tmp_path / "a"):
         assert list((tmp_path / "a").iterdir()) == []
+
+
+def test_images_of_a_folder_are_regular_files_that_are_not_hidden(tmp_path):
+    for name in ("b.png", "a.JPG", "notes.txt", "._a.png", "Thumbs.db", "in/c.bmp", ".hidden/d.png", "e.png/f.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.png")
+        (tmp_path / "loop").symlink_to(tmp_path)
+    names = [entry.name for entry in list_folder(tmp_path)]
+    assert names == sorted({"a.JPG", "b.png", "e.png", "in", "notes.txt"} | ({"loop", "pipe.png"} & {*names}))
+    assert list_images(tmp_path) == [tmp_path / "a.JPG", tmp_path / "b.png"]
+    assert list_images(tmp_path, below=True) == [tmp_path / n for n in ("a.JPG", "b.png", "e.png/f.png", "in/c.bmp")]

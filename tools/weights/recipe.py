@@ -26,7 +26,6 @@ from typing import Any
 import pandas as pd
 import torch
 import yaml
-from PIL import Image
 
 from tools.weights.card import Source, command, export_weights, write_card
 from tools.weights.measures import Measures, left_out_table, measure, predicted, without_types
@@ -45,7 +44,7 @@ from vtamiq.model.network import VTAMIQ, VTAMIQConfig
 from vtamiq.training.run import Run, train
 from vtamiq.training.stage import Optimizer, PreferenceLoss, Runtime, Schedule, ScoreLoss, Stage
 from vtamiq.utils.configs import changed, conform, did_you_mean, plain, require
-from vtamiq.utils.files import write_text
+from vtamiq.utils.files import list_images, write_text
 from vtamiq.utils.processes import is_first_process
 
 __all__ = [
@@ -234,17 +233,15 @@ def list_photographs(folder: str | Path) -> dict[str, list[Path]]:
     Raises:
         ValueError: one of them is missing or has no image file.
     """
-    known = {suffix for suffix, format in Image.registered_extensions().items() if format in Image.OPEN}
     found = {}
     missing = [part for part in PARTS if not (Path(folder) / part).is_dir()]
     if missing:
         raise ValueError(f"no folder {missing[0]} in {folder}: photographs are expected in its train, val and test")
     for part in PARTS:
         place = Path(folder) / part
-        files = [path for path in place.iterdir() if path.suffix.lower() in known and not path.name.startswith(".")]
-        if not files:
+        found[part] = list_images(place)
+        if not found[part]:
             raise ValueError(f"{place} has no image files")
-        found[part] = sorted(files, key=lambda path: path.name)
     return found
 
 

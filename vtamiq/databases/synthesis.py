@@ -43,7 +43,7 @@ from vtamiq.databases.synthetic import MANIFEST, MANIFEST_FORMAT, Label, file_di
 from vtamiq.images.distortions import LEVELS, distort, find_distortion
 from vtamiq.images.iqms import CHEAP_IQMS, IQMS, QuantileTables, iqm_scores, scale_regime, weak_labels
 from vtamiq.images.reading import ImageError, ImageSource, centre_crop, image_size, read_image, write_png
-from vtamiq.utils.files import holding_folder, write_text
+from vtamiq.utils.files import holding_folder, list_images, write_text
 from vtamiq.utils.processes import count_workers, executor, one_thread_per_process, run_jobs
 
 __all__ = [
@@ -360,11 +360,7 @@ def _name_images(images: Any) -> dict[str, Path | np.ndarray]:
         folder = Path(images)
         if not folder.is_dir():
             raise DatabaseError(f"no folder {folder}; give a folder, a list of files, or name → image")
-        known = {suffix for suffix, format in Image.registered_extensions().items() if format in Image.OPEN}
-        entries = sorted(
-            (path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda path: path.name
-        )
-        paths = [path for path in entries if path.suffix.lower() in known and path.is_file()]
+        paths = list_images(folder)
         if not paths:
             raise DatabaseError(f"{folder} has no image files")
     else:

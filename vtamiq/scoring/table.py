@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
@@ -31,7 +30,7 @@ from vtamiq.images.reading import ImageError, check_same_size, read_image
 from vtamiq.model.inference import NOT_FINITE, check_model, evaluation, fingerprint, half_precision
 from vtamiq.model.network import VTAMIQ
 from vtamiq.scoring.scores import forward, mean_and_error, sample_pair
-from vtamiq.utils.files import is_utf8
+from vtamiq.utils.files import is_utf8, list_images
 
 __all__ = ["pair_folders", "read_pairs", "score_table"]
 
@@ -124,10 +123,7 @@ def _images_below(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
-    known = {suffix for suffix, format in Image.registered_extensions().items() if format in Image.OPEN}
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in known and path.is_file())
-    # macOS leaves ._NAME.png beside NAME.png
-    found = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    found = list_images(folder, below=True)
     if not found:
         raise ValueError(f"{folder}: there are no images")
     for path in found:

@@ -18,9 +18,21 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["clear_unfinished", "holding", "holding_folder", "is_utf8", "replacing", "write_table", "write_text"]
+__all__ = [
+    "clear_unfinished",
+    "holding",
+    "holding_folder",
+    "is_utf8",
+    "list_folder",
+    "list_images",
+    "replacing",
+    "write_table",
+    "write_text",
+]
 
 log = logging.getLogger(__name__)
+
+_CLUTTER = ("thumbs.db", "desktop.ini")
 
 
 @contextlib.contextmanager
@@ -84,6 +96,32 @@ def is_utf8(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def list_folder(folder: str | Path) -> list[os.DirEntry[str]]:
+    """Files and folders in a folder, by name in plain character order, but for hidden ones (".name", which macOS leaves
+    beside every file) and what Windows leaves."""
+    with os.scandir(folder) as entries:
+        found = [entry for entry in entries if not entry.name.startswith(".") and entry.name.lower() not in _CLUTTER]
+    return sorted(found, key=lambda entry: entry.name)
+
+
+def list_images(folder: str | Path, *, below: bool = False) -> list[Path]:
+    """Regular files in a folder, in plain character order, whose suffix is that of a format that Pillow reads.
+
+    Args:
+        below: also those in the folders within it, links to folders excepted.
+    """
+    from PIL import Image
+
+    known = {suffix for suffix, format in Image.registered_extensions().items() if format in Image.OPEN}
+    found = []
+    for entry in list_folder(folder):
+        if below and entry.is_dir(follow_symlinks=False):
+            found += list_images(entry.path, below=True)
+        elif os.path.splitext(entry.name)[1].lower() in known and entry.is_file():
+            found.append(Path(entry.path))
+    return sorted(found, key=str)
 
 
 @contextlib.contextmanager
