@@ -172,7 +172,7 @@ def test_damaged_label_files_are_errors_or_one_omission_each(root, content, mess
     pd.testing.assert_frame_equal(data.pairs, rest)
     for other in (root / "Train_Label").iterdir():
         other.write_bytes(content)
-    with pytest.raises(DatabaseError, match=r"none of the .* label files can be used"):
+    with pytest.raises(DatabaseError, match=r"none of the .* files can be used"):
         load_pipal(root, strict=False)
 
 

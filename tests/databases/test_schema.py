@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,6 @@ from vtamiq.databases.schema import (
     DatabaseError,
     LabelScale,
     pair_table,
-    validate_pairs,
-    validate_preferences,
 )
 from vtamiq.images.reading import write_png
 
@@ -86,7 +85,6 @@ def test_pair_table_follows_the_schema_and_fills_in_what_a_database_lacks():
     assert pairs["dist_type"].isna().all()
     assert pairs["level"].isna().all()
     assert pairs[["score", "score_std", "score_lo", "score_hi"]].isna().all(axis=None)
-    assert validate_pairs(pairs) is pairs
 
 
 def test_pair_table_keeps_the_label_order_within_a_reference():
@@ -105,44 +103,40 @@ def test_pair_table_keeps_the_label_order_within_a_reference():
         ({"subset": "testing"}, "subset"),
         ({"score": np.inf}, "infinite score"),
         ({"dist_path": "same.png"}, "listed twice"),
-        ({"higher_better": [True] * 11 + [False]}, "higher_better"),
+        ({"higher_better": [True] * 11 + [False]}, "higher_better must be True in all rows"),
+        ({"database": "other"}, "database must be 'toy' in all rows"),
+        ({"content": ["a", None] * 6}, "empty content"),
+        ({"content": ["a", "a", "b"] * 4}, "second content of one ref_id"),
         ({"ref_id": "one"}, "second reference image"),
     ],
 )
 def test_bad_rows_are_refused_with_their_label(changes, message):
     with pytest.raises(DatabaseError, match=rf"{message}.*labels\.txt:\d+"):
-        table(**changes)
+        database(table(**changes))
 
 
 def test_bad_columns_are_refused():
     with pytest.raises(DatabaseError, match="lacks the columns score"):
-        validate_pairs(table().drop(columns=["score", "score_std"]))
+        database(table().drop(columns=["score", "score_std"]))
     with pytest.raises(DatabaseError, match="level must have the type Int16"):
-        validate_pairs(table().astype({"level": "int64"}))
+        database(table().astype({"level": "int64"}))
     with pytest.raises(DatabaseError, match="sorted"):
-        validate_pairs(table().iloc[::-1])
+        database(table().iloc[::-1])
     with pytest.raises(DatabaseError, match="no rows"):
-        validate_pairs(table().iloc[:0])
+        database(table().iloc[:0])
     with pytest.raises(DatabaseError, match=r"needs the columns.*dist_path"):
         pair_table(database="x", ref_id=["a"])
 
 
 def test_preferences_are_checked():
-    assert len(validate_preferences(preferences())) == 4
+    assert len(database(preferences=preferences()).preferences) == 4
     with pytest.raises(DatabaseError, match=r"p_a outside.*pairs\.csv:0"):
-        validate_preferences(preferences().assign(p_a=1.5))
+        database(preferences=preferences().assign(p_a=1.5))
     with pytest.raises(DatabaseError, match="p_a outside"):
-        validate_preferences(preferences().assign(p_a=np.nan))
+        database(preferences=preferences().assign(p_a=np.nan))
 
 
 # ---- the database -----------------------------------------------------------------------------------------------
-
-
-def test_database_contradicting_its_table_is_refused():
-    with pytest.raises(DatabaseError, match="higher_better"):
-        database(higher_better=False)
-    with pytest.raises(DatabaseError, match="'toy' in the table"):
-        database(name="other")
 
 
 def test_database_says_what_it_is(tmp_path):
@@ -235,13 +229,6 @@ def test_views_of_one_content_stay_together(seed):
         database(torn).distributed_split()
 
 
-def test_content_is_checked():
-    with pytest.raises(DatabaseError, match="empty content"):
-        table(2, content=["a", None, "a", "b", "b", "b"])
-    with pytest.raises(DatabaseError, match="second content of one ref_id"):
-        table(2, content=["a", "a", "b", "b", "b", "b"])
-
-
 def test_distributed_split():
     subset = np.repeat(["test", "train", "train", "val"], 3)
     train, val, test = database(table(subset=subset)).distributed_split()
@@ -264,7 +251,6 @@ def test_label_scale_turns_both_directions_into_distortions(higher_better, expec
     pairs = table(1, score=scores, higher_better=higher_better)
     scale = LabelScale.fit(database(pairs, higher_better=higher_better))
     assert scale.to_distortion([*scores, 0.0]).tolist() == expected
-    assert scale.to_score(expected).tolist() == [*scores, 0.0]
     assert LabelScale.from_dict(json.loads(json.dumps(scale.to_dict()))) == scale
 
 
@@ -306,13 +292,24 @@ def test_folder_index_ignores_case_and_clutter(folder):
     assert index.get("images/i01.bmp/below") is None
     assert index.first("refs", "images") == "Images"
     assert index.files("images", [".bmp"]) == ["Images/I01.BMP", "Images/i02.bmp"]
-    assert index.files() == []
     with pytest.raises(DatabaseError, match=r"has no images/i03\.bmp"):
         index.find("images/i03.bmp")
     with pytest.raises(DatabaseError, match="none of refs, references"):
         index.first("refs", "references")
     with pytest.raises(DatabaseError, match="no such folder"):
         FolderIndex(folder / "missing")
+
+
+def test_names_in_either_unicode_form_are_the_same(tmp_path):
+    """macOS writes decomposed names into its archives, label files have composed ones, or the other way round."""
+    composed, decomposed = (unicodedata.normalize(form, "Bäume/é1.PNG") for form in ("NFC", "NFD"))
+    path = tmp_path / decomposed
+    path.parent.mkdir()
+    path.touch()
+    on_disk = f"{os.listdir(tmp_path)[0]}/{os.listdir(path.parent)[0]}"
+    for name in (composed, decomposed, composed.lower()):
+        assert FolderIndex(tmp_path).get(name) == on_disk
+    assert FolderIndex(tmp_path).files("bäume", [".png"]) == [on_disk]
 
 
 @pytest.mark.parametrize(
@@ -332,41 +329,25 @@ def test_files_that_differ_only_by_case_are_ambiguous(folder):
     assert FolderIndex(folder).get("images/i02.bmp") == "Images/i02.bmp"
 
 
-@pytest.mark.parametrize("ending", [b"\n", b"\r\n"])
-@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-def test_label_files_in_all_accepted_forms(tmp_path, ending, mark):
-    lines = [b"image, Score ,more", b"a.png,1.5,x", b"", b'"b,c.png", 2 ,y']
-    (tmp_path / "labels.csv").write_bytes(mark + ending.join(lines))
+def test_label_files_are_read_by_names_or_without_a_header(tmp_path):
+    (tmp_path / "labels.csv").write_bytes(b'\xef\xbb\xbfimage, Score ,more\r\na.png,1.5,x\r\n\r\n"b,c.png", 2 ,y')
     rows = LabelRows.read(FolderIndex(tmp_path), "LABELS.csv", ("score", "image"))
     assert list(rows.table) == ["score", "image", "label_source"]
     assert rows.table.values.tolist() == [["1.5", "a.png", "labels.csv:2"], ["2", "b,c.png", "labels.csv:4"]]
     rows.number("score")
     assert rows.table["score"].tolist() == [1.5, 2.0]
-
-
-def test_label_files_without_header(tmp_path):
     (tmp_path / "mos.txt").write_bytes(b"5.5 i01_01_1.bmp\r\n4 i01_01_2.bmp\r\n")
-    rows = LabelRows.read(FolderIndex(tmp_path), "mos.txt", ("mos", "name"), header=False, separator=None)
+    rows = LabelRows.read(FolderIndex(tmp_path), "mos.txt", ("mos", "name"), header="none", separator=None)
     assert rows.table.values.tolist() == [["5.5", "i01_01_1.bmp", "mos.txt:1"], ["4", "i01_01_2.bmp", "mos.txt:2"]]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "labels.csv is empty"),
         (b"\n \n", "labels.csv is empty"),
-        (b"image,score\n", "no rows below its header"),
-        (b"image,mos\na,1", r"labels.csv:1: no column score"),
+        (b"image,level\na,1", r"labels.csv:1: no column score"),
         (b"image,score\na,1\nb\n", r"labels.csv:3: 2 fields expected, found 1"),
-        (b"image,score\na,1\nb,2,3\n", r"labels.csv:3: 2 fields expected, found 3"),
         (b"image,score\na,1\n\xff,2\n", r"labels.csv:3: not UTF-8"),
-        ("image,score\na,1\n".encode("utf-16"), r"labels.csv:1: not UTF-8"),
-        ("image,score\na,1\n".encode("utf-16-le"), r"labels.csv:1: not UTF-8"),
-        (b"image,score\ra,1\r", r"labels.csv:1: not UTF-8 text with LF"),
-        (b'image,score\na,1\n"b,1\nc,2\n', r"labels.csv:3: 2 fields expected, found 1"),
-        (b'image,score\na"b,"c\nd,1\n', r"labels.csv:2: 2 fields expected, found 1"),
-        (b'image,score\nd,1\na"b,"c\n', r"labels.csv:3: 2 fields expected, found 1"),
-        (b'image,score\nd,1\na,"1\n', r"labels.csv:3: 2 fields expected, found 1"),
     ],
 )
 def test_damaged_label_files_are_refused_by_name_and_line(tmp_path, content, message):
@@ -401,19 +382,8 @@ def test_a_quotation_mark_that_is_not_closed_spoils_its_own_line_only(tmp_path):
     lines[7] = '"7.png,7'
     (tmp_path / "labels.csv").write_text("\n".join(["image,score", *lines]))
     rows = LabelRows.read(FolderIndex(tmp_path), "labels.csv", ("image", "score"), strict=False)
-    assert rows.omissions == ["labels.csv:9: 2 fields expected, found 1"]
+    assert rows.omissions == ["labels.csv:9: a quotation mark is not closed"]
     assert rows.table["image"].tolist() == [f"{n}.png" for n in range(30_000) if n != 7]
-
-
-@pytest.mark.parametrize("bad", ['"b,2', 'b,"2', 'b"2,"3', 'b"b,"' + "x" * 200_000])
-@pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_quotation_mark_that_is_not_closed_may_be_in_any_line(tmp_path, bad, place):
-    lines = ["a,1", '"c, ""d""",3']
-    lines.insert(place, bad)
-    (tmp_path / "labels.csv").write_text("\n".join(["image,score", *lines, ""]))
-    rows = LabelRows.read(FolderIndex(tmp_path), "labels.csv", ("image", "score"), strict=False)
-    assert rows.table[["image", "score"]].values.tolist() == [["a", "1"], ['c, "d"', "3"]]
-    assert rows.omissions == [f"labels.csv:{place + 2}: 2 fields expected, found 1"]
 
 
 def test_one_picture_cannot_be_two_contents():
@@ -421,9 +391,9 @@ def test_one_picture_cannot_be_two_contents():
     pairs = table(3, 2)
     pairs["ref_path"] = pairs["ref_path"].where(pairs["ref_id"] != "r001", "ref/r000.png")
     with pytest.raises(DatabaseError, match=r"one reference image is two contents.*r001"):
-        validate_pairs(pairs)
+        database(pairs)
     content = pairs["ref_id"].replace({"r001": "r000"}).astype("str")
-    validate_pairs(pairs.assign(content=content))
+    database(pairs.assign(content=content))
 
 
 def test_lines_of_another_length_are_left_out_if_asked(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vtamiq.databases.schema import Database, DatabaseError, pair_table, validate_preferences
+from vtamiq.databases.schema import Database, DatabaseError, pair_table
 from vtamiq.databases.simulated import simulate_preferences
 from vtamiq.model.network import preference
 
@@ -57,7 +57,6 @@ def test_equal_images_are_a_coin_toss():
 
 def test_it_is_called_simulated_and_nobody_was_asked():
     table = simulate_preferences(database([[1, 2], [3, 4]]))
-    assert validate_preferences(table) is table
     assert (table["kind"] == "simulated").all()
     assert table["p_a_raw"].isna().all()
     assert not table["a_is_ref"].any()

@@ -1,15 +1,11 @@
-"""Splits that are repeated, fixed, or across databases; labels as the original has them; pictures in common."""
-
-from pathlib import Path
+"""Splits that are repeated or fixed; pictures in common."""
 
 import numpy as np
 import pytest
 
 from tests.databases.test_schema import database, preferences, table
 from vtamiq.databases.schema import DatabaseError
-from vtamiq.databases.splits import leave_one_out, original_split, repeated_splits, shared_pictures
-
-GOLDEN = np.load(Path(__file__).parents[1] / "data" / "labels_metrics.npz")
+from vtamiq.databases.splits import original_split, repeated_splits, shared_pictures
 
 
 def named(name, references, **changes):
@@ -70,14 +66,6 @@ class TestOriginal:
         for part, expected in zip(parts, (names[:130], names[130:135], names[135:]), strict=True):
             assert part.references == sorted(name.removesuffix("_pairwise_labels.csv") for name in expected)
 
-    def test_the_lost_reference_of_live_is_lost_on_request_only(self):
-        live = named("live", 29)
-        assert original_split(live)[2].references[-1] == live.references[-1]
-        lost = original_split(live, off_by_one=True)
-        assert lost[2].references == live.references[23:28]
-        with pytest.raises(DatabaseError, match="loses a reference of live only"):
-            original_split(named("csiq", 30), off_by_one=True)
-
     def test_partial_copies_and_other_databases_are_refused(self):
         with pytest.raises(DatabaseError, match="28 references here; the fixed split counts 29"):
             original_split(named("live", 28))
@@ -86,23 +74,6 @@ class TestOriginal:
 
 
 class TestAcross:
-    def test_each_database_is_left_out_once(self):
-        databases = [named(name, 3) for name in "abc"]
-        rounds = list(leave_one_out(databases))
-        assert [test.name for _, test in rounds] == ["a", "b", "c"]
-        assert [[d.name for d in training] for training, _ in rounds] == [["b", "c"], ["a", "c"], ["a", "b"]]
-
-    def test_pictures_from_one_source_are_warned_about(self, caplog):
-        leave_one_out([named(name, 3) for name in ("tid2013", "csiq", "live")])
-        assert [record.getMessage() for record in caplog.records] == [
-            "tid2013 and live have pictures from the same source: Kodak"
-        ]
-
-    @pytest.mark.parametrize("names", ["a", "aa", ""])
-    def test_one_database_cannot_be_left_out(self, names):
-        with pytest.raises(DatabaseError, match="two or more different"):
-            leave_one_out([named(name, 3) for name in names])
-
     @pytest.mark.parametrize(
         ("first", "second", "source"),
         [

@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "patches": ["PairPatches", "PreferencePatches"],
         "schema": ["Database", "DatabaseError", "LabelScale"],
         "simulated": ["simulate_preferences"],
-        "splits": ["fold_split", "leave_one_out", "original_split", "repeated_splits", "shared_pictures"],
+        "splits": ["fold_split", "original_split", "repeated_splits", "shared_pictures"],
         "synthesis": ["demo_database", "demo_photographs", "synthesize"],
     },
 )

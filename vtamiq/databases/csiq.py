@@ -5,8 +5,7 @@
     csiq.DMOS.xlsx                                  sheet all_by_image: image, dst_idx, dst_type, dst_lev, dmos_std, dmos
 
 The workbook names types otherwise than folders and files do, and these mix letter cases. The image 1600 is a number in
-it.
-`dmos_std` is 0 in 25 rows. Without the workbook, one of the exports in circulation serves, see `load_csiq`; some have
+it. `dmos_std` is 0 in 25 rows. Without the workbook, one of the exports in circulation serves, see `load_csiq`; some have
 rounded scores, and csiq_label.txt has no standard deviations.
 
 E. C. Larson, D. M. Chandler, Most apparent distortion: full-reference image quality assessment and the role of strategy,
@@ -47,8 +46,7 @@ def load_csiq(root: str | Path, *, strict: bool = True, check_images: bool = Tru
     """Load CSIQ; arguments and errors as for `load_database`.
 
     Labels are read from the first of these files that exists: `csiq.DMOS.xlsx`; `DMOS.csv` (the columns of its sheet,
-    comma
-    separated, with their header); `csiq_dmos.txt` or `ref_dist_mos.txt` (the same, tab separated, without header);
+    comma separated, with their header); `csiq_dmos.txt` or `ref_dist_mos.txt` (the same, tab separated, without header);
     `csiq_label.txt` (`<image>.<token>.<level>.png <dmos>` per line). The folders of types may lie in the root as well.
     """
     index = FolderIndex(root)
@@ -88,8 +86,8 @@ def _read_export(index: FolderIndex, name: str, strict: bool) -> LabelRows:
     if name.lower() == "dmos.csv":
         return LabelRows.read(index, name, COLUMNS, strict=strict)
     if name.lower() != "csiq_label.txt":
-        return LabelRows.read(index, name, COLUMNS, header=False, separator="\t", strict=strict)
-    rows = LabelRows.read(index, name, ("file", "dmos"), header=False, separator=None, strict=strict)
+        return LabelRows.read(index, name, COLUMNS, header="none", separator="\t", strict=strict)
+    rows = LabelRows.read(index, name, ("file", "dmos"), header="none", separator=None, strict=strict)
     pattern = r"(?:\w+/)?(?P<image>[^/\\]+)\.(?P<dst_type>\w+)\.(?P<dst_lev>\d)(?:\.png)?"
     rows.extract("file", pattern, "<image>.<token>.<level>.png")
     return rows

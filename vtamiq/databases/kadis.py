@@ -1,5 +1,4 @@
-"""KADIS-700k: 140,000 photographs, each at five levels of one of 25 distortions; scores of eleven metrics, none of
-people.
+"""KADIS-700k: 140,000 references, each at five levels of one of 25 distortions; scores of metrics, none of people.
 
     ref_imgs/<slug>.png            references
     dist_imgs/<slug>_<TT>_<L>.bmp  distorted: type and level in two digits; not distributed, a MATLAB program makes them
@@ -7,16 +6,13 @@ people.
     kadis700k_ref_imgs.csv         ref_im,dist_type_1,…: a row per reference and the number of its distortion
 
 The csv of scores does not name files: `<slug>_<word>_<level>.png` there is `<slug>_<TT>_<LL>.bmp` on disk. The word
-becomes
-the type by the tags of `vtamiq.images.distortions`. It has both `colorsaturate` (7) and `saturate` (8), which are kept
-apart here;
-VTAMIQ's authors mapped both to 7, and left type 15 out as too slow to make: 134,260 references and 671,300 pairs.
-MDSI and GMSD are better when lower, the other nine when higher.
+becomes the type by the tags of `vtamiq.images.distortions`. It has both `colorsaturate` (7) and `saturate` (8), which
+are kept apart here; VTAMIQ's authors mapped both to 7, and left type 15 out as too slow to make: 134,260 references and
+671,300 pairs. MDSI and GMSD are better when lower, the other nine when higher.
 
 Instead of images on disk, pairs can have recipes (`render=True`): `vtamiq.databases.pairs` then distorts the reference
-on reading.
-Those are our versions of the 25 distortions, and the published scores were computed on the authors': close, not the same.
-H. Lin, V. Hosu, D. Saupe, DeepFL-IQA, arXiv:2001.08113, 2020.
+on reading. Those are our versions of the 25 distortions, and the published scores were computed on the authors': close,
+not the same. H. Lin, V. Hosu, D. Saupe, DeepFL-IQA, arXiv:2001.08113, 2020.
 """
 
 import hashlib
@@ -27,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from vtamiq.databases.reading import Facts, FolderIndex, LabelRows, list_folder
+from vtamiq.databases.reading import Facts, FolderIndex, LabelRows
 from vtamiq.databases.schema import Database, DatabaseError
 from vtamiq.images.distortions import DISTORTIONS, LEVELS, find_distortion
 
@@ -108,7 +104,7 @@ def _read_scores(index: FolderIndex, score: str, strict: bool) -> LabelRows:
         rows.number(name)
     rows.extract("ref_im", r"(?P<ref_id>.+)\.\w+", "<slug>.png")
     names = zip(rows.table["dist_im"], rows.table["ref_id"], strict=True)
-    tails = [name[len(slug) :] if name[: len(slug)].lower() == slug.lower() else "" for name, slug in names]
+    tails = [name[len(slug) :] if name.lower().startswith(slug.lower()) else "" for name, slug in names]
     rows.table["tail"] = pd.Series(tails, dtype="str")
     rows.refuse(rows.table["tail"] == "", "{dist_im!r} is not of {ref_im!r}")
     expected = "_<word>_<level>.png after the name of the reference"
@@ -140,33 +136,19 @@ def _locate(rows: LabelRows, render: bool, check_images: bool) -> None:
     index = rows.index
     rows.locate("ref_path", index.first("ref_imgs", "kadis700k/ref_imgs"))
     if render and check_images:
-        rows.table["dist_path"] = rows.table["ref_path"]  # there is nothing else to open
-        rows.check_images()
+        rows.check_images("ref_path")
     type, level = (rows.table[name].astype("str") for name in ("dist_type", "level"))
     rows.table["dist_path"] = rows.table["ref_id"] + "_" + type.str.zfill(2) + "_0" + level + ".bmp"
     if render:
         rows.table["dist_path"] = "dist_imgs/" + rows.table["dist_path"]
-    else:
-        _locate_distorted(rows)
-
-
-def _locate_distorted(rows: LabelRows) -> None:
-    """As `LabelRows.locate`, at once for all names of one folder."""
-    folder = rows.index.get("dist_imgs") or rows.index.get("kadis700k/dist_imgs")
+        return
+    folder = index.get("dist_imgs") or index.get("kadis700k/dist_imgs")
     if folder is None:
         raise DatabaseError(
-            f"{rows.index.root} has no dist_imgs: distorted images are not distributed. Make them with the authors' "
-            "program, or load with render=True"
+            f"{index.root} has no dist_imgs: distorted images are not distributed. Make them with the authors' program, "
+            "or load with render=True"
         )
-    files = pd.Series(list_folder(rows.index.root / folder), dtype="str")
-    keys, wanted = files.str.lower(), rows.table["dist_path"].str.lower()
-    twice = keys.duplicated(keep=False)
-    files, places = files[~twice], pd.Index(keys[~twice]).get_indexer(wanted)
-    missing = np.asarray(places) < 0
-    ambiguous = missing & wanted.isin(keys[twice]).to_numpy()
-    rows.refuse(ambiguous, f"files in {folder} differ from {{dist_path}} only by letter case; remove one")
-    rows.refuse(missing[~ambiguous], f"no image {{dist_path}} in {folder} (letter case does not matter)")
-    rows.table["dist_path"] = folder + "/" + files.take(places[~missing]).set_axis(rows.table.index)
+    rows.locate("dist_path", folder)
 
 
 def _seeds(references: pd.Series, seed: int) -> np.ndarray:

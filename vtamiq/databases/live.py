@@ -6,14 +6,12 @@
     refnames_all.mat  dmos.mat  dmos_realigned.mat          arrays of 982 values; the last is a separate download
 
 The arrays have no file names. Value i belongs to image i of the five folders one after the other, counted as numbers:
-in a
-sorted listing img10 comes before img2, and every score is wrong without any error. `orgs` marks the unaltered copies,
-which
-are no distorted images and always left out. There are two scores that correlate at 0.947 only: say which in every result.
+in a sorted listing img10 comes before img2, and every score is wrong without any error. `orgs` marks the unaltered
+copies, which are always left out. The two kinds of scores correlate at 0.947 only: say which in every result.
 
 H. R. Sheikh, Z. Wang, L. Cormack, A. C. Bovik, LIVE Image Quality Assessment Database Release 2; H. R. Sheikh, M. F.
-Sabir,
-A. C. Bovik, A statistical evaluation of recent full reference image quality assessment algorithms, IEEE TIP 15(11), 2006.
+Sabir, A. C. Bovik, A statistical evaluation of recent full reference image quality assessment algorithms, IEEE TIP
+15(11), 2006.
 """
 
 import io
@@ -23,8 +21,9 @@ import numpy as np
 import pandas as pd
 from scipy.io import loadmat
 
-from vtamiq.databases.reading import Facts, FolderIndex, LabelRows, read_lines
+from vtamiq.databases.reading import Facts, FolderIndex, LabelRows
 from vtamiq.databases.schema import Database, DatabaseError
+from vtamiq.utils.tables import read_lines
 
 __all__ = ["LIVE", "LIVE_REALIGNED", "load_live"]
 
@@ -52,7 +51,7 @@ def load_live(root: str | Path, *, strict: bool = True, check_images: bool = Tru
     """Load LIVE; `realigned=False` takes the older scores of dmos.mat. Else as for `load_database`.
 
     Raises DatabaseError, strict or not, for arrays of another length and for an `info.txt` that names other references
-    than the arrays do: nobody can tell then which score is whose.
+    than the arrays do: nothing tells then which score is whose.
     """
     index = FolderIndex(root)
     rows = LabelRows(index, _read_arrays(index, realigned), strict=strict)
@@ -91,14 +90,13 @@ def _read_arrays(index: FolderIndex, realigned: bool) -> pd.DataFrame:
             f"{labels} and {names} must have {IMAGES} values each, found {lengths}; values are told by their position, so "
             "filtered copies cannot be used: take the original files"
         )
-    places = [
-        (*place, number) for place in enumerate(FOLDERS, start=1) for number in range(1, FOLDERS[place[1]][0] + 1)
-    ]
     table = pd.DataFrame(arrays).rename(columns=columns | {"orgs": "org", "refnames_all": "ref_path"})
+    numbers = [(folder, n) for folder, (count, _) in FOLDERS.items() for n in range(1, count + 1)]
+    folders = pd.Series([folder for folder, _ in numbers])
     return table.assign(
-        dist_path=[f"{folder}/img{number}.bmp" for _, folder, number in places],
-        dist_type=[type for type, _, _ in places],
-        dist_name=[FOLDERS[folder][1] for _, folder, _ in places],
+        dist_path=[f"{folder}/img{n}.bmp" for folder, n in numbers],
+        dist_type=pd.factorize(folders)[0] + 1,
+        dist_name=folders.map({folder: name for folder, (_, name) in FOLDERS.items()}),
         label_source=[f"{labels}:{position}" for position in range(1, IMAGES + 1)],
     )
 
@@ -127,7 +125,7 @@ def _numbers(array: np.ndarray) -> np.ndarray:
 
 
 def _texts(cells: np.ndarray) -> np.ndarray:
-    """Of a cell array of names; what is no text becomes "", which no name is."""
+    """Names of a cell array; what is no text becomes "", which no name is."""
     texts = [cell.item() if isinstance(cell, np.ndarray) and cell.size == 1 else cell for cell in cells.ravel()]
     return np.array([text.strip() if isinstance(text, str) else "" for text in texts], dtype=object)
 
@@ -140,17 +138,21 @@ def _check_pairing(index: FolderIndex, folder: str, table: pd.DataFrame) -> list
     name = index.get(f"{folder}/info.txt")
     if name is None:
         return []
-    expected = dict(zip(table["dist_path"], table["ref_id"] + ".bmp", strict=True))
-    images = {f"img{number}.bmp" for number in range(1, FOLDERS[folder][0] + 1)}
-    lines = read_lines(index.root / name, name)
+    images = {f"img{number}.bmp" for number in range(1, FOLDERS[folder][0] + 1)}  # with those of rows left out
+    references = dict(zip(table["dist_path"].str.lower(), table["ref_id"] + ".bmp", strict=True))
+    try:
+        lines = read_lines(index.root / name, name)
+    except ValueError as error:
+        raise DatabaseError(str(error)) from error
     unread = 0
-    for number, line in lines:
-        reference, image = [*(PurePosixPath(word).name.lower() for word in line.split()[:2]), ""][:2]
-        belongs = expected.get(f"{folder}/{image}", reference)
-        if belongs != reference:
+    for number, line in enumerate(lines, start=1):
+        reference, image = [*(PurePosixPath(word).name.lower() for word in line.split()[:2]), "", ""][:2]
+        belongs = references.get(f"{folder}/{image}")
+        unread += bool(reference) and image not in images
+        if belongs not in (None, reference):
             raise DatabaseError(
                 f"{name}:{number}: {image} is of {reference}, but by refnames_all.mat of {belongs}; one of the two files "
                 f"is not the original (without {name}, its images are not compared)"
             )
-        unread += image not in images
-    return [f"{name}: {unread} of {len(lines)} lines name no image of this folder"] if unread else []
+    said = f"{name}: {unread} of {sum(map(bool, map(str.strip, lines)))} lines name no image of this folder"
+    return [said] if unread else []

@@ -18,16 +18,7 @@ from vtamiq.databases.live import load_live
 from vtamiq.databases.pieapp import load_pieapp
 from vtamiq.databases.pipal import load_pipal
 from vtamiq.databases.reading import FolderIndex
-from vtamiq.databases.schema import (
-    PAIR_COLUMNS,
-    PREFERENCE_COLUMNS,
-    Database,
-    DatabaseError,
-    LabelScale,
-    validate_pairs,
-    validate_preferences,
-)
-from vtamiq.databases.splits import fold_split, leave_one_out, original_split, repeated_splits, shared_pictures
+from vtamiq.databases.schema import Database, DatabaseError
 from vtamiq.databases.synthetic import load_synthetic
 from vtamiq.databases.table import load_table
 from vtamiq.databases.tid import load_tid2008, load_tid2013
@@ -35,25 +26,12 @@ from vtamiq.utils.configs import did_you_mean, parse_setting
 
 __all__ = [
     "LOADERS",
-    "PAIR_COLUMNS",
-    "PREFERENCE_COLUMNS",
-    "Database",
-    "DatabaseError",
-    "FolderIndex",
-    "LabelScale",
     "Loader",
     "data_folder",
     "find_databases",
-    "fold_split",
-    "leave_one_out",
     "load_database",
     "load_from_text",
-    "original_split",
     "parse_options",
-    "repeated_splits",
-    "shared_pictures",
-    "validate_pairs",
-    "validate_preferences",
 ]
 
 

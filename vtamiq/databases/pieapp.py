@@ -8,16 +8,14 @@
     labels/test/ref_<n>_per_image_score.csv        reference, image, score
 
 Each csv has a header line; its words carry leading blanks, so columns go by position. The preference is the share of
-people
-who find A closer. In train and val the raw one is blank where nobody was asked; the processed one is there for each of
-the
-483 pairs of a reference and is what to train on. In test, A or B may be the reference itself. Only images of test have a
-score: the dissimilarity from the reference, whose own score is 0. The types of test do not occur in train. That labels
-name all 123 images of a train or val reference is likely, but unchecked: so the number of pairs is not insisted upon.
+people who find A closer. In train and val the raw one is blank where nobody was asked; the processed one is there for
+each of the 483 pairs of a reference and is what to train on. In test, A or B may be the reference itself. Only images of
+test have a score: the dissimilarity from the reference, whose own score is 0. The types of test do not occur in train.
+That labels name all 123 images of a train or val reference is likely, but unchecked: so the number of pairs is not
+insisted upon.
 
-The original authors' fixed split counts the label files of train in plain character order, which `listing_order`
-gives: it
-is not the order of the references, as "ref_10_pairwise…" comes before "ref_1_pairwise…".
+The original authors' fixed split counts the label files of train in plain character order, which `listing_order` gives:
+it is not the order of the references, as "ref_10_pairwise…" comes before "ref_1_pairwise…".
 
 For non-commercial, educational use; to be cited with the source of its references. E. Prashnani, H. Cai, Y. Mostofi,
 P. Sen, PieAPP, CVPR 2018. K. Ma et al., Waterloo Exploration Database, IEEE Transactions on Image Processing 26(2), 2017.
@@ -29,7 +27,7 @@ from pathlib import Path
 import pandas as pd
 
 from vtamiq.databases.reading import Facts, FolderIndex, LabelRows
-from vtamiq.databases.schema import PREFERENCE_COLUMNS, SUBSETS, Database, DatabaseError, preference_table
+from vtamiq.databases.schema import PREFERENCE_COLUMNS, SUBSETS, Database, preference_table
 
 __all__ = ["PIEAPP", "listing_order", "load_pieapp"]
 
@@ -69,24 +67,10 @@ def listing_order(references: Iterable[str]) -> list[str]:
 
 
 def _read_references(index: FolderIndex, strict: bool) -> LabelRows:
-    """One row per reference, with its label files in `pairwise` and, in test, `per_image`."""
-    lists, omissions = [], []
-    for subset in SUBSETS:
-        try:
-            part = LabelRows.read(
-                index, f"{subset}_reference_list.txt", ("ref_file",), header=False, separator=None, strict=strict
-            )
-        except DatabaseError as error:
-            if strict:
-                raise
-            omissions.append(str(error))
-            continue
-        part.table["subset"] = subset
-        lists.append(part)
-    if not lists:
-        raise DatabaseError(f"none of the lists of references can be used. {omissions[0]}")
-    rows = _joined(lists)
-    rows.omissions[:0] = omissions
+    """One row per reference, with its label files in columns named by their endings."""
+    lists = [f"{subset}_reference_list.txt" for subset in SUBSETS]
+    rows = LabelRows.read_all(index, lists, ("ref_file",), header="none", separator=None, strict=strict)
+    rows.table["subset"] = rows.table["file"].str.partition("_")[0]
     rows.extract("ref_file", r"(?P<stem>ref_\d{1,4})\.\w+", "ref_<n>.png")
     rows.table["stem"] = rows.table["stem"].str.lower()
     rows.refuse(rows.table.duplicated(["subset", "stem"]), "{ref_file} is listed twice")
@@ -99,53 +83,40 @@ def _read_references(index: FolderIndex, strict: bool) -> LabelRows:
         rows.table[ending] = pd.Series([index.get(name) or "" for name in names], dtype="str")
         wanted = (rows.table["subset"] == "test") | (ending == _PAIRWISE)
         rows.refuse((rows.table[ending] == "") & wanted, f"{{ref_file}} has no labels/{{subset}}/{{stem}}{ending}")
-    _refuse_unlisted(rows)
+    _tell_unlisted(rows)
     return rows
 
 
-def _refuse_unlisted(rows: LabelRows) -> None:
+def _tell_unlisted(rows: LabelRows) -> None:
     """Label files of references that are in no list: an error, or (if not strict) an omission each."""
-    known = {file for ending in (_PAIRWISE, _PER_IMAGE) for file in rows.table[ending]}
+    known = {*rows.table[_PAIRWISE], *rows.table[_PER_IMAGE]}
     for subset in SUBSETS:
         folder = f"labels/{subset}"
         files = rows.index.files(folder, [_PAIRWISE, _PER_IMAGE]) if rows.index.get(folder) else []
-        said = [f"{file}: no such reference in {subset}_reference_list.txt" for file in files if file not in known]
-        if said and rows.strict:
-            raise DatabaseError(f"{said[0]}; mend the copy, or leave such files out with strict=False")
-        rows.omissions += said
+        for file in files:
+            if file not in known:
+                message = f"{file}: no such reference in {subset}_reference_list.txt"
+                rows.tell(message, "mend the copy, or leave such files out with strict=False")
 
 
-def _read_labels(references: LabelRows, ending: str, columns: Sequence[str], test: Sequence[str] = ()) -> LabelRows:
-    """All rows of the label files of one kind, with the columns of their reference; `test` are the columns in test."""
-    empty = pd.DataFrame(columns=[*columns, "label_source", *_OF_REFERENCE], dtype="str")
-    files = [LabelRows(references.index, empty, strict=references.strict)]
-    for row in references.table.to_dict("records"):
-        if row[ending]:
-            names = test if test and row["subset"] == "test" else columns
-            try:
-                part = LabelRows.read(references.index, row[ending], names, header=None, strict=references.strict)
-            except DatabaseError as error:
-                if references.strict:
-                    raise
-                files[0].omissions.append(str(error))
-                continue
-            part.table = part.table.assign(**{name: row[name] for name in _OF_REFERENCE})
-            files.append(part)
-    rows = _joined(files)
+def _read_labels(
+    references: LabelRows, ending: str, columns: Sequence[str], subsets: Sequence[str] = SUBSETS
+) -> LabelRows:
+    """All rows of the label files of one kind, with the columns of their reference."""
+    chosen = references.table[references.table["subset"].isin(subsets) & (references.table[ending] != "")]
+    files = chosen[ending].tolist()
+    rows = LabelRows.read_all(references.index, files, columns, header="foreign", strict=references.strict)
+    rows.table = rows.table.join(chosen.set_index(ending)[_OF_REFERENCE], on="file")
     foreign = rows.table["reference"].str.lower() != rows.table["ref_file"].str.lower()
     rows.refuse(foreign, "labels of {ref_file} expected, found {reference!r}")
     return rows
 
 
-def _joined(parts: Sequence[LabelRows]) -> LabelRows:
-    table = pd.concat([part.table for part in parts], ignore_index=True).fillna("")
-    omissions = [said for part in parts for said in part.omissions]
-    return LabelRows(parts[0].index, table, strict=parts[0].strict, omissions=omissions)
-
-
 def _read_preferences(references: LabelRows) -> LabelRows:
-    columns = ("reference", "a", "b", "p_a_raw", "p_a")
-    rows = _read_labels(references, _PAIRWISE, columns, test=("reference", "a", "b", "p_a"))
+    rows = _read_labels(references, _PAIRWISE, ("reference", "a", "b", "p_a_raw", "p_a"), ("train", "val"))
+    test = _read_labels(references, _PAIRWISE, ("reference", "a", "b", "p_a"), ("test",))
+    rows.table = pd.concat([rows.table, test.table], ignore_index=True).fillna({"p_a_raw": ""})
+    rows.omissions += test.omissions
     rows.number("p_a")
     rows.number("p_a_raw", blank=True)
     for column in ("p_a", "p_a_raw"):
@@ -157,9 +128,8 @@ def _read_preferences(references: LabelRows) -> LabelRows:
 
 def _images(scores: LabelRows, preferences: LabelRows) -> LabelRows:
     """One row per distorted image that labels name."""
-    sides = [
-        preferences.table.rename(columns={side: "dist_path"}).drop(columns="ab".replace(side, "")) for side in "ab"
-    ]
+    table = preferences.table
+    sides = [table.rename(columns={side: "dist_path"}).drop(columns=other) for side, other in (("a", "b"), ("b", "a"))]
     compared = pd.concat(sides).sort_index(kind="stable")  # A and B of a row, then those of the next
     compared = compared[compared["dist_path"].str.lower() != compared["ref_file"].str.lower()]
     columns = [*_OF_REFERENCE, "dist_path", "score", "label_source"]
@@ -199,13 +169,9 @@ def _preferences(rows: LabelRows, images: LabelRows) -> pd.DataFrame:
 
 
 def _check_counts(images: LabelRows, preferences: pd.DataFrame) -> None:
-    counts = {
-        "preferences in train and val": ((preferences["subset"] != "test").sum(), _PREFERENCES),
-        "scored images in test": (images.table["score"].notna().sum(), _SCORES),
-    }
-    wrong = [f"{found} of {published} {what}" for what, (found, published) in counts.items() if found != published]
-    if wrong:
-        message = f"pieapp: a complete copy has more or others, this one has {' and '.join(wrong)}"
-        if images.strict:
-            raise DatabaseError(f"{message}; complete the copy in {images.index.root}, or load it with strict=False")
-        images.omissions.append(message)
+    rows = int((preferences["subset"] != "test").sum())
+    images.check_complete(
+        PIEAPP.name,
+        ("preferences in train and val", _PREFERENCES, rows),
+        ("scored images in test", _SCORES, int(images.table["score"].notna().sum())),
+    )

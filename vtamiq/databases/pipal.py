@@ -1,10 +1,8 @@
-"""PIPAL (NTIRE 2021 and 2022): pictures of 288 × 288 pixels, many of them spoilt by restoration programs, with Elo
-scores.
+"""PIPAL (NTIRE 2021 and 2022): images of 288 × 288 pixels, many of them spoilt by restoration programs; Elo scores.
 
     Train_Ref/A0001.bmp …          200 references, numbered with gaps          or Reference_train
-    Distortion_1/ … Distortion_4/  A0001_00_00.bmp …: 116 of each reference    or in one: Train_Dist, Train_Dis,
-    Distortion
-    Train_Label/A0001.txt …        "A0001_00_00.bmp,1520.0648", without header or MOS_Scores_train
+    Distortion_1/ … Distortion_4/  A0001_00_00.bmp …: 116 of each reference    or Train_Dist, Train_Dis, Distortion
+    Train_Label/A0001.txt …        "A0001_00_00.bmp,1520.0648", without header                 or MOS_Scores_train
     Val_Ref/  Val_Dist/            validation of 2021: 25 references × 40      or Reference_valid, Distortion_valid
     NTIRE2022_FR_Valid_Ref/, …_Dis/   NTIRE2022_FR_Testing_Ref/, …_Dis/        25 × 66 each               or …_Dist
 
@@ -15,6 +13,7 @@ cannot be trained on. Whether Elo scores compare across references is an open qu
 After registration for the challenges. J. Gu et al., PIPAL, ECCV 2020.
 """
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -85,8 +84,8 @@ def load_pipal(root: str | Path, *, strict: bool = True, check_images: bool = Tr
 
 def parts_of(index: FolderIndex) -> list[str]:
     """The parts of which a copy has something: references, distorted images or labels; "train" if it has nothing."""
-    quarters = {"train": (*_LABELS, *_QUARTERS)}
-    names = {part: (*_FOLDERS[part][0], *_FOLDERS[part][1], *quarters.get(part, ())) for part in PIPAL}
+    names = {part: [*references, *distorted] for part, (references, distorted) in _FOLDERS.items()}
+    names["train"] += [*_LABELS, *_QUARTERS]
     return [part for part in PIPAL if any(index.get(name) for name in names[part])] or ["train"]
 
 
@@ -96,22 +95,9 @@ def _read_labels(index: FolderIndex, strict: bool) -> LabelRows:
     files = index.files(folder, [".txt"])
     if not files:
         raise DatabaseError(f"{index.root / folder} has no label files (.txt); is the copy complete?")
-    parts, omissions = [], []
-    for file in files:
-        try:
-            part = LabelRows.read(index, file, ("dist_path", "score"), header=False, strict=strict)
-        except DatabaseError as error:
-            if strict or len(files) == 1:
-                raise
-            omissions.append(str(error))
-            continue
-        part.table["file"] = Path(file).stem
-        parts.append(part)
-    if not parts:
-        raise DatabaseError(f"none of the {len(files)} label files can be used. {omissions[0]}")
-    omissions += [said for part in parts for said in part.omissions]
-    rows = LabelRows(index, pd.concat([part.table for part in parts]), strict=strict, omissions=omissions)
+    rows = LabelRows.read_all(index, files, ("dist_path", "score"), header="none", strict=strict)
     rows.number("score")
+    rows.table["file"] = rows.table["file"].str.extract(r"([^/]*)\.txt$", flags=re.IGNORECASE)[0]
     named = rows.table["file"].str.fullmatch(r"A\d{4}", case=False)
     other = rows.table["file"].str.lower() != rows.table["dist_path"].str[:5].str.lower()
     rows.refuse(named & other, "{dist_path!r} is not of {file}")

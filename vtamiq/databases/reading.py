@@ -2,37 +2,31 @@
 
 A loader reads its label file into `LabelRows`, says how names become paths, types and levels, and calls
 `LabelRows.database`. Whatever is wrong with a row is an error that names file and line; with `strict=False` the row is
-left
-out, and listed. A row is never dropped in silence.
+left out, and listed. A row is never dropped in silence.
 """
 
-import codecs
-import csv
-import io
 import logging
 import math
-import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from string import Formatter
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from vtamiq.databases.schema import PAIR_COLUMNS, Database, DatabaseError, pair_table, path_parts
 from vtamiq.images.reading import ImageError, image_size
-from vtamiq.utils.files import is_utf8
+from vtamiq.utils.files import is_utf8, list_folder
+from vtamiq.utils.tables import read_table
 
-__all__ = ["Facts", "FolderIndex", "LabelRows", "list_folder", "read_lines"]
+__all__ = ["Facts", "FolderIndex", "LabelRows"]
 
 log = logging.getLogger(__name__)
 
-_CLUTTER = re.compile(r"\._.*|\.ds_store|thumbs\.db|desktop\.ini", re.IGNORECASE)
-_BLOCK = 5_000  # lines split at a time: as Python strings they take ten times the room of the table
 _MEAN_TOLERANCE = 1e-4  # of the mean or of 1: published means have five digits
 
 
@@ -81,52 +75,51 @@ class LabelRows:
         name: str,
         columns: Sequence[str],
         *,
-        header: bool | None = True,
-        separator: str | None = ",",
         optional: Sequence[str] = (),
+        separator: str | None = ",",
+        header: Literal["named", "foreign", "none"] = "named",
         strict: bool = True,
     ) -> "LabelRows":
-        """Read a text file of labels: UTF-8 with or without byte-order mark, with LF or CRLF; blank lines are skipped.
+        """Read the label file `name`, relative to the root, by `vtamiq.utils.tables.read_table`.
 
-        Args:
-            index: of the database.
-            name: the file, relative to the root.
-            columns: the columns to keep, as stripped strings. With a header they are looked up in it, without regard to
-                case and surrounding blanks; without one, they are the names of all columns.
-            header: whether the first line names the columns. None if it does, but in words that are not known: then
-                `columns` are the names of all columns as well.
-            separator: None splits at any white space.
-            optional: columns to keep as well if the header has them.
-
-        Raises:
-            DatabaseError: file missing, empty or in another encoding, a column missing, or (if strict) a line with too
-            few
-                or too many fields.
+        Raises DatabaseError for a missing or damaged file, or (if strict) a line with too few or too many fields.
         """
         name = index.find(name)
-        lines = _lines(index.root / name, name)
-        names = [column.lower() for column in columns]
-        if header is not False:
-            number, first = next(lines)
-            words = _split_fields([first], separator)[0]
-            names = _header(words, columns, f"{name}:{number}") if header else names
-            if header is None and any(map(_is_number, words)):
-                raise DatabaseError(f"{name}:{number}: a header was expected, found numbers")
-            columns = [*columns, *(column for column in optional if column.lower() in names)]
-        blocks = []
-        while block := list(islice(lines, _BLOCK)):
-            fields = _split_fields([line for _, line in block], separator)
-            whole = (row if len(row) == len(names) else [""] * len(names) for row in fields)
-            values = dict(zip(names, zip(*whole, strict=True), strict=True))
-            block_table = pd.DataFrame({column: values[column.lower()] for column in columns}, dtype="str")
-            block_table["label_source"] = pd.Series([f"{name}:{number}" for number, _ in block], dtype="str")
-            blocks.append(block_table.assign(fields=[len(row) for row in fields]))
-        if not blocks:
-            raise DatabaseError(f"{name} has no rows below its header; is the copy complete?")
-        rows = cls(index, pd.concat(blocks, ignore_index=True), strict=strict)
-        rows.refuse(rows.table["fields"] != len(names), f"{len(names)} fields expected, found {{fields}}")
-        rows.table = rows.table.drop(columns="fields")
+        options = {"optional": optional, "separator": separator, "header": header, "name": name}
+        try:
+            table, problems = read_table(index.root / name, columns, **options)
+        except ValueError as error:
+            raise DatabaseError(str(error)) from error
+        table["label_source"] = f"{name}:" + table.index.astype("str")
+        table["problem"] = pd.Series(problems, dtype="str").reindex(table.index, fill_value="")
+        rows = cls(index, table, strict=strict)
+        rows.refuse_problems()
         return rows
+
+    @classmethod
+    def read_all(
+        cls, index: "FolderIndex", names: Sequence[str], columns: Sequence[str], *, strict: bool = True, **options: Any
+    ) -> "LabelRows":
+        """Read several files into one table, with the name of each in the column `file`.
+
+        Raises DatabaseError as `read`; if not strict, a file that cannot be used is an omission, unless none can.
+        """
+        parts, omissions = [], []
+        for name in names:
+            try:
+                part = cls.read(index, name, columns, strict=strict, **options)
+            except DatabaseError as error:
+                if strict or len(names) == 1:
+                    raise
+                omissions.append(str(error))
+                continue
+            parts.append(part.table.assign(file=name))
+            omissions += part.omissions
+        if names and not parts:
+            raise DatabaseError(f"none of the {len(names)} files can be used. {omissions[0]}")
+        empty = pd.DataFrame(columns=[*columns, "label_source", "file"], dtype="str")
+        table = pd.concat([empty, *parts], ignore_index=True).astype({"file": "str"})
+        return cls(index, table, strict=strict, omissions=omissions)
 
     def refuse(self, bad: Any, why: str) -> None:
         """Refuse the rows of a boolean mask: an error that names the first, or (if not strict) an omission each.
@@ -154,6 +147,17 @@ class LabelRows:
         self.omissions += said
         self.table = self.table[~bad].reset_index(drop=True)
 
+    def refuse_problems(self) -> None:
+        """Refuse the rows whose column `problem` is not empty, and drop that column."""
+        self.refuse(self.table["problem"] != "", "{problem}")
+        self.table = self.table.drop(columns="problem")
+
+    def tell(self, message: str, remedy: str) -> None:
+        """Say what is wrong with the copy as a whole: an error with a remedy, or (if not strict) an omission."""
+        if self.strict:
+            raise DatabaseError(f"{message}; {remedy}")
+        self.omissions.append(message)
+
     def number(self, column: str, *, blank: bool = False) -> None:
         """Turn a column into float64; what is no finite number is refused. With `blank`, an empty field is NaN."""
         values = pd.to_numeric(self.table[column], errors="coerce").astype("float64")
@@ -179,24 +183,23 @@ class LabelRows:
             self.table[name] = values.take(rows[~bad]).set_axis(self.table.index)
 
     def locate(self, column: str, *folders: str) -> None:
-        """Turn a column of names into paths as they are on disk, relative to the root.
+        """Turn a column of names into paths as they are on disk, relative to the root; missing files are refused.
 
         Args:
-            folders: that the names are relative to, the first that has the file counts; "" is the root. A template
-            such as
-                "{folder}" is filled in with the row's values.
+            folders: that the names are relative to, the first that has the file counts; none is the root. A template
+                such as "{folder}" is filled in with the row's values.
         """
         folders = folders or ("",)
         keys = list(dict.fromkeys([column, *(name for folder in folders for name in _fields(folder))]))
         rows = self.table.groupby(keys, sort=False, dropna=False).ngroup()  # large tables name an image many times
+        distinct = self.table[keys].drop_duplicates().to_dict("list")
         found = []
-        for values in zip(*(key for _, key in self.table[keys].drop_duplicates().items()), strict=True):
+        for values in zip(*distinct.values(), strict=True):
             row = dict(zip(keys, values, strict=True))
             found.append(self._locate(row[column], [folder.format_map(row) for folder in folders]))
         for name, values in zip((column, "problem"), zip(*found, strict=True), strict=True):
             self.table[name] = pd.Series(values, dtype="str").take(rows).set_axis(self.table.index)
-        self.refuse(self.table["problem"] != "", "{problem}")
-        self.table = self.table.drop(columns="problem")
+        self.refuse_problems()
 
     def _locate(self, name: str, folders: Sequence[str]) -> tuple[str, str]:
         """Path and "", or "" and what is wrong."""
@@ -211,28 +214,32 @@ class LabelRows:
         where = " or ".join(folder or "the root" for folder in folders)
         return "", f"no image {name} in {where} (letter case does not matter)"
 
-    def check_images(self) -> None:
-        """Refuse rows whose images are damaged, as far as their header and their end tell, or differ in size."""
-        sizes: dict[str, tuple[int, int] | str] = {}
-        for column in ("ref_path", "dist_path"):
-            for path in self.table[column].unique():
-                sizes.setdefault(path, self._size(path))
-        for column in ("ref_path", "dist_path"):
-            self.table["problem"] = [s if isinstance(s := sizes[path], str) else "" for path in self.table[column]]
-            self.refuse(self.table["problem"] != "", "{problem}")
-        for column, name in (("ref_path", "ref_size"), ("dist_path", "dist_size")):
-            self.table[name] = ["{} x {}".format(*sizes[path]) for path in self.table[column]]
-        self.refuse(
-            self.table["ref_size"] != self.table["dist_size"],
-            "{ref_path} is {ref_size} and {dist_path} is {dist_size} (width x height)",
-        )
-        self.table = self.table.drop(columns=["problem", "ref_size", "dist_size"])
+    def check_images(self, *columns: str) -> None:
+        """Refuse rows whose images are damaged, as far as their header and their end tell, or differ in size.
 
-    def _size(self, path: str) -> tuple[int, int] | str:
+        Args:
+            columns: of paths; none is references and distorted images.
+        """
+        columns = columns or ("ref_path", "dist_path")
+        sizes = {path: self._size(path) for column in columns for path in self.table[column].unique()}
+        for column in columns:
+            self.table["problem"] = self.table[column].map({path: problem for path, (_, problem) in sizes.items()})
+            self.refuse_problems()
+        names = [f"{column}_size" for column in columns]
+        for column, name in zip(columns, names, strict=True):
+            self.table[name] = self.table[column].map({path: size for path, (size, _) in sizes.items()})
+        self.refuse(
+            self.table[names[0]] != self.table[names[-1]],
+            "{ref_path} is {ref_path_size} and {dist_path} is {dist_path_size} (width x height)",
+        )
+        self.table = self.table.drop(columns=names)
+
+    def _size(self, path: str) -> tuple[str, str]:
+        """Size and "", or "" and what is wrong."""
         try:
-            return image_size(self.index.root / path)
+            return "{} x {}".format(*image_size(self.index.root / path)), ""
         except ImageError as error:
-            return str(error).replace(str(self.index.root / path), path)
+            return "", str(error).replace(str(self.index.root / path), path)
 
     def database(
         self, facts: Facts, *, check_images: bool = True, extra: Sequence[str] = (), **fields: Any
@@ -250,25 +257,17 @@ class LabelRows:
         if check_images:
             self.check_images()
         self._refuse_repeats()
-        self._sort()
+        stated = {"score_name": facts.score_name, "higher_better": facts.higher_better}
         pairs = pair_table(
             **{name: self.table[name] for name in self.table if name in {*PAIR_COLUMNS, *extra, "content"}},
             database=facts.name,
-            score_name=facts.score_name,
-            higher_better=facts.higher_better,
             score_lo=facts.score_lo,
             score_hi=facts.score_hi,
+            **stated,
         )
         self.check_counts(facts, pairs)
-        return Database(
-            **{"synthetic": False} | fields,
-            name=facts.name,
-            root=self.index.root,
-            pairs=pairs,
-            score_name=facts.score_name,
-            higher_better=facts.higher_better,
-            omissions=tuple(self.omissions),
-        )
+        attributes = {"synthetic": False, "omissions": tuple(self.omissions), **stated, **fields}
+        return Database(name=facts.name, root=self.index.root, pairs=pairs, **attributes)
 
     def _refuse_repeats(self) -> None:
         """Of a pair that is listed more than once, the first row stays; if its scores differ, none does, since nothing
@@ -287,43 +286,41 @@ class LabelRows:
             said = "pair listed twice, with " + scores.astype("str") + " scores; give it one"
             problem = problem.mask(scores > 1, said)
         self.table["problem"] = problem.reindex(self.table.index, fill_value="")
-        self.refuse(self.table["problem"] != "", "{problem}")
-        self.table = self.table.drop(columns="problem")
-
-    def _sort(self) -> None:
-        """By reference, column by column: a table of 700,000 rows is not to lie in the memory twice."""
-        if not self.table["ref_id"].is_monotonic_increasing:
-            order = self.table["ref_id"].argsort(kind="stable").to_numpy()
-            for name in self.table:
-                self.table[name] = self.table[name].array.take(order)
+        self.refuse_problems()
 
     def check_counts(self, facts: Facts, pairs: pd.DataFrame) -> None:
         """Compare the counts, or if they are right the mean score, with the facts. Other counts are an error, or (if not
         strict) an omission; another mean is a warning and an omission."""
-        found = {"pairs": len(pairs), "references": pairs["ref_id"].nunique()}
-        wrong = [f"{n} of {getattr(facts, what)} {what}" for what, n in found.items() if getattr(facts, what) != n]
-        wrong = [text for text in wrong if " of None " not in text]
-        if wrong:
-            message = f"{facts.name}: a complete copy has more or others, this one has {' and '.join(wrong)}"
-            if self.strict:
-                raise DatabaseError(f"{message}; complete the copy in {self.index.root}, or load it with strict=False")
+        counts = (("pairs", facts.pairs, len(pairs)), ("references", facts.references, pairs["ref_id"].nunique()))
+        self.check_complete(facts.name, *counts)
+        right = all(published in (None, found) for _, published, found in counts)
+        if not right or facts.score_mean is None:
+            return
+        mean = float(pairs["score"].mean())
+        if not abs(mean - facts.score_mean) <= _MEAN_TOLERANCE * max(1.0, abs(facts.score_mean)):
+            message = (
+                f"{facts.name}: the mean {facts.score_name} is {mean:.5f}, of the published labels it is "
+                f"{facts.score_mean:.5f}; are these the original labels?"
+            )
+            log.warning("%s", message)
             self.omissions.append(message)
-        elif facts.score_mean is not None:
-            mean = float(pairs["score"].mean())
-            if not abs(mean - facts.score_mean) <= _MEAN_TOLERANCE * max(1.0, abs(facts.score_mean)):
-                message = (
-                    f"{facts.name}: the mean {facts.score_name} is {mean:.5f}, of the published labels it is "
-                    f"{facts.score_mean:.5f}; are these the original labels?"
-                )
-                log.warning("%s", message)
-                self.omissions.append(message)
+
+    def check_complete(self, name: str, *counts: tuple[str, int | None, int]) -> None:
+        """Say which counts (what, published, found) are not those published, as `tell` does."""
+        wrong = [
+            f"{found} of {published} {what}" for what, published, found in counts if published not in (None, found)
+        ]
+        if wrong:
+            message = f"{name}: a complete copy has more or others, this one has {' and '.join(wrong)}"
+            self.tell(message, f"complete the copy in {self.index.root}, or load it with strict=False")
 
 
 class FolderIndex:
-    """Look-up of files below a root without regard to letter case; each folder is listed once.
+    """Look-up of files below a root without regard to letter case and Unicode form; each folder is listed once.
 
     Names use "/" or "\\". Absolute names and ".." are refused before the disk is touched. What `list_folder` leaves out
-    does not exist. Two entries that differ only by case are an error when asked for.
+    does not exist, nor do names that are not UTF-8, which no label can mention. Two entries that differ only by case are
+    an error when asked for.
     """
 
     def __init__(self, root: str | Path):
@@ -336,7 +333,7 @@ class FolderIndex:
         """Path relative to the root as it is on disk, or None if there is no such file or folder."""
         found = ""
         for part in path_parts(name):
-            matches = self._listing(found).get(part.lower(), [])
+            matches = self._listing(found).get(_key(part), [])
             if len(matches) > 1:
                 folder = self.root / found
                 raise DatabaseError(f"{' and '.join(matches)} in {folder} differ only by letter case; remove one")
@@ -359,105 +356,30 @@ class FolderIndex:
                 return found
         raise DatabaseError(f"{self.root} has none of {', '.join(names)} (letter case does not matter)")
 
-    def files(self, folder: str = "", suffixes: Iterable[str] = ()) -> list[str]:
-        """Paths of the files in a folder, in plain character order; only those with one of the suffixes, if given."""
-        found = self.find(folder) if folder else ""
-        prefix = f"{found}/" if found else ""
-        endings = tuple(suffix.lower() for suffix in suffixes)
+    def files(self, folder: str, suffixes: Iterable[str] = ("",)) -> list[str]:
+        """Paths of the files in a folder that end so, in plain character order; DatabaseError if there is no folder."""
+        found = self.find(folder)
         names = sorted(name for matches in self._listing(found).values() for name in matches)
-        names = [name for name in names if not endings or name.lower().endswith(endings)]
-        return [prefix + name for name in names if (self.root / prefix / name).is_file()]
+        names = [name for name in names if name.lower().endswith(tuple(suffixes))]
+        return [f"{found}/{name}" for name in names if (self.root / found / name).is_file()]
 
     def _listing(self, folder: str) -> dict[str, list[str]]:
-        """Lower-cased name → names on disk."""
+        """Name as it is compared → names on disk."""
         if folder not in self._listings:
             path = self.root / folder
             listing: dict[str, list[str]] = {}
-            for name in sorted(list_folder(path)) if path.is_dir() else ():
-                listing.setdefault(name.lower(), []).append(name)
+            for entry in list_folder(path) if path.is_dir() else ():
+                if is_utf8(entry.name):
+                    listing.setdefault(_key(entry.name), []).append(entry.name)
             self._listings[folder] = listing
         return self._listings[folder]
 
 
-def list_folder(path: Path) -> list[str]:
-    """Names in a folder, but for clutter that operating systems leave (.DS_Store, Thumbs.db, ._*), and for names that are
-    not UTF-8: no label can mention those, and no table can keep them."""
-    return [name for name in os.listdir(path) if not _CLUTTER.fullmatch(name) and is_utf8(name)]
-
-
-def read_lines(path: Path, name: str) -> list[tuple[int, str]]:
-    """Lines that are not blank, with their numbers from 1."""
-    return list(_lines(path, name))
-
-
-def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
-    """`read_lines` one by one, for files that are large."""
-    empty = True
-    try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                line = _decode(raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw, f"{name}:{number}")
-                if line.strip():
-                    empty = False
-                    yield number, line
-    except OSError as error:
-        raise DatabaseError(f"cannot read {path}: {error.strerror}") from error
-    if empty:
-        raise DatabaseError(f"{name} is empty; is the copy complete?")
-
-
-def _decode(raw: bytes, source: str) -> str:
-    try:
-        line = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DatabaseError(f"{source}: not UTF-8; save the file as UTF-8 text") from error
-    line = line[:-2] if line.endswith("\r\n") else line.removesuffix("\n")
-    if "\r" in line or "\0" in line:
-        raise DatabaseError(f"{source}: not UTF-8 text with LF or CRLF line ends; save it so")
-    return line
-
-
-def _header(words: list[str], columns: Sequence[str], source: str) -> list[str]:
-    """Words of a header in lower case; DatabaseError if a column is not among them, or twice."""
-    names = [word.lower() for word in words]
-    missing = [column for column in columns if column.lower() not in names]
-    if missing:
-        raise DatabaseError(f"{source}: no column {', '.join(missing)}; the header is {', '.join(words)}")
-    twice = [column for column in columns if names.count(column.lower()) > 1]
-    if twice:
-        raise DatabaseError(f"{source}: more than one column {', '.join(twice)}; the header is {', '.join(words)}")
-    return names
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
+def _key(name: str) -> str:
+    """A name as it is compared: macOS decomposes accented letters, Windows does not tell case apart."""
+    return unicodedata.normalize("NFC", name).lower()
 
 
 def _fields(template: str) -> list[str]:
     """Names that a format string refers to."""
     return [name for _, name, _, _ in Formatter().parse(template) if name]
-
-
-def _split_fields(lines: list[str], separator: str | None) -> list[list[str]]:
-    """Fields of each line; a line in which a quotation mark is not closed is one empty field, which is of no row."""
-    if separator is None:
-        return [line.split() for line in lines]
-    rows = _parse(lines, separator)
-    if rows is None:  # such a mark has swallowed the lines that follow it
-        rows = [(_parse([line], separator) or [[""]])[0] for line in lines]
-    if not any(" " in line or "\t" in line for line in lines):
-        return rows  # most large files: half the time
-    return [[field.strip() for field in row] for row in rows]
-
-
-def _parse(lines: list[str], separator: str) -> list[list[str]] | None:
-    """Fields of each line of a CSV; None if a quotation mark is not closed in one of them."""
-    try:
-        *rows, end = csv.reader(io.StringIO("\n".join([*lines, "end"]), newline=""), delimiter=separator)
-    except csv.Error:  # one field of many lines is too long
-        return None
-    return [row or [""] for row in rows] if len(rows) == len(lines) and end == ["end"] else None

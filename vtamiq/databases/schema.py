@@ -1,13 +1,11 @@
 """What every database becomes: a table of image pairs, split by reference content, with scores of known direction.
 
-A loader turns the layout of a database on disk into such a table (`vtamiq.databases.reading` has what loaders share).
-This
-file has the schema, the database with its splits, and the one place where the direction of scores is handled.
+This file has the schema, the database with its splits, and the one place where the direction of scores is handled.
 """
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +24,6 @@ __all__ = [
     "pair_table",
     "path_parts",
     "preference_table",
-    "validate_pairs",
-    "validate_preferences",
 ]
 
 SUBSETS = ("train", "val", "test")
@@ -94,92 +90,77 @@ class DatabaseError(ValueError):
 
 
 def pair_table(**columns: Any) -> pd.DataFrame:
-    """A valid pair table from columns (arrays, or one value for all rows), sorted by `ref_id`, then in the given order.
+    """A pair table from columns (arrays, or one value for all rows), sorted by `ref_id`, then in the given order.
 
     Columns that a database does not have may be left out: `subset` ("none"), `dist_type`, `dist_name`, `level`,
     `score`, `score_std`, `score_lo`, `score_hi`. Columns beyond the schema are kept, after it.
 
-    Raises DatabaseError as `validate_pairs` does.
+    Raises DatabaseError for a missing column. Rows are checked once a `Database` is made of them.
     """
-    values = {name: column.array if isinstance(column, pd.Series) else column for name, column in columns.items()}
-    table = pd.DataFrame(_OPTIONAL | values)
-    missing = [name for name in PAIR_COLUMNS if name not in table]
-    if missing:
-        raise DatabaseError(f"a pair table needs the columns {', '.join(missing)}")
-    extra = [name for name in table if name not in PAIR_COLUMNS]
-    extra_types = {name: EXTRA_COLUMNS[name] for name in extra if name in EXTRA_COLUMNS}
-    table = table[[*PAIR_COLUMNS, *extra]].astype(PAIR_COLUMNS | extra_types)
-    if not table["ref_id"].is_monotonic_increasing:
-        table = table.sort_values("ref_id", kind="stable", ignore_index=True)
-    return validate_pairs(table)
+    table = _table(PAIR_COLUMNS, _OPTIONAL | columns)
+    return table.sort_values("ref_id", kind="stable", ignore_index=True)
 
 
 def preference_table(**columns: Any) -> pd.DataFrame:
-    """A valid preference table from columns (arrays, or one value for all rows), in the given order.
+    """A preference table from columns (arrays, or one value for all rows), in the given order.
 
-    May be left out: `subset` ("none"), `a_is_ref` (False), `p_a_raw` (NaN), `kind` ("").
-
-    Raises DatabaseError as `validate_preferences` does.
+    May be left out: `subset` ("none"), `a_is_ref` (False), `p_a_raw` (NaN), `kind` (""). Errors as for `pair_table`.
     """
-    values = {name: column.array if isinstance(column, pd.Series) else column for name, column in columns.items()}
-    table = pd.DataFrame({"subset": "none", "a_is_ref": False, "p_a_raw": math.nan, "kind": ""} | values)
-    missing = [name for name in PREFERENCE_COLUMNS if name not in table]
-    if missing:
-        raise DatabaseError(f"a preference table needs the columns {', '.join(missing)}")
-    extra = [name for name in table if name not in PREFERENCE_COLUMNS]
-    return validate_preferences(table[[*PREFERENCE_COLUMNS, *extra]].astype(PREFERENCE_COLUMNS))
+    optional = {"subset": "none", "a_is_ref": False, "p_a_raw": math.nan, "kind": ""}
+    return _table(PREFERENCE_COLUMNS, optional | columns)
 
 
-def validate_pairs(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Return `pairs` itself if it follows the schema `PAIR_COLUMNS`; columns after those of the schema are free, but
-    for those of `EXTRA_COLUMNS`.
+def _table(schema: Mapping[str, str], columns: Mapping[str, Any]) -> pd.DataFrame:
+    if missing := [name for name in schema if name not in columns]:
+        raise DatabaseError(f"the table needs the columns {', '.join(missing)}")
+    order = [*schema, *(name for name in columns if name not in schema)]
+    values = {name: column.array if isinstance(column := columns[name], pd.Series) else column for name in order}
+    types = {**schema, **EXTRA_COLUMNS}
+    return pd.DataFrame(values).astype({name: types[name] for name in order if name in types})
 
-    Raises DatabaseError naming the first bad row and its label: a column is missing or of another type, a name is empty,
-    a subset unknown, a path absolute or leading upwards, a score infinite, a pair listed twice, a `ref_id` with two
-    reference images or contents, a reference image with two contents, a recipe without type and level, rows not sorted by
-    `ref_id`, or `database`, `score_name`, `higher_better` not the same throughout.
-    """
-    _check_columns(pairs, PAIR_COLUMNS | {name: EXTRA_COLUMNS[name] for name in EXTRA_COLUMNS if name in pairs})
+
+def _check_pairs(pairs: pd.DataFrame, stated: Mapping[str, Any]) -> None:
+    """Raise DatabaseError, naming the first bad row and its label, for a table that breaks the schema."""
+    _check_columns(pairs, PAIR_COLUMNS | {name: kind for name, kind in EXTRA_COLUMNS.items() if name in pairs})
     _check_rows(pairs, ("ref_path", "dist_path"))
+    for name, value in stated.items():
+        _refuse(pairs, pairs[name] != value, f"{name} must be {value!r} in all rows, not so")
     for name in ("score", "score_std", "score_lo", "score_hi"):
         _refuse(pairs, np.isinf(pairs[name]), f"infinite {name}")
-    for name in ("database", "score_name", "higher_better"):
-        _refuse(pairs, pairs[name] != pairs[name].iloc[0], f"a table must have one {name}, a second one is")
     twice = pairs["dist_path"].duplicated(keep=False)  # few, if any: pairs need to be compared among these only
     twice[twice] = pairs.loc[twice, ["ref_path", "dist_path"]].duplicated()
     _refuse(pairs, twice, "pair listed twice")
-    _refuse(
-        pairs, pairs["ref_id"] < pairs["ref_id"].shift(fill_value=""), "rows must be sorted by ref_id, out of order is"
-    )
-    first = pairs.groupby("ref_id", sort=False)["ref_path"].transform("first")
-    _refuse(pairs, pairs["ref_path"] != first, "second reference image of one ref_id")
-    if "content" in pairs:
-        _refuse(pairs, pairs["content"].isna(), "empty content")
-        first = pairs.groupby("ref_id", sort=False)["content"].transform("first")
-        _refuse(pairs, pairs["content"] != first, "second content of one ref_id")
-    shown = pairs["content"] if "content" in pairs else pairs["ref_id"]
-    first = shown.groupby(pairs["ref_path"], sort=False).transform("first")
-    _refuse(pairs, shown != first, "one reference image is two contents (splits would part them), the second is")
+    unsorted = pairs["ref_id"] < pairs["ref_id"].shift(fill_value="")
+    _refuse(pairs, unsorted, "rows must be sorted by ref_id, out of order is")
+    content = pairs["content"] if "content" in pairs else pairs["ref_id"]
+    _refuse(pairs, content.isna(), "empty content")
+    _refuse(pairs, _differs(pairs["ref_path"], pairs["ref_id"]), "second reference image of one ref_id")
+    _refuse(pairs, _differs(content, pairs["ref_id"]), "second content of one ref_id")
+    said = "one reference image is two contents (splits would part them), the second is"
+    _refuse(pairs, _differs(content, pairs["ref_path"]), said)
     if "recipe_seed" in pairs:
         _refuse(pairs, pairs[["dist_type", "level"]].isna().any(axis=1), "a recipe needs a type and a level")
-    return pairs
 
 
-def validate_preferences(preferences: pd.DataFrame) -> pd.DataFrame:
-    """Return `preferences` itself if it follows the schema `PREFERENCE_COLUMNS`; DatabaseError if not."""
+def _differs(values: pd.Series, groups: pd.Series) -> pd.Series:
+    """Mask of the rows whose value is not that of the first row of their group."""
+    return values != values.groupby(groups, sort=False).transform("first")
+
+
+def _check_preferences(preferences: pd.DataFrame, pairs: pd.DataFrame) -> None:
     _check_columns(preferences, PREFERENCE_COLUMNS)
     _check_rows(preferences, ("ref_path", "a_path", "b_path"))
     _refuse(preferences, ~preferences["p_a"].between(0, 1), "preference p_a outside 0..1")
     raw = preferences["p_a_raw"]
     _refuse(preferences, raw.notna() & ~raw.between(0, 1), "preference p_a_raw outside 0..1")
-    return preferences
+    known = preferences["ref_id"].isin(pairs["ref_id"])
+    _refuse(preferences, ~known, "a preference about a reference that has no pairs")
 
 
 def _check_columns(table: pd.DataFrame, schema: Mapping[str, str]) -> None:
-    missing = [name for name in schema if name not in table]
-    if missing:
+    if missing := [name for name in schema if name not in table]:
         raise DatabaseError(f"the table lacks the columns {', '.join(missing)}")
-    expected = pd.DataFrame({name: [] for name in schema}).astype(dict(schema)).dtypes
+    expected = pd.DataFrame(columns=list(schema)).astype(dict(schema)).dtypes
     for name in schema:
         if table[name].dtype != expected[name]:
             raise DatabaseError(f"column {name} must have the type {expected[name]}, not {table[name].dtype}")
@@ -221,8 +202,7 @@ class Database:
         omissions: what was left out on loading or is not as published, one sentence each.
         crop: (width, height) to which the centre of every reference is cropped before it is used; None for no crop.
             Only for pairs with recipes.
-        cache: folder, of this database alone, where an image that was made from its recipe is kept for the next time;
-            None for none. Only for pairs with recipes.
+        cache: folder, of this database alone, in which images that were made from recipes are kept; None for none.
 
     Raises:
         DatabaseError: a table breaks its schema or contradicts the attributes.
@@ -242,24 +222,12 @@ class Database:
     def __post_init__(self):
         object.__setattr__(self, "root", Path(self.root))
         object.__setattr__(self, "cache", None if self.cache is None else Path(self.cache))
-        validate_pairs(self.pairs)
+        stated = {"database": self.name, "score_name": self.score_name, "higher_better": self.higher_better}
+        _check_pairs(self.pairs, stated)
         if self.preferences is not None:
-            validate_preferences(self.preferences)
-            known = self.preferences["ref_id"].isin(self.pairs["ref_id"])
-            _refuse(self.preferences, ~known, "a preference about a reference that has no pairs")
-        if self.crop is not None and "recipe_seed" not in self.pairs:
-            raise DatabaseError(f"{self.name}: only pairs with recipes can be cropped on reading")
-        if self.cache is not None and "recipe_seed" not in self.pairs:
-            raise DatabaseError(f"{self.name}: only pairs with recipes need a cache")
-        for column, value in (
-            ("database", self.name),
-            ("score_name", self.score_name),
-            ("higher_better", self.higher_better),
-        ):
-            if self.pairs[column].iloc[0] != value:
-                raise DatabaseError(
-                    f"{column} is {self.pairs[column].iloc[0]!r} in the table, but {value!r} was stated"
-                )
+            _check_preferences(self.preferences, self.pairs)
+        if (self.crop is not None or self.cache is not None) and "recipe_seed" not in self.pairs:
+            raise DatabaseError(f"{self.name}: only pairs with recipes have a crop or a cache")
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -281,8 +249,8 @@ class Database:
 
     @property
     def contents(self) -> dict[str, str]:
-        """ref_id → content, which splits keep together: two views of one scene are two references of one content. They
-        are told by an optional column `content` of the pairs; without it, every reference is a content of its own."""
+        """ref_id → content, which splits keep together: two views of one scene are two references of one content. The
+        optional column `content` of the pairs has it; without it, every reference is a content of its own."""
         column = "content" if "content" in self.pairs else "ref_id"
         return dict(zip(self.pairs["ref_id"], self.pairs[column], strict=True))
 
@@ -324,23 +292,28 @@ class Database:
     def split(self, ratios: Sequence[float] = (0.6, 0.2, 0.2), seed: int = 0) -> tuple["Database", ...]:
         """Random parts without a content in common: (train, val, test), or (train, test) for two ratios.
 
-        The later parts get the floor of their share of the contents, the first part gets the rest. The contents, in
-        plain character order, are shuffled by `numpy.random.default_rng(seed)`.
+        The contents are those of `shuffled_contents`. The later parts get the floor of their share, the first the rest.
 
         Raises DatabaseError if the ratios are not two or three positive numbers with sum 1, or a part would be empty.
         """
         ratios = tuple(float(ratio) for ratio in ratios)
         if len(ratios) not in (2, 3) or not all(ratio > 0 for ratio in ratios) or abs(sum(ratios) - 1) > 1e-9:
             raise DatabaseError(f"a split needs two or three positive ratios with sum 1, got {ratios}")
-        of = self.contents
-        contents = np.array(sorted(set(of.values())), dtype=object)
+        contents = self.shuffled_contents(seed)
         counts = [math.floor(ratio * len(contents) + 1e-9) for ratio in ratios[1:]]  # 0.29 * 100 is below 29
         counts.insert(0, len(contents) - sum(counts))
         if min(counts) < 1:
             raise DatabaseError(f"{self.name} has {len(contents)} contents, too few for a split by {ratios}")
-        shuffled = contents[np.random.default_rng(seed).permutation(len(contents))]
-        parts = (set(part) for part in np.split(shuffled, np.cumsum(counts)[:-1]))
-        return tuple(self.subset([reference for reference in of if of[reference] in part]) for part in parts)
+        return tuple(self.with_contents(set(part)) for part in np.split(contents, np.cumsum(counts)[:-1]))
+
+    def shuffled_contents(self, seed: int) -> np.ndarray:
+        """The contents, in plain character order, shuffled by `numpy.random.default_rng(seed)`."""
+        contents = np.array(sorted(set(self.contents.values())), dtype=object)
+        return contents[np.random.default_rng(seed).permutation(len(contents))]
+
+    def with_contents(self, contents: Collection[str]) -> "Database":
+        """The rows of these contents; DatabaseError if there are none."""
+        return self.subset([reference for reference, content in self.contents.items() if content in contents])
 
     def distributed_split(self) -> tuple["Database", ...]:
         """The split that the database comes with: (train, val, test), or (train, test) if it has no val.
@@ -394,10 +367,6 @@ class LabelScale:
     def to_distortion(self, score: Any) -> np.ndarray:
         """Scores of any shape to distortions, float64; NaN stays NaN."""
         return (np.asarray(score, dtype=np.float64) - self.best) / (self.worst - self.best)
-
-    def to_score(self, q: Any) -> np.ndarray:
-        """The inverse of `to_distortion`, for display."""
-        return self.best + np.asarray(q, dtype=np.float64) * (self.worst - self.best)
 
     def to_dict(self) -> dict[str, float]:
         return asdict(self)

@@ -1,16 +1,15 @@
 """What pictures a model was trained or validated on, stage after stage, so that it is not tested on one of them.
 
-A picture is known by the database and the name of its content, and by the bytes of its reference file: the same
-photograph
+A picture is known by the database and the name of its content, and by the bytes of its reference file: the same one
 under another name, or in another database, is then known as well, unless it was cropped or saved anew.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vtamiq.databases.schema import Database
+from vtamiq.utils.digests import digest_file
 
 __all__ = ["pictures_of", "reference_digests", "unseen"]
 
@@ -33,8 +32,8 @@ def reference_digests(database: Database) -> dict[str, set[str]]:
 
 def _digest(path: Path) -> set[str]:
     try:
-        return {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
-    except OSError:  # nobody can have seen it: whoever needs the image says what is wrong with it
+        return {digest_file(path)}
+    except OSError:  # whoever needs the image says what is wrong with it
         return set()
 
 
@@ -53,8 +52,8 @@ def unseen(database: Database, seen: Sequence[Mapping[str, Any]]) -> Database | 
     """The pairs of contents that are not among those of `pictures_of`; None if none is left."""
     known = {content for entry in seen if entry["database"] == database.name for content in entry["contents"]}
     pictures = {picture for entry in seen for picture in entry["pictures"]}
-    of = database.contents
     if pictures:
-        known |= {of[ref_id] for ref_id, digest in reference_digests(database).items() if digest & pictures}
-    kept = [ref_id for ref_id, content in of.items() if content not in known]
-    return database.subset(kept) if kept else None
+        of = database.contents
+        known |= {of[ref_id] for ref_id, digests in reference_digests(database).items() if digests & pictures}
+    rest = {*database.contents.values()} - known
+    return database.with_contents(rest) if rest else None

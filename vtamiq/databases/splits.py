@@ -1,20 +1,16 @@
-"""Splits beyond `Database.split`: repeated, the original authors' fixed ones, across databases; and pictures in common.
+"""Splits beyond `Database.split`: repeated, by folds, the original authors' fixed ones; and pictures in common.
 
-All are by reference content, never by row: distorted versions of one picture are not independent.
+All are by reference content, never by row: distorted images of one reference are not independent.
 """
 
-import logging
 from collections.abc import Iterator, Sequence
-from itertools import combinations
 
 import numpy as np
 
 from vtamiq.databases.pieapp import listing_order
 from vtamiq.databases.schema import Database, DatabaseError
 
-__all__ = ["ORIGINAL_SPLITS", "fold_split", "leave_one_out", "original_split", "repeated_splits", "shared_pictures"]
-
-log = logging.getLogger(__name__)
+__all__ = ["ORIGINAL_SPLITS", "fold_split", "original_split", "repeated_splits", "shared_pictures", "worth_testing"]
 
 # Half-open ranges of references in plain character order, from the configuration of the authors' repository (2024): train,
 # val, test; of PIPAL train and test, which is its val as well. KADIS has no entry: all of it is trained on.
@@ -48,10 +44,10 @@ def repeated_splits(
 def fold_split(
     database: Database, folds: int, fold: int, *, validation: float = 0.2, seed: int = 0
 ) -> tuple[Database, Database, Database]:
-    """(train, val, test) of one fold of so many: over all of them, every content is tested exactly once.
+    """(train, val, test) of one fold of several: over all of them, every content is tested exactly once.
 
-    The contents, in plain character order, are shuffled by `numpy.random.default_rng(seed)` and cut into `folds` parts
-    whose sizes differ by one at most. Part `fold` is tested; the others are split by `Database.split` with the same seed.
+    `Database.shuffled_contents` are cut into `folds` parts whose sizes differ by one at most. Part `fold` is tested; the
+    others are split by `Database.split` with the same seed.
 
     Args:
         fold: from 0.
@@ -60,32 +56,26 @@ def fold_split(
     Raises:
         DatabaseError: fewer than two folds, no such fold, more folds than contents, or too few contents for validation.
     """
-    of = database.contents
-    contents = np.array(sorted(set(of.values())), dtype=object)
+    contents = database.shuffled_contents(seed)
     if not 2 <= folds <= len(contents) or not 0 <= fold < folds:
         raise DatabaseError(
             f"{database.name} has {len(contents)} contents: folds must be from 2 to that and fold from 0 to folds - 1, "
             f"got fold {fold} of {folds}"
         )
-    shuffled = contents[np.random.default_rng(seed).permutation(len(contents))]
-    tested = set(np.array_split(shuffled, folds)[fold])
-    rest = database.subset([reference for reference in of if of[reference] not in tested])
-    test = database.subset([reference for reference in of if of[reference] in tested])
-    return *rest.split((1 - validation, validation), seed), test
+    tested = set(np.array_split(contents, folds)[fold])
+    rest = database.with_contents(set(contents) - tested)
+    return *rest.split((1 - validation, validation), seed), database.with_contents(tested)
 
 
-def original_split(database: Database, *, off_by_one: bool = False) -> tuple[Database, ...]:
+def original_split(database: Database) -> tuple[Database, ...]:
     """(train, val, test), or (train, test) for PIPAL, as fixed in the configuration of the authors' repository, by the
-    order of the references.
+    order of the references; but for the last one of LIVE, womanhat, which is lost there and tested here.
 
     Args:
         database: a complete copy of a key of `ORIGINAL_SPLITS`; of PieAPP, its train part is split.
-        off_by_one: leave out the last reference of LIVE, womanhat, as that configuration does: its test range ends one
-        too
-            early. For comparison with its numbers only.
 
     Raises:
-        DatabaseError: there is no such split, the copy is incomplete, or `off_by_one` is asked of another database.
+        DatabaseError: there is no such split, or the copy is incomplete.
     """
     if database.name not in ORIGINAL_SPLITS:
         known = ", ".join(ORIGINAL_SPLITS)
@@ -100,27 +90,7 @@ def original_split(database: Database, *, off_by_one: bool = False) -> tuple[Dat
             f"{database.name} has {len(references)} references here; the fixed split counts {ranges[-1][1]}, "
             "in order, so that a partial copy would get other parts"
         )
-    if off_by_one:
-        if database.name != "live":
-            raise DatabaseError(f"the original configuration loses a reference of live only, not of {database.name}")
-        ranges = (*ranges[:-1], (ranges[-1][0], ranges[-1][1] - 1))
     return tuple(database.subset(references[start:stop]) for start, stop in ranges)
-
-
-def leave_one_out(databases: Sequence[Database]) -> Iterator[tuple[list[Database], Database]]:
-    """(databases to train on, database to test on), each database being tested on in turn.
-
-    Databases with pictures from one source, which are no test on unseen contents, are warned about in the log.
-
-    Raises DatabaseError for fewer than two databases, or two of one name.
-    """
-    names = [database.name for database in databases]
-    if len(names) < 2 or len(set(names)) < len(names):
-        raise DatabaseError(f"leaving one out needs two or more different databases, got {', '.join(names) or 'none'}")
-    for first, second in combinations(names, 2):
-        if source := shared_pictures(first, second):
-            log.warning("%s and %s have pictures from the same source: %s", first, second, source)
-    return ((list(databases[:i]) + list(databases[i + 1 :]), database) for i, database in enumerate(databases))
 
 
 def shared_pictures(first: str, second: str) -> str | None:

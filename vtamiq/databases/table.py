@@ -1,11 +1,11 @@
-"""Anybody's own pairs of images, from a csv whose paths are relative to the root.
+"""Your own pairs of images, from a CSV whose paths are relative to the root.
 
     pairs.csv    reference,distorted,score
                  photos/a.png,out/a_q10.jpg,0.31
 
-Further columns are used if they are there: `ref_id` (by default the reference's path), `content` (splits keep the
+Optional columns, whose fields may be blank: `ref_id` (by default the reference's path), `content` (splits keep the
 references of one content together), `type` and `level` (whole numbers), `dist_name`, `subset` (train, val, test or none)
-and `std` (standard deviation of the score). Their fields may be blank. Other columns are ignored.
+and `std` (standard deviation of the score). Other columns are ignored.
 """
 
 from pathlib import Path
@@ -38,9 +38,10 @@ def load_table(
     """Load a csv of pairs; other arguments and errors as for `load_database`.
 
     Args:
-        labels: the csv, relative to the root; UTF-8, with a header.
+        labels: the CSV, relative to the root; UTF-8, with a header.
         separator: between its columns.
-        reference, distorted, score: names of its columns; `score=None` if there are no scores.
+        reference, distorted, score: names of its columns, the defaults also by `vtamiq.utils.tables.ALIASES`;
+            `score=None` if there are no scores.
         higher_better: whether a higher score is a better image. Must be given if there are scores.
         score_name: what the scores are.
         name: of the database; by default that of the folder.
@@ -55,9 +56,8 @@ def load_table(
     if len({column.lower() for column in columns}) != (2 if score is None else 3):
         raise DatabaseError(f"reference, distorted and score must be different columns, got {', '.join(columns)}")
     optional = [column for column in _OPTIONAL if column not in {key.lower() for key in columns}]
-    rows = LabelRows.read(
-        FolderIndex(root), labels, tuple(columns), separator=separator, optional=optional, strict=strict
-    )
+    index = FolderIndex(root)
+    rows = LabelRows.read(index, labels, tuple(columns), separator=separator, optional=optional, strict=strict)
     rows.table = rows.table.rename(columns=columns | {"type": "dist_type", "std": "score_std"})
     if score is not None:
         rows.number("score")

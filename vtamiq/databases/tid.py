@@ -7,8 +7,7 @@
 
 The two are different databases with different scores: one is no part of the other. Names in the label file and on disk
 differ in letter case, without a rule (TID2013: 75 labels begin with "I", 50 end in ".BMP"; TID2008: all labels are in
-lower
-case, 1268 files are not). Levels are not severity: type 17 alternates its direction, type 15 improves with its level.
+lower case, 1268 files are not). Levels are not severity: type 17 alternates its direction, type 15 improves with its level.
 Reference 25 is an artificial picture that many papers leave out.
 
 N. Ponomarenko et al., TID2008, Advances of Modern Radioelectronics 10, 2009; Image database TID2013, Signal Processing:
@@ -43,26 +42,28 @@ _TYPES = (  # from 1; TID2008 has the first 17
 )  # fmt: skip
 
 
-def load_tid2008(
-    root: str | Path, *, strict: bool = True, check_images: bool = True, artificial: bool = True
-) -> Database:
+def load_tid2008(root: str | Path, **options: bool) -> Database:
     """Load TID2008; `artificial=False` leaves out reference 25. Else as for `load_database`."""
-    return _load(root, TID2008, 17, 4, strict, check_images, artificial)
+    return _load(root, TID2008, 17, 4, **options)
 
 
-def load_tid2013(
-    root: str | Path, *, strict: bool = True, check_images: bool = True, artificial: bool = True
-) -> Database:
+def load_tid2013(root: str | Path, **options: bool) -> Database:
     """Load TID2013; `artificial=False` leaves out reference 25. Else as for `load_database`."""
-    return _load(root, TID2013, 24, 5, strict, check_images, artificial)
+    return _load(root, TID2013, 24, 5, **options)
 
 
 def _load(
-    root: str | Path, facts: Facts, types: int, levels: int, strict: bool, check_images: bool, artificial: bool
+    root: str | Path,
+    facts: Facts,
+    types: int,
+    levels: int,
+    *,
+    strict: bool = True,
+    check_images: bool = True,
+    artificial: bool = True,
 ) -> Database:
-    rows = LabelRows.read(
-        FolderIndex(root), LABELS, ("score", "dist_path"), header=False, separator=None, strict=strict
-    )
+    index = FolderIndex(root)
+    rows = LabelRows.read(index, LABELS, ("score", "dist_path"), header="none", separator=None, strict=strict)
     _add_spread(rows)
     rows.extract(
         "dist_path", rf"I(?P<number>\d\d)_(?P<dist_type>\d\d)_(?P<level>[1-{levels}])\.bmp",
@@ -88,7 +89,7 @@ def _add_spread(rows: LabelRows) -> None:
     """
     if rows.index.get(SPREAD) is None:
         return
-    spread = LabelRows.read(rows.index, SPREAD, ("std",), header=False, separator=None, strict=rows.strict)
+    spread = LabelRows.read(rows.index, SPREAD, ("std",), header="none", separator=None, strict=rows.strict)
     line, std_line = (part.table["label_source"].str.rpartition(":")[2] for part in (rows, spread))
     lines = [
         {*numbers, *(said.split(":")[1] for said in part.omissions)}
