@@ -8,7 +8,7 @@ import numpy as np
 
 from vtamiq.databases.schema import Database, pair_table
 from vtamiq.images.reading import write_png
-from vtamiq.model.network import VTAMIQConfig
+from vtamiq.model.config import VTAMIQConfig
 from vtamiq.training.stage import Stage
 
 SIDE = 48

@@ -22,8 +22,9 @@ from vtamiq.caps import CAPS, caps_for
 from vtamiq.databases.loading import load_database
 from vtamiq.databases.synthetic import MANIFEST
 from vtamiq.lab import pipeline
+from vtamiq.model.config import VTAMIQConfig
 from vtamiq.model.inference import fingerprint
-from vtamiq.model.network import VTAMIQ, VTAMIQConfig
+from vtamiq.model.network import VTAMIQ
 from vtamiq.scoring import scores as scoring
 from vtamiq.training import chain, repeats
 from vtamiq.training.chain import Chain, Data, Step
@@ -194,7 +195,7 @@ class TestScore:
         assert "no such folder" not in errors
 
     def test_hub_id_in_the_local_cache(self, images, model, monkeypatch, capsys):
-        monkeypatch.setattr("vtamiq.model.network._snapshot", lambda hub_id, *_: {"someone/vtamiq": model}[hub_id])
+        monkeypatch.setattr("vtamiq.model.checkpoints._fetch", lambda hub_id, *_: {"someone/vtamiq": model}[hub_id])
         reference = str(images / "reference.png")
         assert main(["score", reference, reference, "--model", "someone/vtamiq", "--patches", "8"]) == 0
         assert float(capsys.readouterr().out) == 0
@@ -202,7 +203,7 @@ class TestScore:
     def test_network_is_asked_only_with_download(self, images, model, monkeypatch, capsys):
         asked = []
         monkeypatch.setattr(
-            "vtamiq.model.network._snapshot", lambda name, download, _: asked.append((name, download)) or model
+            "vtamiq.model.checkpoints._fetch", lambda name, download, _: asked.append((name, download)) or model
         )
         command = ["score", *[str(images / "reference.png")] * 2, "--model", "someone/vtamiq", "--patches", "8"]
         assert main(command) == main([*command, "--download"]) == 0
@@ -212,7 +213,7 @@ class TestScore:
         def offline(*_, **__):
             raise ConnectionError("no route to host")
 
-        monkeypatch.setattr("vtamiq.model.network.snapshot_download", offline)
+        monkeypatch.setattr("vtamiq.model.checkpoints.snapshot_download", offline)
         assert main(["score", *[str(images / "reference.png")] * 2, "--model", "someone/vtamiq", "--download"]) == 2
         assert "no route to host" in capsys.readouterr().err
 

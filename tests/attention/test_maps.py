@@ -37,7 +37,8 @@ from vtamiq.attention.maps import (
 from vtamiq.caps import CAPS, PatchSample
 from vtamiq.images.reading import ImageError
 from vtamiq.model.checkpoints import CheckpointError
-from vtamiq.model.network import VTAMIQ, VTAMIQConfig
+from vtamiq.model.config import VTAMIQConfig
+from vtamiq.model.network import VTAMIQ
 from vtamiq.scoring.scores import score
 from vtamiq.training.run import train
 from vtamiq.training.stage import Stage

@@ -30,7 +30,8 @@ from vtamiq.lab.ablation import (
 )
 from vtamiq.lab.presets import PRESETS
 from vtamiq.model.complexity import cost_table
-from vtamiq.model.network import VTAMIQ, VTAMIQConfig
+from vtamiq.model.config import VTAMIQConfig
+from vtamiq.model.network import VTAMIQ
 from vtamiq.scoring.predictions import predict
 from vtamiq.training.chain import Chain, Data, Step, load_data
 from vtamiq.training.repeats import compare

@@ -4,7 +4,7 @@ import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
+from functools import partial, partialmethod
 
 import numpy as np
 import pytest
@@ -19,14 +19,13 @@ from tests.small import TINY
 from vtamiq.attention.maps import capture
 from vtamiq.caps import CAPS
 from vtamiq.model import accelerate as fast
-from vtamiq.model import network as model_module
 from vtamiq.model.accelerate import (
     FusedGELU,
     OneDNNLinear,
+    _linear_rows,
     accelerate,
     accelerated,
     compile_blocks,
-    linear_rows,
     restore,
 )
 from vtamiq.model.inference import fingerprint
@@ -84,9 +83,9 @@ def test_products_equal_the_default(shape, bias):
         )
         for start, stop in ((0, 2), (2, 6), (0, 6)):
             torch.testing.assert_close(
-                linear_rows(ours, x, start, stop), linear(x)[..., start:stop], atol=1e-5, rtol=1e-5
+                _linear_rows(ours, x, start, stop), linear(x)[..., start:stop], atol=1e-5, rtol=1e-5
             )
-            torch.testing.assert_close(linear_rows(linear, x, start, stop), linear(x)[..., start:stop])
+            torch.testing.assert_close(_linear_rows(linear, x, start, stop), linear(x)[..., start:stop])
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -350,6 +349,10 @@ class TestChoice:
         assert routed(accelerate(nn.Sequential(nn.Linear(16, 8)))) == []
 
 
+def compile_by(backend, monkeypatch):
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=backend))
+
+
 class TestCompiled:
     """By PyTorch's compiler without its last stage, which would call a C++ compiler for a minute."""
 
@@ -357,7 +360,7 @@ class TestCompiled:
     def counter(self, monkeypatch):
         torch._dynamo.reset()
         counter = CompileCounterWithBackend("eager")
-        monkeypatch.setattr(model_module, "compile_blocks", partial(compile_blocks, backend=counter))
+        compile_by(counter, monkeypatch)
         return counter
 
     @pytest.fixture
@@ -410,9 +413,10 @@ class TestCompiled:
         for ours, theirs in zip(capture(deep, sample).attention, expected.attention, strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
-    def test_gradients_of_blocks_that_are_computed_anew(self, deep, batch):
+    def test_gradients_of_blocks_that_are_computed_anew(self, deep, batch, monkeypatch):
         plain = copy.deepcopy(deep)
-        assert compile_blocks(deep.encoder.blocks, 32, training=True, backend="aot_eager")
+        compile_by("aot_eager", monkeypatch)
+        assert compile_blocks(deep.encoder.blocks, 32, training=True)
         assert all(parameter.grad is None for parameter in deep.parameters())
         deep.encoder.recompute = True
         for network in (deep, plain):
@@ -421,12 +425,13 @@ class TestCompiled:
             torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-4, msg=name)
 
     @pytest.mark.parametrize("training", [False, True])
-    def test_where_it_fails_a_warning_says_why(self, deep, batch, caplog, training):
+    def test_where_it_fails_a_warning_says_why(self, deep, batch, caplog, training, monkeypatch):
         def broken(graph, inputs):
             raise RuntimeError("there is no compiler here")
 
         expected = deep(*batch)
-        assert not compile_blocks(deep.encoder.blocks, 32, training=training, backend=broken)
+        compile_by(broken, monkeypatch)
+        assert not compile_blocks(deep.encoder.blocks, 32, training=training)
         told = [record.getMessage() for record in caplog.records if record.name == "vtamiq.model.accelerate"]
         assert told == ["torch.compile fails here (RuntimeError: there is no compiler here), so no block is compiled"]
         assert torch.equal(deep(*batch), expected)

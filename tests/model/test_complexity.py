@@ -3,7 +3,8 @@
 import pytest
 
 from vtamiq.model.complexity import cost_table
-from vtamiq.model.network import VTAMIQ, VTAMIQConfig
+from vtamiq.model.config import VTAMIQConfig
+from vtamiq.model.network import VTAMIQ
 
 CONFIG = VTAMIQConfig(
     backbone="vit_tiny_patch16_384", image_size=64, width=32, num_heads=2, mlp_ratio=2.0, num_blocks=2, num_registers=3,

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from tests.small import TINY
-from vtamiq.model import inference
-from vtamiq.model.inference import choose_device, evaluation, fingerprint, half_precision
+from vtamiq.model import modes
+from vtamiq.model.inference import choose_device, fingerprint, half_precision
+from vtamiq.model.modes import evaluation
 from vtamiq.model.network import VTAMIQ
 
 
@@ -41,13 +42,13 @@ def test_mode_is_restored_after_an_error():
 
 
 def test_models_are_not_kept_alive():
-    before = len(inference._users)
+    before = len(modes._users)
     model = VTAMIQ(TINY)
     with evaluation(model):
-        assert len(inference._users) == before + 1
+        assert len(modes._users) == before + 1
     del model
     gc.collect()
-    assert len(inference._users) == before
+    assert len(modes._users) == before
 
 
 def test_fingerprint_tells_weights_and_configurations_apart(model, tmp_path):

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from vtamiq.model.config import VTAMIQConfig
 from vtamiq.model.initialise import cosine_filters, start_from_scratch
-from vtamiq.model.network import VTAMIQ, VTAMIQConfig
+from vtamiq.model.network import VTAMIQ
 
 CONFIG = VTAMIQConfig(backbone="vit_tiny_patch16_384", width=96, num_heads=3, num_blocks=2, num_groups=1, image_size=64)
 

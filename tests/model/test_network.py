@@ -15,8 +15,11 @@ from timm.layers import SwiGLU
 from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 
 from vtamiq.model.accelerate import accelerate
-from vtamiq.model.checkpoints import CheckpointError, _ratio, resize_position_table
-from vtamiq.model.network import VTAMIQ, VTAMIQConfig, preference
+from vtamiq.model.backbone import resize_position_table
+from vtamiq.model.checkpoints import CheckpointError
+from vtamiq.model.config import VTAMIQConfig
+from vtamiq.model.network import VTAMIQ, preference
+from vtamiq.model.original import _ratio, _rename
 
 DATA = Path(__file__).parents[1] / "data"
 NETWORKS = ["model_noscale", "model_scale3", "model_2021"]
@@ -130,8 +133,6 @@ def test_gradients_equal_the_original(name):
 
 def _our_gradient(gradients, original):
     """Find the gradient of an original weight by translating a state dict that marks it."""
-    from vtamiq.model.checkpoints import _rename
-
     if ".attn.query." in original or ".attn.key." in original or ".attn.value." in original:
         layer, role, part = original.split(".")[3], original.split(".")[5], original.split(".")[6]
         thirds = gradients[f"encoder.blocks.{layer}.attn.qkv.{part}"].chunk(3)
@@ -647,7 +648,7 @@ def test_network_is_asked_only_with_download(tiny, tmp_path, monkeypatch):
     asked = []
     tiny.save_pretrained(tmp_path)
     monkeypatch.setattr(
-        "vtamiq.model.network.snapshot_download", lambda name, **options: asked.append(options) or str(tmp_path)
+        "vtamiq.model.checkpoints.snapshot_download", lambda name, **options: asked.append(options) or str(tmp_path)
     )
     VTAMIQ.from_pretrained("someone/vtamiq")
     VTAMIQ.from_pretrained("someone/vtamiq", download=True, revision="v1")
@@ -680,7 +681,7 @@ def test_a_failing_network_is_one_clear_error(monkeypatch):
     def offline(*_, **__):
         raise ConnectionError("no route to host")
 
-    monkeypatch.setattr("vtamiq.model.network.snapshot_download", offline)
+    monkeypatch.setattr("vtamiq.model.checkpoints.snapshot_download", offline)
     with pytest.raises(CheckpointError, match=r"`someone/vtamiq` is neither a folder nor to be had .*no route to host"):
         VTAMIQ.from_pretrained("someone/vtamiq", download=True)
 

@@ -21,8 +21,8 @@ from vtamiq import VTAMIQ, CheckpointError, distort
 from vtamiq.lab.explore import explore_attention, explore_score
 from vtamiq.lab.views import attention_view, score_view
 from vtamiq.model import inference
+from vtamiq.model.checkpoints import SHIPPED
 from vtamiq.model.inference import DEFAULT, DEFAULT_LABELS, check_model, fingerprint, load_default
-from vtamiq.model.network import SHIPPED
 from vtamiq.scoring.loss import VTAMIQLoss
 from vtamiq.scoring.metric import VTAMIQMetric
 from vtamiq.scoring.scores import ReferenceEmbedding, score

@@ -19,8 +19,9 @@ from vtamiq.databases.schema import DatabaseError
 from vtamiq.databases.splits import fold_split
 from vtamiq.evaluation.correlation import correlations
 from vtamiq.model.checkpoints import CheckpointError
+from vtamiq.model.config import VTAMIQConfig
 from vtamiq.model.initialise import start_from_scratch
-from vtamiq.model.network import VTAMIQ, VTAMIQConfig
+from vtamiq.model.network import VTAMIQ
 from vtamiq.training import chain as chain_module
 from vtamiq.training.chain import (
     Chain,

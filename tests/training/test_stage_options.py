@@ -3,12 +3,13 @@
 import json
 import platform
 from dataclasses import replace
-from functools import partial
+from functools import partialmethod
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 from tests.small import TINY, small_database, vary
 from vtamiq.caps import CAPS
@@ -17,7 +18,6 @@ from vtamiq.databases.schema import LabelScale
 from vtamiq.images.reading import ImageError
 from vtamiq.model import accelerate as fast
 from vtamiq.model.network import VTAMIQ
-from vtamiq.training import callbacks
 from vtamiq.training.module import Fitting, frozen_parameters, muon_groups
 from vtamiq.training.run import train
 from vtamiq.training.stage import Optimizer, PreferenceLoss, ScoreLoss, Stage
@@ -285,7 +285,7 @@ def test_compiled_blocks_train_to_the_same_weights(parts, tmp_path, monkeypatch,
         model = VTAMIQ(replace(TINY, num_blocks=2))  # the last one is not called as a whole
         return train(model, replace(STAGE, compile=compile), *parts, out=tmp_path / str(compile), progress=False)
 
-    monkeypatch.setattr(callbacks, "compile_blocks", partial(fast.compile_blocks, backend=backend))
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=backend))
     torch._dynamo.reset()
     plain, ours = fit(False), fit(True)
     assert compiled

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtamiq.model.accelerate import OneDNNLinear, onednn_works
-from vtamiq.model.network import VTAMIQ, VTAMIQConfig
+from vtamiq.model.config import VTAMIQConfig
+from vtamiq.model.network import VTAMIQ
 from vtamiq.training.losses import combined_loss
 from vtamiq.utils.configs import conform, require
 

@@ -31,8 +31,9 @@ from vtamiq.databases.schema import Database
 from vtamiq.databases.splits import worth_testing
 from vtamiq.images.distortions import find_distortion
 from vtamiq.images.iqms import IQMS
+from vtamiq.model.checkpoints import SHIPPED
 from vtamiq.model.inference import fingerprint
-from vtamiq.model.network import SHIPPED, VTAMIQ
+from vtamiq.model.network import VTAMIQ
 from vtamiq.plots.charts import learning_curves
 from vtamiq.plots.style import save_figure
 from vtamiq.scoring.scores import score

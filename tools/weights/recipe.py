@@ -38,9 +38,10 @@ from vtamiq.databases.synthesis import DEMO_NAMES, Recipe, demo_database, synthe
 from vtamiq.databases.synthetic import file_digest, read_manifest
 from vtamiq.images.distortions import find_distortion
 from vtamiq.images.iqms import IQMS
+from vtamiq.model.config import VTAMIQConfig
 from vtamiq.model.inference import choose_device
 from vtamiq.model.initialise import start_from_scratch
-from vtamiq.model.network import VTAMIQ, VTAMIQConfig
+from vtamiq.model.network import VTAMIQ
 from vtamiq.training.run import Run, train
 from vtamiq.training.stage import Optimizer, PreferenceLoss, Runtime, Schedule, ScoreLoss, Stage
 from vtamiq.utils.configs import changed, conform, did_you_mean, plain, require

@@ -25,7 +25,7 @@ from vtamiq.databases.splits import worth_testing
 from vtamiq.evaluation.significance import compare_metrics
 from vtamiq.evaluation.tables import contents_of, evaluate
 from vtamiq.model.complexity import cost_table
-from vtamiq.model.inference import evaluation
+from vtamiq.model.modes import evaluation
 from vtamiq.model.network import VTAMIQ
 from vtamiq.scoring.predictions import predict
 from vtamiq.training.chain import Chain, start_model

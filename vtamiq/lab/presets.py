@@ -22,7 +22,8 @@ from vtamiq.databases.splits import worth_testing
 from vtamiq.databases.synthesis import demo_database
 from vtamiq.databases.synthetic import Label
 from vtamiq.lab.candidates import Candidate, held_out, load_candidate, tell_apart
-from vtamiq.model.network import VTAMIQ, VTAMIQConfig
+from vtamiq.model.config import VTAMIQConfig
+from vtamiq.model.network import VTAMIQ
 from vtamiq.plots.style import save_figure
 from vtamiq.training.chain import Data
 from vtamiq.training.stage import Optimizer, PreferenceLoss, Runtime, Schedule, ScoreLoss, Stage

@@ -2,13 +2,12 @@
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "checkpoints": ["CheckpointError"],
-        "complexity": ["cost_table"],
-        "inference": ["choose_device", "fingerprint", "load_default"],
-        "initialise": ["start_from_scratch"],
-        "network": ["VTAMIQ", "VTAMIQConfig", "preference"],
-    },
-)
+_HOMES = {
+    "checkpoints": ["CheckpointError"],
+    "complexity": ["cost_table"],
+    "config": ["VTAMIQConfig"],
+    "inference": ["choose_device", "fingerprint", "load_default"],
+    "initialise": ["start_from_scratch"],
+    "network": ["VTAMIQ", "preference"],
+}
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submodules=_HOMES, submod_attrs=_HOMES)

@@ -1,9 +1,8 @@
-"""The same computation faster: products by oneDNN on CPUs where that pays, and blocks compiled by torch.compile.
+"""The same computation faster: one token of a block, products by oneDNN on CPUs where that pays, compiled blocks.
 
 PyTorch multiplies float32 matrices on x86 with its BLAS, which uses half of what some CPUs can do. oneDNN, which PyTorch
 ships for convolutions and for its compiler, often does better, the more so with weights that are laid out for it ahead
-and
-the GELU of an MLP computed on the way.
+and the GELU of an MLP computed on the way.
 """
 
 import logging
@@ -13,7 +12,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp
+from timm.layers import Attention, Mlp
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -24,7 +24,7 @@ __all__ = [
     "accelerated",
     "compile_blocks",
     "decompile_blocks",
-    "linear_rows",
+    "first_token",
     "onednn_works",
     "restore",
 ]
@@ -42,11 +42,12 @@ class OneDNNLinear(nn.Linear):
     """An `nn.Linear` that computes with oneDNN where it can: float32 on the CPU, outside autocast and transforms.
 
     It has the parameters of the linear that it stands for, so it is saved, loaded, moved and trained as before. A packed
-    copy of the weights (as much memory again) is made on first use without gradients, and anew after the weights changed.
-    With `training_too`, gradients go through oneDNN as well, and nothing is packed: the weights change at every step,
-    also
-    in ways that nobody is told of, such as an exchange with their moving average.
-    With `gelu`, the `approximate` of an `nn.GELU`, outputs are those of that activation: one way through memory less.
+    copy of the weights (as much memory again) is made on first use without gradients, and anew after they changed.
+
+    Args:
+        training_too: compute gradients with oneDNN as well, and pack nothing: the weights change at every step, also in
+            ways that cannot be noticed, such as an exchange with their moving average.
+        gelu: the `approximate` of an `nn.GELU` to apply to the outputs: one way through memory less.
     """
 
     _packed: dict[tuple[int, int], tuple[tuple[int, int], Tensor]]
@@ -59,7 +60,7 @@ class OneDNNLinear(nn.Linear):
         return self.rows(x, 0, self.out_features)
 
     def rows(self, x: Tensor, start: int, stop: int) -> Tensor:
-        """Outputs `start` … `stop` − 1 alone, as if the others did not exist."""
+        """Outputs `start` … `stop` − 1 alone."""
         weight, bias = _sliced(self, start, stop)
         can = _onednn_can(x, weight)
         if can and not _gradients_flow(x, weight, bias):
@@ -109,13 +110,6 @@ class _Product(torch.autograd.Function):
         )
 
 
-def linear_rows(linear: nn.Linear, x: Tensor, start: int, stop: int) -> Tensor:
-    """Outputs `start` … `stop` − 1 of a linear layer, (…, stop − start), without computing the others."""
-    if isinstance(linear, OneDNNLinear):
-        return linear.rows(x, start, stop)
-    return F.linear(x, *_sliced(linear, start, stop))
-
-
 Shape = tuple[int, int]  # outputs and inputs of a linear layer
 
 
@@ -123,14 +117,11 @@ def accelerate(module: nn.Module, *, training: bool = False, shapes: Collection[
     """Let the linear layers of a module compute with oneDNN, in place, where a quick timing says that it pays here.
 
     Each distinct shape is timed for some milliseconds with the threads that PyTorch has now, and its result compared;
-    where
-    oneDNN is missing, wrong or not clearly faster, nothing is changed. Results differ from the default's by rounding
-    only.
-    Off the CPU or in other types than float32 a layer computes as before, also if it is moved there later.
+    where oneDNN is missing, wrong or not clearly faster, nothing is changed. Results differ by rounding only.
 
     Args:
-        training: take oneDNN for training steps too. Off: gradients are computed as before.
-        shapes: take it for linear layers of these (outputs, inputs) and no others, without timing, if it is right here.
+        training: use oneDNN for training steps too. Off: gradients are computed as before.
+        shapes: use it for linear layers of these (outputs, inputs) and no others, without timing, if it is right here.
 
     Returns:
         The module. `restore` undoes it.
@@ -172,16 +163,56 @@ def restore(module: nn.Module) -> nn.Module:
     return module
 
 
+# -------------------------------------------------------------------------------------------------------------- one token
+
+
+def first_token(block: nn.Module, x: Tensor) -> Tensor:
+    """Token 0 of `block(x)`: (B, T, D) → (B, 1, D). It looks at all tokens, but only its own query and MLP are needed.
+
+    A block of another kind, a hooked one, and unfused attention, whose maps are being captured, run as a whole.
+    """
+    attention = block.attn
+    if not _is_plain(block):
+        return block(x)[:, :1]
+    width, heads = attention.attn_dim, (attention.num_heads, attention.head_dim)
+    normed = block.norm1(x)  # (B, T, D)
+    query = _linear_rows(attention.qkv, normed[:, :1], 0, width)  # (B, 1, D)
+    key, value = _linear_rows(attention.qkv, normed, width, 3 * width).chunk(2, dim=-1)  # (B, T, D) each
+    query, key, value = (part.unflatten(-1, heads).transpose(1, 2) for part in (query, key, value))  # (B, heads, ·, ·)
+    dropout = attention.attn_drop.p if attention.training else 0.0
+    query, key = attention.q_norm(query), attention.k_norm(key)
+    looked = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)  # (B, heads, 1, D/heads)
+    looked = attention.norm(looked.transpose(1, 2).flatten(2))  # (B, 1, D)
+    x = x[:, :1] + block.drop_path1(block.ls1(attention.proj_drop(attention.proj(looked))))  # (B, 1, D)
+    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+
+
+def _is_plain(block: nn.Module) -> bool:
+    """Whether a block is timm's own, fused and unhooked."""
+    attention = block.attn
+    if type(block) is not Block or type(attention) is not Attention or attention.gate is not None:
+        return False
+    parts = (block, attention, attention.qkv)
+    watched = any(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part) for part in parts)
+    return attention.fused_attn and type(attention.qkv) in (nn.Linear, OneDNNLinear) and not watched
+
+
+def _linear_rows(linear: nn.Linear, x: Tensor, start: int, stop: int) -> Tensor:
+    """Outputs `start` … `stop` − 1 of a linear layer, (…, stop − start), without computing the others."""
+    if isinstance(linear, OneDNNLinear):
+        return linear.rows(x, start, stop)
+    return F.linear(x, *_sliced(linear, start, stop))
+
+
 # --------------------------------------------------------------------------------------------------------- torch.compile
 
 
-def compile_blocks(blocks: nn.ModuleList, width: int, *, training: bool = False, backend: str = "inductor") -> bool:
+def compile_blocks(blocks: nn.ModuleList, width: int, *, training: bool = False) -> bool:
     """Compile transformer blocks (B, T, width) → (B, T, width) in place: one code for all of them, for any B and T.
 
     The first one is run at once, which takes from seconds to minutes. Where that fails, for want of a C++ compiler for
     example, a warning says why and the blocks stay as they were. Parameters, state and saving are as before; copies
-    are not
-    compiled. Hooks that are set later are not called.
+    are not compiled. Hooks that are set later are not called.
 
     Args:
         training: also compile gradients now; scoring compiles on its first use then.
@@ -190,7 +221,7 @@ def compile_blocks(blocks: nn.ModuleList, width: int, *, training: bool = False,
         Whether they are compiled.
     """
     for block in blocks:
-        block.compile(dynamic=True, backend=backend)
+        block.compile(dynamic=True)
     weight = next(blocks.parameters())
     try:
         with torch.inference_mode(not training), torch.set_grad_enabled(training):
@@ -291,25 +322,27 @@ def _trial(outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
 
 
 def _worth_it(outputs: int, inputs: int, training: bool = False) -> bool:
-    """Whether oneDNN multiplies by a weight (outputs, inputs) clearly faster than the default, and rightly.
-
-    For training, the product and its gradients are timed.
-    """
+    """Whether oneDNN multiplies by a weight (outputs, inputs) rightly and clearly faster, for training with gradients."""
     if not onednn_works(outputs, inputs):
         return False
     x, weight = (part.requires_grad_(training) for part in _trial(outputs, inputs))
     packed = _onednn_pack(weight)
     gradient = torch.ones(TRIAL_ROWS, outputs)
-    routes = {
-        True: (
-            lambda: F.linear(x, weight).backward(gradient),
-            lambda: _Product.apply(x, weight, None).backward(gradient),
-        ),
-        False: (lambda: F.linear(x, weight), lambda: _onednn_product(x, packed, None)),
-    }[training]
-    seconds = [[_seconds(route) for route in routes] for _ in range(1 + TRIALS)][1:]  # the first to warm up
-    default, onednn = map(min, zip(*seconds, strict=True))
-    return onednn <= WORTH * default
+
+    def default() -> None:
+        y = F.linear(x, weight)
+        if training:
+            y.backward(gradient)
+
+    def onednn() -> None:
+        if training:
+            _Product.apply(x, weight, None).backward(gradient)
+        else:
+            _onednn_product(x, packed, None)
+
+    seconds = [(_seconds(default), _seconds(onednn)) for _ in range(1 + TRIALS)][1:]  # the first to warm up
+    fastest, ours = map(min, zip(*seconds, strict=True))
+    return ours <= WORTH * fastest
 
 
 def _seconds(function: Any) -> float:

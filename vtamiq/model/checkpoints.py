@@ -1,211 +1,88 @@
-"""Other people's weights, translated: the original authors' VTAMIQ checkpoints and ViT position tables of another grid.
+"""Trained models as folders: found on the disk, in the package or on the Hugging Face Hub, and read with every check."""
 
-Pure functions on state dicts; `vtamiq.model.network` turns their results into networks. Names and shapes of the
-foreign files are
-those of the public repository ch-andrei/VTAMIQ (states of October 2021 and May 2024).
-"""
-
-import math
-import re
+import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-import torch.nn.functional as F
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+__all__ = ["CONFIG", "SEEN", "SHIPPED", "WEIGHTS", "CheckpointError"]
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+SEEN = "seen.json"  # beside the weights of a trained model
+SHIPPED = Path(__file__).parents[1] / "weights"  # models that come with the package, each in a folder of its name
 
 
 class CheckpointError(ValueError):
     """A weights file is missing, damaged, unsafe or made for another configuration; the message says which and where."""
 
 
-# Original name (regular expression) -> our name. Linears that the original keeps as kernel-1 convolutions are reshaped.
-_RENAMES = [
-    (r"transformer\.embeddings\.cls_token", "encoder.class_token"),
-    (r"transformer\.embeddings\.extra_tokens", "encoder.registers"),
-    (r"transformer\.embeddings\.patch_embeddings\.(weight|bias)", r"encoder.patch_projection.\1"),
-    (r"transformer\.embeddings\.positional_embeddings\.positional_embeddings", "encoder.position_table"),
-    (r"transformer\.embeddings\.scale_embeddings\.scale_embeddings", "encoder.scale_table"),
-    (r"transformer\.encoder\.encoder_norm\.(weight|bias)", r"encoder.norm.\1"),
-    (r"transformer\.encoder\.layers?\.(\d+)\.attention_norm\.(\w+)", r"encoder.blocks.\1.norm1.\2"),
-    (r"transformer\.encoder\.layers?\.(\d+)\.ffn_norm\.(\w+)", r"encoder.blocks.\1.norm2.\2"),
-    (r"transformer\.encoder\.layers?\.(\d+)\.attn\.out\.(\w+)", r"encoder.blocks.\1.attn.proj.\2"),
-    (r"transformer\.encoder\.layers?\.(\d+)\.attn\.(query|key|value)\.(\w+)", r"encoder.blocks.\1.attn.\2.\3"),
-    (r"transformer\.encoder\.layers?\.(\d+)\.ffn\.(fc[12])\.(\w+)", r"encoder.blocks.\1.mlp.\2.\3"),
-    (r"transformer\.encoder\.layers?\.(\d+)\.(ls[12])\.gamma", r"encoder.blocks.\1.\2.gamma"),
-    (r"diff_scale\.gamma", "difference_scale"),
-    (r"(?:quality_decoder|diff_net)\.(\d+)\.body\.(\d+)\.body\.(.+)\.(\w+)", r"diffnet.groups.\1.blocks.\2.<\3>.\4"),
-    (r"(?:quality_decoder|diff_net)\.(\d+)\.body\.(\d+)\.(weight|bias)", r"diffnet.groups.\1.linear.\3"),
-    (r"(?:quality_decoder|diff_net)\.(\d+)\.(weight|bias)", r"diffnet.linear.\2"),
-    (r"diff_embedding\.body\.(\d+)\.body\.(.+)\.(\w+)", r"difference_gate.blocks.\1.<\2>.\3"),
-    (r"diff_embedding\.body\.(\d+)\.(weight|bias)", r"difference_gate.linear.\2"),
-    (r"q_predictor\.1\.(weight|bias)", r"head.hidden.\1"),
-    (r"q_predictor\.2\.weight", "head.activation.weight"),
-    (r"q_predictor\.4\.(weight|bias)", r"head.output.\1"),
-]
-# <Part> of a channel-attention block. The 2021 state has no pooling layer in front of the bottleneck, so numbers differ.
-_BLOCK_PARTS = {
-    2021: {
-        "1": "activation",
-        "2": "linear",
-        "4.conv_du.0": "attention.squeeze",
-        "4.conv_du.1": "attention.activation",
-        "4.conv_du.2": "attention.expand",
-    },
-    2024: {
-        "1": "activation",
-        "2": "linear",
-        "4.conv_du.1": "attention.squeeze",
-        "4.conv_du.4": "attention.expand",
-    },
-}
-
-
-# Prefixes that data-parallel training and compilation put before all names.
-_WRAPPERS = r"^(module\.|_orig_mod\.|model\.)+"
-_INDISPENSABLE = ("encoder.patch_projection.weight", "encoder.position_table", "encoder.blocks.0.mlp.fc1.weight")
-
-# The original's checkpoints record their SROCC as a numpy scalar: data, not code, but torch wants to be told.
-_SCALAR = np.float64(0).__reduce__()[0]
-_NUMPY_SCALARS = [(_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-_NUMPY_SCALARS += [np.dtype, *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8"))]
-
-
-def read_original(source: str | Path | Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The network's state dict from a checkpoint file or mapping of the original repository, without unpickling objects.
-
-    Accepts the training checkpoint (entry `model_state_dict`) or a bare state dict, tensors or numpy arrays, with or
-    without the prefixes of data-parallel training and compilation.
+def find_folder(folder_or_id: str | Path, download: bool, revision: str | None) -> Path:
+    """The folder of a model: as given, by the name of one that ships, or of a hub id in the cache or downloaded.
 
     Raises:
-        CheckpointError: file missing or damaged, holds more than tensors, or holds no VTAMIQ weights.
+        CheckpointError: it is nowhere, or lacks a file.
     """
-    where = "the given state dict"
-    if not isinstance(source, Mapping):
-        where = str(source)
-        if not Path(source).is_file():
-            raise CheckpointError(f"{where}: no such file")
-        try:
-            with torch.serialization.safe_globals(_NUMPY_SCALARS):
-                source = torch.load(source, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged file can end in almost anything
-            raise CheckpointError(
-                f"{where}: cannot be read as a checkpoint of tensors ({_first_line(error)})"
-            ) from error
-        if not isinstance(source, Mapping):
-            raise CheckpointError(f"{where}: holds a {type(source).__name__}, expected a state dict")
-    state = source.get("model_state_dict", source)
-    sharpness = source.get("pref_module_state_dict")
-    if isinstance(sharpness, Mapping):  # w of preferences, kept beside the network
-        state = {**state, **{f"pref_module.{name}": value for name, value in sharpness.items()}}
+    folder = Path(folder_or_id)
+    if not os.path.isdir(folder):  # Path.is_dir raises where a name is too long
+        shipped = [path for path in SHIPPED.glob("*") if path.name == str(folder_or_id)]
+        folder = shipped[0] if shipped else _fetch(str(folder_or_id), download, revision)
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            pickled = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pth", ".pt", ".ckpt"))
+            hint = f"; pickled weights ({pickled[0]}) are not read, they may run code" if pickled else ""
+            raise CheckpointError(f"{folder}: has no {name}; expected a folder written by `save_pretrained`{hint}")
+    return folder
+
+
+def _fetch(hub_id: str, download: bool, revision: str | None) -> Path:
     try:
-        state = {re.sub(_WRAPPERS, "", name): _as_tensor(value) for name, value in state.items()}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{where}: is no state dict of named tensors ({_first_line(error)})") from error
-    if "transformer.embeddings.cls_token" not in state:
-        raise CheckpointError(f"{where}: has no `transformer.embeddings.cls_token`, so it is no VTAMIQ checkpoint")
-    return state
+        return Path(
+            snapshot_download(
+                hub_id, revision=revision, allow_patterns=[CONFIG, WEIGHTS, SEEN], local_files_only=not download
+            )
+        )
+    except LocalEntryNotFoundError as error:
+        cause = (
+            f", and cannot be fetched ({error.__cause__ or error})" if download else "; pass download=True to fetch it"
+        )
+        raise CheckpointError(f"`{hub_id}` is neither a folder nor in the local Hugging Face cache{cause}") from error
+    except (HFValidationError, HfHubHTTPError, OSError) as error:
+        message = f"`{hub_id}` is neither a folder nor to be had from the Hugging Face Hub ({error})"
+        raise CheckpointError(message) from error
 
 
-def convert_original(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Translate an original state dict into (fields of `VTAMIQConfig` read from its shapes, our state dict).
-
-    The number of attention heads leaves no trace in shapes; the caller supplies it. The learnt sharpness of preferences,
-    if there is one, becomes the field `preference_weight`.
-
-    Raises:
-        CheckpointError: a name that belongs to no known part of either published state, or a part that is missing.
-    """
-    year = 2021 if any(name.startswith("transformer.encoder.layer.") for name in state) else 2024
-    converted = {_rename(name, year): value for name, value in state.items() if not name.startswith("pref_module.")}
-    _merge_qkv(converted)
-    missing = [name for name in _INDISPENSABLE if name not in converted]
-    if missing:
-        raise CheckpointError(f"the checkpoint has no weights for {', '.join(missing)}")
-    for name, value in converted.items():
-        if name.endswith("weight") and value.ndim > 2:  # kernel-1 convolution, or the patch convolution
-            converted[name] = value.flatten(1)
-    converted["encoder.position_table"] = converted["encoder.position_table"].squeeze(0)
-    if "encoder.scale_table" in converted:  # row 0 is never looked up
-        converted["encoder.scale_table"] = converted["encoder.scale_table"].squeeze(0)[1:]
-    sharpness = [value for name, value in state.items() if name.startswith("pref_module.") and value.numel() == 1]
-    learnt = {"preference_weight": float(sharpness[0])} if sharpness else {}
-    return _config_fields(converted, year) | learnt, converted
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """State dict of a safetensors file; CheckpointError if it is no such file, or cut off."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: damaged or truncated ({error})") from error
 
 
-def resize_position_table(table: torch.Tensor, grid: int) -> torch.Tensor:
-    """Resize a (1 + g·g, D) position table to (1 + grid·grid, D), corners fixed, bilinear, as the original code does.
-
-    Row 0 belongs to the class token and is kept; the others are a g × g image, row by row.
-    """
-    old = math.isqrt(table.shape[0] - 1)
-    if old == grid:
-        return table
-    image = table[1:].T.reshape(1, -1, old, old)
-    image = F.interpolate(image.float(), size=(grid, grid), mode="bilinear", align_corners=True)
-    return torch.cat([table[:1], image.reshape(table.shape[1], -1).T.to(table.dtype)])
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Copy a state dict into a model; CheckpointError if a name or shape differs, or a value is not finite."""
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"{where}: weights do not fit the configuration: {error}") from error
+    broken = [name for name, value in state.items() if not value.isfinite().all()]
+    if broken:
+        raise CheckpointError(f"{where}: `{broken[0]}` holds NaN or infinite values")
 
 
-def _rename(name: str, year: int) -> str:
-    for pattern, replacement in _RENAMES:
-        match = re.fullmatch(pattern, name)
-        if match:
-            renamed = match.expand(replacement)
-            part = re.search(r"<(.+)>", renamed)
-            if part is None:
-                return renamed
-            if part[1] in _BLOCK_PARTS[year]:
-                return renamed.replace(part[0], _BLOCK_PARTS[year][part[1]])
-    raise CheckpointError(f"`{name}` belongs to no known part of the original VTAMIQ (states of 2021 and 2024)")
-
-
-def _merge_qkv(state: dict[str, torch.Tensor]) -> None:
-    for name in [name for name in state if ".attn.query." in name]:
-        roles = [name.replace("query", role) for role in ("query", "key", "value")]
-        missing = [role for role in roles if role not in state]
-        if missing:
-            raise CheckpointError(f"the checkpoint has no weights for {', '.join(missing)}")
-        parts = [state.pop(role) for role in roles]
-        state[name.replace("query", "qkv")] = torch.cat(parts)
-
-
-def _count(state: Mapping[str, torch.Tensor], pattern: str) -> int:
-    return len({match.group(1) for name in state if (match := re.match(pattern, name))})
-
-
-def _config_fields(state: Mapping[str, torch.Tensor], year: int) -> dict[str, Any]:
-    width, patch_values = state["encoder.patch_projection.weight"].shape
-    patch_size = math.isqrt(patch_values // 3)
-    grid = math.isqrt(state["encoder.position_table"].shape[0] - 1)
-    squeeze = state.get("diffnet.groups.0.blocks.0.attention.squeeze.weight")
-    return {
-        "width": width,
-        "patch_size": patch_size,
-        "image_size": grid * patch_size,
-        "num_blocks": _count(state, r"encoder\.blocks\.(\d+)\."),
-        "mlp_ratio": _ratio(state["encoder.blocks.0.mlp.fc1.weight"].shape[0], width),
-        "num_registers": state["encoder.registers"].shape[1] if "encoder.registers" in state else 0,
-        "num_scales": len(state["encoder.scale_table"]) if "encoder.scale_table" in state else 1,
-        "layer_scale": "encoder.blocks.0.ls1.gamma" in state,
-        "difference_scale": "difference_scale" in state,
-        "difference_gate": "difference_gate.linear.weight" in state,
-        "num_groups": _count(state, r"diffnet\.groups\.(\d+)\."),
-        "blocks_per_group": _count(state, r"diffnet\.groups\.0\.blocks\.(\d+)\.") or 1,
-        "reduction": width // squeeze.shape[0] if squeeze is not None else 16,
-        "variant": year,
-    }
-
-
-def _ratio(hidden: int, width: int) -> float:
-    """hidden / width, or the next number above it where timm, which cuts off decimals, would come out one too low."""
-    ratio = hidden / width
-    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
-
-
-def _as_tensor(value: Any) -> torch.Tensor:
-    return value.detach() if torch.is_tensor(value) else torch.as_tensor(np.asarray(value))
-
-
-def _first_line(error: Exception) -> str:
-    return re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().split("\n")[0][:300]
+def read_seen(folder: Path) -> tuple[dict[str, Any], ...] | None:
+    """What a model has seen, as `save_pretrained` wrote it; None if there is no such file, or a damaged one."""
+    try:
+        seen = json.loads((folder / SEEN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    entries = {"database", "contents", "pictures"}
+    whole = isinstance(seen, list) and all(isinstance(entry, dict) and entries <= set(entry) for entry in seen)
+    return tuple(seen) if whole else None

@@ -6,22 +6,18 @@ import hashlib
 import logging
 import os
 import threading
-import weakref
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from vtamiq.model.checkpoints import CheckpointError
-from vtamiq.model.network import SHIPPED, VTAMIQ
+from vtamiq.model.checkpoints import SHIPPED, CheckpointError
+from vtamiq.model.network import VTAMIQ
 
 __all__ = [
     "DEFAULT",
     "DEFAULT_LABELS",
     "check_model",
     "choose_device",
-    "evaluation",
     "fingerprint",
     "half_precision",
     "load_default",
@@ -35,8 +31,7 @@ DEFAULT_LABELS = f"{DEFAULT}, trained on synthetic labels"  # to be said beside 
 NOT_FINITE = "the score is not finite: are the weights damaged, or is half precision too coarse for them?"
 HALF = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-_lock, _loading = threading.Lock(), threading.Lock()
-_users: "weakref.WeakKeyDictionary[nn.Module, tuple[int, list[nn.Module]]]" = weakref.WeakKeyDictionary()
+_loading = threading.Lock()
 
 
 def check_model(model: VTAMIQ | None) -> VTAMIQ:
@@ -82,28 +77,6 @@ def load_default() -> VTAMIQ:
 def _shared_default(folder: Path) -> VTAMIQ:
     """By its folder, so that a test may put another in its place."""
     return load_default()
-
-
-@contextlib.contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode within the block. Blocks of several threads may overlap: the last to leave restores the modes."""
-    with _lock:
-        count, training = _users.get(model, (0, []))
-        if count == 0:
-            training = [part for part in model.modules() if part.training]
-            for part in training:
-                part.training = False
-        _users[model] = (count + 1, training)
-    try:
-        yield
-    finally:
-        with _lock:
-            count, training = _users.pop(model)
-            if count > 1:
-                _users[model] = (count - 1, training)
-            else:
-                for part in training:
-                    part.training = True
 
 
 def half_precision(device: torch.device, precision: str) -> contextlib.AbstractContextManager:

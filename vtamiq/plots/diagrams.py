@@ -18,7 +18,8 @@ from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangl
 from matplotlib.path import Path as Line
 from torch import nn
 
-from vtamiq.model.network import VTAMIQ, Adapter, VTAMIQConfig
+from vtamiq.model.config import VTAMIQConfig
+from vtamiq.model.network import VTAMIQ, Adapter
 from vtamiq.plots.style import PAGE, check_images, new_figure, styled, text_width, tile
 
 __all__ = ["vit_diagram", "vtamiq_diagram"]

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from vtamiq.caps import CAPS, caps_for
 from vtamiq.databases.patches import PairPatches, patch_loader
 from vtamiq.databases.schema import Database
-from vtamiq.model.inference import evaluation
+from vtamiq.model.modes import evaluation
 from vtamiq.model.network import VTAMIQ
 from vtamiq.utils.files import replacing
 

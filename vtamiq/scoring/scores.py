@@ -19,7 +19,8 @@ import torch
 from vtamiq.caps import CAPS, PatchSample, caps_for, extract_patches, pool
 from vtamiq.images.reading import ImageError, ImageSource, check_same_size, describe, read_image, read_images
 from vtamiq.model.checkpoints import CheckpointError
-from vtamiq.model.inference import NOT_FINITE, check_model, evaluation, half_precision
+from vtamiq.model.inference import NOT_FINITE, check_model, half_precision
+from vtamiq.model.modes import evaluation
 from vtamiq.model.network import VTAMIQ
 
 __all__ = ["ReferenceEmbedding", "forward", "score"]

@@ -27,7 +27,8 @@ from tqdm.auto import tqdm
 
 from vtamiq.caps import CAPS, PatchSample, caps_for
 from vtamiq.images.reading import ImageError, check_same_size, read_image
-from vtamiq.model.inference import NOT_FINITE, check_model, evaluation, fingerprint, half_precision
+from vtamiq.model.inference import NOT_FINITE, check_model, fingerprint, half_precision
+from vtamiq.model.modes import evaluation
 from vtamiq.model.network import VTAMIQ
 from vtamiq.scoring.scores import forward, mean_and_error, sample_pair
 from vtamiq.utils.files import is_utf8, list_images

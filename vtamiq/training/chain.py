@@ -37,8 +37,9 @@ from vtamiq.databases.splits import fold_split, original_split, shared_pictures,
 from vtamiq.databases.synthesis import demo_database
 from vtamiq.evaluation.tables import evaluate
 from vtamiq.model.checkpoints import CheckpointError
+from vtamiq.model.config import VTAMIQConfig
 from vtamiq.model.initialise import start_from_scratch
-from vtamiq.model.network import VTAMIQ, VTAMIQConfig
+from vtamiq.model.network import VTAMIQ
 from vtamiq.training.run import START, Devices, Run, check_stage, train
 from vtamiq.training.stage import Stage
 from vtamiq.utils.configs import build, changed, conform, did_you_mean, plain, read_yaml, require

@@ -45,7 +45,8 @@ from vtamiq.databases.patches import ImagePatches, PairPatches, PreferencePatche
 from vtamiq.databases.schema import Database, LabelScale
 from vtamiq.databases.seen import pictures_of
 from vtamiq.model.accelerate import decompile_blocks, restore
-from vtamiq.model.network import VTAMIQ, VTAMIQConfig
+from vtamiq.model.config import VTAMIQConfig
+from vtamiq.model.network import VTAMIQ
 from vtamiq.scoring.predictions import predict
 from vtamiq.training.callbacks import (
     AtomicCheckpointIO,

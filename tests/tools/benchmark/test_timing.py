@@ -22,7 +22,8 @@ from tools.benchmark.timing import (
     wall_clock,
     without_gradient,
 )
-from vtamiq.model.network import VTAMIQ, VTAMIQConfig
+from vtamiq.model.config import VTAMIQConfig
+from vtamiq.model.network import VTAMIQ
 
 
 def test_calls_take_turns_after_one_to_warm_up():

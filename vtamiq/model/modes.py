@@ -1,0 +1,35 @@
+"""Evaluation mode that threads can share."""
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Iterator
+
+from torch import nn
+
+__all__ = ["evaluation"]
+
+_lock = threading.Lock()
+_users: "weakref.WeakKeyDictionary[nn.Module, tuple[int, list[nn.Module]]]" = weakref.WeakKeyDictionary()
+
+
+@contextlib.contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode within the block. Blocks of several threads may overlap: the last to leave restores the modes."""
+    with _lock:
+        count, training = _users.get(model, (0, []))
+        if count == 0:
+            training = [part for part in model.modules() if part.training]
+            for part in training:
+                part.training = False
+        _users[model] = (count + 1, training)
+    try:
+        yield
+    finally:
+        with _lock:
+            count, training = _users.pop(model)
+            if count > 1:
+                _users[model] = (count - 1, training)
+            else:
+                for part in training:
+                    part.training = True
