@@ -37,12 +37,6 @@ DIAGRAMS = {"vtamiq_diagram": vtamiq_diagram, "vit_diagram": vit_diagram}
 
 
 @pytest.fixture(scope="module")
-def images():
-    rng = np.random.default_rng(0)
-    return rng.integers(0, 256, (2, 96, 128, 3), dtype=np.uint8)
-
-
-@pytest.fixture(scope="module")
 def models():
     return {name: VTAMIQ(config) for name, config in CONFIGS.items()}
 
@@ -188,13 +182,3 @@ class TestDiagramContent:
     def test_optional_parts_of_the_encoder(self, text, present, absent, diagrams):
         assert text in joined(diagrams["vit_diagram", present])
         assert text not in joined(diagrams["vit_diagram", absent])
-
-    def test_given_images_are_shown(self, images, models):
-        figure = vtamiq_diagram(models["tiny"], images)
-        pictures = [np.asarray(picture.get_array()) for picture in figure.axes[0].get_images()]
-        assert any(np.array_equal(picture, images[0]) for picture in pictures)
-        assert any(np.array_equal(picture, images[1]) for picture in pictures)
-
-    def test_one_image_is_too_few(self, images, models):
-        with pytest.raises(ValueError, match="2 images"):
-            vtamiq_diagram(models["tiny"], images[:1])

@@ -29,8 +29,6 @@ from vtamiq.plots.style import (
     styled,
 )
 
-__all__ = ["channel_gates", "map_grid", "pair_maps"]
-
 UNSEEN = "#C9C9C9"
 UNSIGNED, DIVERGING = "magma", "PuOr_r"  # both stay apart for colour-blind readers
 LIMIT = 99.0  # percentile of the values that gets the last colour; the few above share it

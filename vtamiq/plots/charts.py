@@ -27,38 +27,13 @@ from vtamiq.plots.style import (
     use_powers_of_two,
 )
 
-__all__ = [
-    "ablation_curve",
-    "agreement_matrix",
-    "bars",
-    "draws_spread",
-    "heatmap",
-    "label_histograms",
-    "learning_curves",
-    "prediction_scatter",
-    "repeated_runs",
-    "variants",
-]
-
 NAMES = {
-    "srocc": "SROCC",
-    "krocc": "KROCC",
-    "plcc": "PLCC",
-    "plcc_fitted": "PLCC fitted",
-    "rmse_fitted": "RMSE fitted",
-    "n": "n",
-    "mae": "MAE",
-    "pearson": "Pearson",
-    "train": "training",
-    "val": "validation",
-    "seconds": "seconds per pair",
-    "num_patches": "patches per image",
-}
+    "srocc": "SROCC", "krocc": "KROCC", "plcc": "PLCC", "plcc_fitted": "PLCC fitted", "rmse_fitted": "RMSE fitted",
+    "n": "n", "mae": "MAE", "pearson": "Pearson", "train": "training", "val": "validation",
+    "seconds": "seconds per pair", "num_patches": "patches per image",
+}  # fmt: skip
 STATISTICS = ("srocc", "krocc", "plcc", "plcc_fitted", "rmse_fitted", "n")
 MAX_MARKED = 25  # epochs; curves of more are lines without markers
-
-
-# ---------------------------------------------------------------------------------------------------- scores and training
 
 
 @styled
@@ -126,9 +101,9 @@ def _statistics_lines(statistics: Mapping[str, float]) -> list[str]:
     known = {NAMES[key]: statistics[key] for key in STATISTICS if key in statistics}
     if not known:
         raise ValueError(f"statistics has none of {', '.join(STATISTICS)}; it has {', '.join(statistics)}")
-    values = {label: f"{int(value):,}" if label == "n" else f"{value:.3f}" for label, value in known.items()}
-    wide, long = max(map(len, values)), max(map(len, values.values()))
-    return [f"{label:<{wide}} {value:>{long}}" for label, value in values.items()]
+    texts = {name: f"{int(value):,}" if name == "n" else f"{value:.3f}" for name, value in known.items()}
+    wide, long = max(map(len, texts)), max(map(len, texts.values()))
+    return [f"{name:<{wide}} {text:>{long}}" for name, text in texts.items()]
 
 
 @styled
@@ -195,9 +170,6 @@ def _draw_line(
     if interval:
         ax.fill_between(rows[x], rows[interval[0]], rows[interval[1]], color=look["color"], alpha=0.2, linewidth=0)
     ax.plot(rows[x], rows[y], label=label, **look)
-
-
-# --------------------------------------------------------------------------------------------------- tables of correlations
 
 
 @styled
@@ -277,8 +249,7 @@ def heatmap(
     figure = new_figure(min(width, PAGE), 0.9 + 0.24 * rows + TITLE * len((title or "").splitlines()))
     ax = figure.subplots()
     low, high = limits or (None, None)
-    bar = {"label": label}
-    _draw_cells(ax, matrix, texts, 7, vmin=low, vmax=high, linewidths=0.5, cbar_kws=bar)
+    _draw_cells(ax, matrix, texts, 7, vmin=low, vmax=high, linewidths=0.5, cbar_kws={"label": label})
     ax.tick_params(axis="x", rotation=30 if columns > 3 else 0)
     ax.set(ylabel=labels[0], xlabel=labels[1], title=title)
     return figure
@@ -338,8 +309,8 @@ def label_histograms(counts: pd.DataFrame, *, title: str | None = None) -> Figur
         edges = [*part["low"], part["high"].iloc[-1]]
         ax.stairs(part["after"], edges, fill=True, color=cycle_colours(1)[0], alpha=0.6, label="rank")
         if part["before"].notna().all():
-            before = "distortion as measured, share of its largest"
-            ax.stairs(part["before"], edges, color="#555555", linewidth=1.0, label=before)
+            label = "distortion as measured, share of its largest"
+            ax.stairs(part["before"], edges, color="#555555", linewidth=1.0, label=label)
         ax.set(title=name, yticks=[], xlim=(edges[0], edges[-1]))
         ax.set_ylim(bottom=0)
         ax.tick_params(labelbottom=place + columns >= len(parts))  # where no panel follows below
@@ -347,9 +318,6 @@ def label_histograms(counts: pd.DataFrame, *, title: str | None = None) -> Figur
         ax.set_axis_off()
     legend_below(figure)
     return figure
-
-
-# --------------------------------------------------------------------------------------------------- results over settings
 
 
 @styled
@@ -471,8 +439,8 @@ def repeated_runs(
     Args:
         table: a row per run, group and series; runs where the metric is NaN are left out.
         value: column with the metric.
-        group: column that shares out the horizontal axis, such as the database.
-        series: column that tells boxes of one group apart, such as the method.
+        group: column that shares out the horizontal axis.
+        series: column that tells boxes of one group apart.
         joined: column that tells runs apart: a line joins what one run has in neighbouring boxes of a group.
 
     Raises:
@@ -480,7 +448,8 @@ def repeated_runs(
     """
     check_columns(table, [value, group, series, *([joined] if joined else [])])
     groups, kinds = list(table[group].unique()), list(table[series].unique())
-    figure = new_figure(PAGE if len(groups) * len(kinds) > 8 else COLUMN, 2.4 + _legend_height(len(kinds)), title)
+    wide = PAGE if len(groups) * len(kinds) > 8 else COLUMN
+    figure = new_figure(wide, 2.4 + _legend_height(len(kinds)), title)
     ax = figure.subplots()
     width, points = 0.7 / len(kinds), []
     for place, (kind, look) in enumerate(zip(kinds, series_looks(len(kinds)), strict=True)):

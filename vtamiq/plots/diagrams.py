@@ -1,8 +1,4 @@
-"""The two diagrams of the network, drawn from a model as it is: another configuration gives another picture.
-
-`vtamiq_diagram` shows the whole, `vit_diagram` the patch encoder. Both return a figure like those of
-`vtamiq.plots.charts`, in
-the same style, for `save_figure`.
+"""Two diagrams of the network, drawn from a model as it is: `vtamiq_diagram` shows the whole, `vit_diagram` its encoder.
 
 The first part has what both are drawn with: boxes that fit their text, on a sheet measured in inches.
 """
@@ -20,16 +16,14 @@ from torch import nn
 
 from vtamiq.model.config import VTAMIQConfig
 from vtamiq.model.network import VTAMIQ, Adapter
-from vtamiq.plots.style import PAGE, check_images, new_figure, styled, text_width, tile
-
-__all__ = ["vit_diagram", "vtamiq_diagram"]
+from vtamiq.plots.style import PAGE, new_figure, styled, text_width, tile
 
 TITLE_SIZE, DETAIL_SIZE, LINE = 7.5, 7.0, 1.25  # points, points, line height in font sizes
 INK = "#333333"
 COPY = 0.03  # inches, how far a copy peeps out
 GAP = 0.12  # inches, the shortest arrow
 OPERATOR = 0.17  # inches, the diameter of + and ×
-PICTURE = 0.74, 0.6  # inches, room for an image: width, height
+PICTURE = 0.74  # inches, the width of an image
 KINDS = {  # fill and edge, one meaning per colour throughout both diagrams
     "plain": ("#F2F2F2", "#777777"),
     "patch": ("#D5EDE5", "#009E73"),
@@ -52,7 +46,7 @@ def _look(kind: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Part:
-    """What a box says: a title, lines of detail below it, and its kind; one box stands for `copies` in a row."""
+    """What a box says: a title and lines of detail below it; one box stands for `copies` in a row."""
 
     title: str
     detail: str = ""
@@ -62,8 +56,8 @@ class _Part:
     @property
     def lines(self) -> list[tuple[str, float]]:
         """Lines of text with their size in points."""
-        details = [(line, DETAIL_SIZE) for line in self.detail.split("\n") if line]
-        return [(line, TITLE_SIZE) for line in self.title.split("\n") if line] + details
+        details = [(line, DETAIL_SIZE) for line in self.detail.splitlines()]
+        return [(line, TITLE_SIZE) for line in self.title.splitlines()] + details
 
     @property
     def width(self) -> float:
@@ -210,7 +204,7 @@ def _between(a: _Box, b: _Box) -> float:
 
 
 def _sketch() -> np.ndarray:
-    """A landscape and its coarse version, (2, 96, 128, 3) uint8: stands for the image pair if none is given."""
+    """A landscape and its coarse version, (2, 96, 128, 3) uint8: stands for the image pair."""
     y, x = np.mgrid[0:96, 0:128] / 96.0
     picture = np.stack([0.45 + 0.4 * y, 0.65 + 0.25 * y, 0.95 - 0.1 * y], axis=-1)
     picture[np.hypot(y - 0.25, x - 1.0) < 0.11] = (1.0, 0.85, 0.35)
@@ -221,13 +215,12 @@ def _sketch() -> np.ndarray:
 
 
 def _cut_patches(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Nine patches as one picture of 3 × 3 tiles, their top left corners (9, 2) and their side in pixels."""
-    side = min(image.shape[:2]) // 7
+    """Nine patches of a sketch as one picture of 3 × 3 tiles, their top left corners (9, 2) and their side in pixels."""
+    side = image.shape[0] // 7
     thirds = np.stack(np.divmod(np.arange(9), 3), axis=1) + np.random.default_rng(3).uniform(0.1, 0.9, (9, 2))
     top_left = (thirds / 3 * (np.array(image.shape[:2]) - side)).astype(int)
-    rows, columns = top_left.T[..., None] + np.arange(side)  # (9, side) each
-    patches = image[rows[:, :, None], columns[:, None, :]]
-    return tile(patches.reshape(3, 3, side, side, 3), max(2, side // 3)), top_left, side
+    patches = np.stack([image[y : y + side, x : x + side] for y, x in top_left])
+    return tile(patches.reshape(3, 3, side, side, 3), side // 3), top_left, side
 
 
 def _count(number: int, what: str) -> str:
@@ -235,7 +228,6 @@ def _count(number: int, what: str) -> str:
 
 
 def _length(tokens: nn.Parameter | None) -> int:
-    """Of an optional row of learned tokens (1, n, D)."""
     return 0 if tokens is None else tokens.shape[1]
 
 
@@ -243,25 +235,19 @@ def _length(tokens: nn.Parameter | None) -> int:
 
 
 @styled
-def vtamiq_diagram(model: VTAMIQ, images: Sequence[np.ndarray] | None = None) -> Figure:
-    """The whole network as it is: image pair → patches → shared encoder → difference → DiffNet → quality head → q.
+def vtamiq_diagram(model: VTAMIQ) -> Figure:
+    """Draw the whole network as it is: image pair → patches → shared encoder → difference → DiffNet → quality head → q.
 
     Every number is read from the model, and optional parts are there if the model has them.
-
-    Args:
-        images: reference and distorted for the two pictures, of one size; default a sketch.
     """
-    images = check_images(_sketch() if images is None else images, least=2)[:2]
-    panels = _diffnet_panels(model)
-    parts = _main_parts(model)
-    widths = {"images": PICTURE[0]} | {name: part.width for name, part in parts.items()}
+    panels, parts = _diffnet_panels(model), _main_parts(model)
+    widths = {"images": PICTURE} | {name: part.width for name, part in parts.items()}
     panel_widths = [_chain_width([part.span for part in chain]) for chain in panels.values()]
     width = max(PAGE, _chain_width(list(widths.values())), sum(panel_widths) + 0.1 * (len(panels) + 1))
     base = 1.42 if panels else 0.0
     sheet = _Sheet(width, base + 1.86)
     x = dict(zip(widths, _spread(list(widths.values()), 0, width), strict=True))
-
-    tokens = _draw_streams(sheet, images, parts, x, base + 0.93)
+    tokens = _draw_streams(sheet, parts, x, base + 0.93)
     line = _draw_decoder(sheet, model, parts, x, tokens)
     if panels:
         _draw_diffnet(sheet, panels, panel_widths, line["diffnet"])
@@ -298,18 +284,16 @@ def _main_parts(model: VTAMIQ) -> dict[str, _Part]:
     return parts | {"q": _Part("", "better")}
 
 
-def _draw_streams(
-    sheet: _Sheet, images: Sequence[np.ndarray], parts: Mapping[str, _Part], x: Mapping[str, float], middle: float
-) -> list[_Box]:
+def _draw_streams(sheet: _Sheet, parts: Mapping[str, _Part], x: Mapping[str, float], middle: float) -> list[_Box]:
     """From the two images to their class tokens, whose boxes are returned."""
     caps = sheet.box(x["caps"], middle, parts["caps"], height=1.5)
     encoder = sheet.box(x["encoder"], middle, parts["encoder"], height=1.5)
     sheet.text(x["patches"], middle, parts["patches"])
     tokens = []
-    for image, name, side in zip(images, ("reference", "distorted"), (1, -1), strict=True):
+    for image, name, side in zip(_sketch(), ("reference", "distorted"), (1, -1), strict=True):
         y = middle + side * 0.45
-        inches = min(PICTURE[0] / image.shape[1], PICTURE[1] / image.shape[0])  # per pixel
-        picture = _Box(x["images"], y, image.shape[1] * inches, image.shape[0] * inches)
+        inches = PICTURE / image.shape[1]  # per pixel
+        picture = _Box(x["images"], y, PICTURE, image.shape[0] * inches)
         sheet.picture(picture, image)
         sheet.text(picture.x, y + side * (picture.height / 2 + 0.09), name)
         tiles, top_left, pixels = _cut_patches(image)
@@ -335,8 +319,7 @@ def _draw_decoder(
 ) -> dict[str, _Box]:
     """From the two class tokens to q; returns the boxes of this part of the main line."""
     middle = (tokens[0].y + tokens[1].y) / 2
-    names = list(parts)
-    names = names[names.index("difference") : -1]
+    names = list(parts)[list(parts).index("difference") : -1]
     line = {name: sheet.box(x[name], middle, parts[name]) for name in names}
     difference = line["difference"]
     for token, end, sign, side in zip(tokens, (difference.top, difference.bottom), "+−", (1, -1), strict=True):
@@ -403,10 +386,13 @@ def vit_diagram(model: VTAMIQ) -> Figure:
     encoder = model.encoder
     block = encoder.blocks[0]
     if not all(hasattr(block, name) for name in ("norm1", "attn", "ls1", "norm2", "mlp", "ls2")):
-        raise ValueError(
-            f"blocks of `{model.config.backbone}` are {type(block).__name__}s; only plain ViT blocks are drawn"
-        )
-    attention, mlp = _branch(block, "attn"), _branch(block, "mlp")
+        kind = type(block).__name__
+        raise ValueError(f"blocks of `{model.config.backbone}` are {kind}s; only plain ViT blocks are drawn")
+    attention = _Part("self-attention", f"{_count(block.attn.num_heads, 'head')} × {block.attn.head_dim}", "attention")
+    sizes = f"{block.mlp.fc1.in_features} → {block.mlp.fc1.out_features} → {block.mlp.fc2.out_features}"
+    mlp = _Part("MLP", f"{sizes}\n{type(block.mlp.act).__name__}")
+    attention = _branch(block.norm1, attention, block.ls1, "γ₁")
+    mlp = _branch(block.norm2, mlp, block.ls2, "γ₂")
     final = _Part(_norm(encoder.norm), kind="plain")
     needed = _chain_width([part.width for part in (*attention, *mlp, final)]) + 0.9
     width = max(PAGE, needed, _embedding_width(encoder))
@@ -432,15 +418,8 @@ def vit_diagram(model: VTAMIQ) -> Figure:
     return sheet.figure
 
 
-def _branch(block: nn.Module, name: str) -> list[_Part]:
+def _branch(norm: nn.Module, main: _Part, after: nn.Module, gamma: str) -> list[_Part]:
     """One residual branch of a transformer block, from its norm to its sum, with the optional parts that it has."""
-    if name == "attn":
-        norm, after, gamma = block.norm1, block.ls1, "γ₁"
-        main = _Part("self-attention", f"{_count(block.attn.num_heads, 'head')} × {block.attn.head_dim}", "attention")
-    else:
-        norm, after, gamma = block.norm2, block.ls2, "γ₂"
-        sizes = f"{block.mlp.fc1.in_features} → {block.mlp.fc1.out_features} → {block.mlp.fc2.out_features}"
-        main = _Part("MLP", f"{sizes}\n{type(block.mlp.act).__name__}")
     adapters = [m for m in after.modules() if isinstance(m, Adapter)]
     scales = [m for m in after.modules() if hasattr(m, "gamma")]
     return [
@@ -453,9 +432,8 @@ def _branch(block: nn.Module, name: str) -> list[_Part]:
 
 
 def _norm(module: nn.Module) -> str:
-    return {"LayerNorm": "LN", "RmsNorm": "RMS", "Identity": "no norm"}.get(
-        type(module).__name__, type(module).__name__
-    )
+    name = type(module).__name__
+    return {"LayerNorm": "LN", "RmsNorm": "RMS", "Identity": "no norm"}.get(name, name)
 
 
 def _training_note(config: VTAMIQConfig) -> str:
@@ -469,9 +447,8 @@ def _tables(encoder: nn.Module) -> dict[str, _Part]:
     """What is looked up for a patch, by which key."""
     rows, D = encoder.position_table.shape
     first = "row 0: class token" if encoder.class_token_position else "row 0: first cell"
-    tables = {
-        "(u, v)": _Part("position table", f"{rows} × {D}\n{encoder.grid} × {encoder.grid} cells\n{first}", "learned")
-    }
+    detail = f"{rows} × {D}\n{encoder.grid} × {encoder.grid} cells\n{first}"
+    tables = {"(u, v)": _Part("position table", detail, "learned")}
     if encoder.scale_table is not None:
         tables["s"] = _Part("scale table", f"{len(encoder.scale_table)} × {D}", "learned")
     return tables
@@ -531,13 +508,8 @@ def _draw_grid(sheet: _Sheet, box: _Box, grid: int) -> None:
     sheet.ax.add_patch(Rectangle((left, bottom), box.width, box.height, color="white", zorder=2))
     row, column = (grid // 2 + 0.5) * cell, (grid * 2 // 3 + 0.5) * cell
     sheet.ax.add_patch(Rectangle((left + column - cell / 2, bottom + row - cell / 2), cell, cell, **kind))
-    sheet.ax.plot(
-        [left, left + column, left + column],
-        [bottom + row, bottom + row, box.top[1]],
-        color=kind["facecolor"],
-        linewidth=0.9,
-        zorder=4,
-    )
+    x, y = [left, left + column, left + column], [bottom + row, bottom + row, box.top[1]]
+    sheet.ax.plot(x, y, color=kind["facecolor"], linewidth=0.9, zorder=4)
     lines = np.arange(grid + 1) * cell
     look = {"color": KINDS["learned"][1], "linewidth": 0.25, "zorder": 3}
     sheet.ax.hlines(bottom + lines, left, left + box.width, **look)

@@ -32,26 +32,9 @@ from vtamiq.plots.style import (
     usual_columns,
 )
 
-__all__ = [
-    "contact_sheet",
-    "pair_scores",
-    "patch_canvas",
-    "patch_coverage",
-    "patch_density",
-    "patch_sampling",
-    "patch_sampling_multiscale",
-    "sampling_components",
-    "seen_patches",
-    "uv_indexing",
-]
-
 MAX_OUTLINES = 500  # more patches than this are told apart without outlines
 MAX_NUMBERS = 25  # and more than this without numbers
-OUTLINE = "#404040"
 SHEET_PIXELS = 300_000  # of all pictures on a contact sheet; more would exceed the size limit at the usual resolution
-
-
-# --------------------------------------------------------------------------------------------------------- sampled patches
 
 
 def patch_canvas(image: np.ndarray, sample: PatchSample, *, index: int = 0, scale: int | None = None) -> np.ndarray:
@@ -100,27 +83,22 @@ def patches_of_image(sample: PatchSample, index: int) -> tuple[np.ndarray, np.nd
     return sample.patches[index].permute(0, 2, 3, 1).numpy(), position.numpy(), scale.numpy()
 
 
-def see_through_patches(
-    image: np.ndarray, sample: PatchSample, *, index: int = 0, scale: int | None = None
-) -> np.ndarray:
+def see_through_patches(image: np.ndarray, sample: PatchSample, **options: int) -> np.ndarray:
     """The patches over a pale ghost of the image, (H, W, 3) uint8; arguments as for `patch_canvas`."""
-    canvas = patch_canvas(image, sample, index=index, scale=scale)
+    canvas = patch_canvas(image, sample, **options)
     ghost = (232 + 0.07 * (image @ np.array([0.299, 0.587, 0.114]))).astype(np.uint8)[..., None]
     return np.where(canvas[..., 3:] > 0, canvas[..., :3], ghost)
 
 
-def _outline(ax: Axes, sample: PatchSample, index: int, scale: int, colour: str, width: float = 0.4) -> None:
+def _outline(
+    ax: Axes, sample: PatchSample, scale: int, *, index: int = 0, colour: str = "#404040", width: float = 0.4
+) -> None:
     """Frame the patches of one scale at their footprint on the full image, if they are few."""
     _, position, scales = patches_of_image(sample, index)
     chosen = position[scales == scale] * 2**scale
     if 0 < len(chosen) <= MAX_OUTLINES:
         side = sample.patches.shape[-1] * 2**scale
         ax.add_collection(_squares(chosen, side, edgecolor=colour, facecolor="none", linewidth=width))
-
-
-def _outline_all(ax: Axes, sample: PatchSample, index: int = 0) -> None:
-    for scale in sample.scale.unique().tolist():
-        _outline(ax, sample, index, scale, OUTLINE)
 
 
 def _squares(top_left: np.ndarray, side: float | np.ndarray, **look: Any) -> PolyCollection:
@@ -179,7 +157,8 @@ def patch_sampling(image: np.ndarray, samples: Mapping[str, PatchSample], *, col
     figure, axes = picture_panels(len(samples), columns or usual_columns(len(samples)), _aspect(image))
     for ax, (title, sample) in zip(axes, samples.items(), strict=False):
         ax.imshow(see_through_patches(image, sample))
-        _outline_all(ax, sample)
+        for scale in sample.scale.unique().tolist():
+            _outline(ax, sample, scale)
         ax.set_title(title)
     return figure
 
@@ -205,21 +184,16 @@ def patch_sampling_multiscale(image: np.ndarray, sample: PatchSample) -> Figure:
     scales, counts = (part.tolist() for part in sample.scale.unique(return_counts=True))
     side = sample.patches.shape[-1]
     figure, axes = picture_panels(len(scales) + 1, usual_columns(len(scales) + 1), _aspect(image))
-    both = axes[len(scales)]
+    both, colours = axes[len(scales)], cycle_colours(len(scales))
     both.imshow(see_through_patches(image, sample))
     both.set_title(f"all scales: {sum(counts):,} patches")
-    for rank, (ax, scale, count, colour) in enumerate(
-        zip(axes, scales, counts, cycle_colours(len(scales)), strict=False)
-    ):
+    for rank, (ax, scale, count, colour) in enumerate(zip(axes, scales, counts, colours, strict=False)):
         ax.imshow(see_through_patches(image, sample, scale=scale))
         ax.set_title(f"scale {scale}: {count:,} patches of {side * 2**scale} px", color=colour)
-        _outline(ax, sample, 0, scale, colour)
+        _outline(ax, sample, scale, colour=colour)
         if rank:
-            _outline(both, sample, 0, scale, colour, width=0.4 * (rank + 1))
+            _outline(both, sample, scale, colour=colour, width=0.4 * (rank + 1))
     return figure
-
-
-# ----------------------------------------------------------------------------------------------- the table of positions
 
 
 @styled
@@ -310,9 +284,6 @@ def _number_points(ax: Axes, points: np.ndarray, offsets: np.ndarray, colours: S
         ax.annotate(str(n), (x + side * offset, y), **shift, **look)
 
 
-# ------------------------------------------------------------------------------------------------------- images and scores
-
-
 @styled
 def pair_scores(
     images: Sequence[np.ndarray],
@@ -357,7 +328,8 @@ def seen_patches(
     seen = [see_through_patches(image, sample, index=k) for k, image in enumerate(images)]
     figure = _scored(seen, scores, titles, None, usual_columns(len(images)))
     for k, ax in enumerate(figure.axes[: len(images)]):
-        _outline_all(ax, sample, k)
+        for scale in sample.scale.unique().tolist():
+            _outline(ax, sample, scale, index=k)
     return figure
 
 
@@ -399,8 +371,7 @@ def contact_sheet(
 ) -> Figure:
     """Show a table of pictures, such as distortions × levels.
 
-    Pictures are averaged down to the pixels that a small file has room for. Distortions as fine as noise and jitter fade
-    with it; a small crop shows them whole.
+    Pictures are averaged down to the pixels that a small file has room for; a small crop shows fine distortions whole.
 
     Args:
         cells: rows of images (H, W, 3) uint8 of one size.

@@ -33,8 +33,6 @@ from vtamiq.images.reading import check_uint8_rgb
 from vtamiq.utils.configs import did_you_mean
 from vtamiq.utils.files import replacing, write_table, write_text
 
-__all__ = ["save_figure"]
-
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
 
