@@ -243,17 +243,14 @@ class TestComponents:
 
     def test_refused(self):
         base, other = (result_rows(np.arange(8.0), variant=name, run=0) for name in ("base", "a"))
-        with pytest.raises(ValueError, match="no variant 'bse'"):
-            component_table(base, "bse")
-        with pytest.raises(ValueError, match="run 1 of 'a' has no run of 'base'"):
-            component_table(pd.concat([base, other.assign(run=1)]))
-        with pytest.raises(ValueError, match="not tested once on each of the pairs"):
-            component_table(pd.concat([base, other.iloc[:5]]))
+        for rows in (other.assign(run=1), other.iloc[:5]):
+            with pytest.raises(ValueError, match=r"run . of 'a' was not tested once on each of the pairs of 'base'"):
+                component_table(pd.concat([base, rows]), bootstrap=10)
 
     @given(st.lists(st.floats(0, 1) | st.just(np.nan), max_size=8))
     def test_holm(self, values):
         """Against its definition: the least of all bounds at which the step-down procedure still rejects."""
-        p = np.array(values)
+        p = pd.Series(values, dtype=float)
         known = sorted(value for value in values if value == value)
         for value, corrected in zip(values, ablation._holm(p), strict=True):
             if value != value:

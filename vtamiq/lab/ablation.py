@@ -1,22 +1,19 @@
 """What each part of the method is worth: the number of patches in the test, and parts of network and sampling left out.
 
-Fewer patches need no training: `score_counts` scores the same pairs again and again, `count_table` says what came of it,
-`count_seconds` what it took on this machine. A part that is left out does: `choose_variants` names such settings for
-`compare`, `run_predictions` collects what their runs predicted, and `component_table` compares all with one.
+Fewer patches need no training: `score_counts` scores the same pairs again and again, `count_table` and `count_seconds`
+say what came of it and what it took here. A part left out needs one: `choose_variants` names settings for `compare`,
+`run_predictions` collects what their runs predicted, and `component_table` compares all with one.
 """
 
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import t as student_t
 from scipy.stats import ttest_1samp
 
 from vtamiq.caps import CAPS
@@ -34,65 +31,48 @@ from vtamiq.utils.configs import changed, did_you_mean, parse_setting
 from vtamiq.utils.processes import one_thread_per_process
 
 __all__ = [
-    "BASE",
-    "PRESET_VARIANTS",
-    "SAMPLINGS",
-    "VARIANTS",
-    "choose_variants",
-    "component_table",
-    "count_seconds",
-    "count_table",
-    "run_predictions",
-    "score_counts",
-    "variant_costs",
-]
+    "BASE", "PRESET_VARIANTS", "SAMPLINGS", "VARIANTS", "choose_variants", "component_table", "count_seconds",
+    "count_table", "run_predictions", "score_counts", "variant_costs",
+]  # fmt: skip
 
 BASE = "base"
 _STAGE, _CAPS = "steps.-1.stage.", "steps.-1.stage.caps."
-_SHORT = {"stage.": _STAGE, "caps.": _CAPS}
-_PAIR = ["ref_path", "dist_path"]
-_NO_INTERVAL = {"difference_low": np.nan, "difference_high": np.nan, "p": np.nan}
+_COUNT, _PAIR = ["sampling", "num_patches"], ["ref_path", "dist_path"]
 
 # Ways to draw patches in the test, as changes to those of the training.
-SAMPLINGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "as trained": {},
-        "uniform": {"difference": 0.0, "centre": 0.0, "uniform": 1.0},
-        "not stratified": {"stratified": False},
-    }
-)
+SAMPLINGS: dict[str, dict[str, Any]] = {
+    "as trained": {},
+    "uniform": {"difference": 0.0, "centre": 0.0, "uniform": 1.0},
+    "not stratified": {"stratified": False},
+}
 
-# Name → what is another value there, for `changed`.
-VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        BASE: {},
-        "other seed": {"seed": 1000, _STAGE + "seed": 1000},  # the same split; how much is chance
-        "no DiffNet": {"model.num_groups": 0},
-        "no difference map": {_CAPS + "difference": 0.0},
-        "no centre map": {_CAPS + "centre": 0.0},
-        "uniform": {_CAPS + "difference": 0.0, _CAPS + "centre": 0.0},
-        "not stratified": {_CAPS + "stratified": False},
-        "not aligned": {_CAPS + "aligned": False},
-        "two scales": {"model.num_scales": 2},
-        "no registers": {"model.num_registers": 0},
-        "no layer scale": {"model.layer_scale": False},
-        "difference gate": {"model.difference_gate": True},
-        "1 block": {"model.num_blocks": 1},
-        "2 blocks": {"model.num_blocks": 2},
-        "3 blocks": {"model.num_blocks": 3},
-        "12 blocks": {"model.num_blocks": 12},
-        "CLIP ViT/32": {"model.backbone": "vit_base_patch32_clip_224"},
-    }
-)
+# Name → settings that differ from the base, for `changed`.
+VARIANTS: dict[str, dict[str, Any]] = {
+    BASE: {},
+    "other seed": {"seed": 1000, _STAGE + "seed": 1000},  # the same split; how much is chance
+    "no DiffNet": {"model.num_groups": 0},
+    "no difference map": {_CAPS + "difference": 0.0},
+    "no centre map": {_CAPS + "centre": 0.0},
+    "uniform": {_CAPS + "difference": 0.0, _CAPS + "centre": 0.0},
+    "not stratified": {_CAPS + "stratified": False},
+    "not aligned": {_CAPS + "aligned": False},
+    "two scales": {"model.num_scales": 2},
+    "no registers": {"model.num_registers": 0},
+    "no layer scale": {"model.layer_scale": False},
+    "difference gate": {"model.difference_gate": True},
+    "1 block": {"model.num_blocks": 1},
+    "2 blocks": {"model.num_blocks": 2},
+    "3 blocks": {"model.num_blocks": 3},
+    "12 blocks": {"model.num_blocks": 12},
+    "CLIP ViT/32": {"model.backbone": "vit_base_patch32_clip_224"},
+}
 
 _PARTS = ("no DiffNet", "no difference map", "uniform", "not stratified", "no registers")
-PRESET_VARIANTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "smoke": ("other seed", "no DiffNet", "1 block", "3 blocks"),
-        "demo": ("other seed", *_PARTS, "1 block", "2 blocks", "CLIP ViT/32"),
-        "full": (*_PARTS, "no centre map", "not aligned", "1 block", "3 blocks", "12 blocks", "CLIP ViT/32"),
-    }
-)
+PRESET_VARIANTS: dict[str, tuple[str, ...]] = {
+    "smoke": ("other seed", "no DiffNet", "1 block", "3 blocks"),
+    "demo": ("other seed", *_PARTS, "1 block", "2 blocks", "CLIP ViT/32"),
+    "full": (*_PARTS, "no centre map", "not aligned", "1 block", "3 blocks", "12 blocks", "CLIP ViT/32"),
+}
 
 
 # ------------------------------------------------------------------------------------------------------ number of patches
@@ -112,12 +92,12 @@ def score_counts(
 ) -> pd.DataFrame:
     """Score every pair with every number of patches, drawn in several ways and several times.
 
+    On a CPU this works in one thread: batches are small, and the number of threads would show in the last digits.
+
     Args:
-        samplings: name → how patches are drawn; their `num_patches` is replaced by each of the `counts`.
+        samplings: name → patch sampling; its `num_patches` is replaced by each of the `counts`.
         draws: scores of each pair, which are not averaged: draw d is that of the seed `seed` + d.
-        workers: processes that load patches, beside this one, which works in one thread where there is no GPU: more of
-        them
-            wait for each other, since the batches are small, and would show in the last digits.
+        workers: processes that load patches, beside this one.
 
     Returns:
         Columns of `predict`, `sampling` and `draw`; a row for each pair, sampling, number and draw.
@@ -130,22 +110,20 @@ def score_counts(
     if draws < 2:
         raise ValueError(f"the spread between draws needs at least 2 of them, got {draws}")
     options = {"batch_size": batch_size, "workers": workers, "progress": progress}
+    tables = []
     with one_thread_per_process():
-        tables = [
-            predict(
-                model, database, replace(caps, num_patches=count), seed=seed + draw, sampling=name, draw=draw, **options
-            )
-            for name, caps in samplings.items()
-            for count in counts
-            for draw in range(draws)
-        ]
+        for name, caps in samplings.items():
+            for count in counts:
+                for draw in range(draws):
+                    drawn = {"seed": seed + draw, "sampling": name, "draw": draw}
+                    tables.append(predict(model, database, replace(caps, num_patches=count), **drawn, **options))
     return pd.concat(tables, ignore_index=True)
 
 
 def count_table(
     predictions: pd.DataFrame, model: VTAMIQ, *, bootstrap: int = 1000, resample: str = "pairs", seed: int = 0
 ) -> pd.DataFrame:
-    """What the scores of `score_counts` are worth, by way of drawing and number of patches.
+    """Evaluate the scores of `score_counts` by sampling and number of patches.
 
     Returns:
         A row per `sampling` and `num_patches`: `database`, `score_name`, `synthetic`, `n` pairs, `draws`; `srocc` of a
@@ -156,30 +134,29 @@ def count_table(
     Raises:
         ValueError: as `evaluate`.
     """
-    settings = ["sampling", "num_patches"]
-    each = evaluate(predictions, [*settings, "draw"], bootstrap=bootstrap, resample=resample, seed=seed)
-    costs = {count: cost_table(model, int(count))["gflops"].iloc[-1] for count in predictions["num_patches"].unique()}
-    rows = []
-    for key, group in predictions.groupby(settings, sort=False):
-        one = each[(each["sampling"] == key[0]) & (each["num_patches"] == key[1])]
-        scores = group.pivot(index=_PAIR, columns="draw", values="q")
-        between = np.sqrt(scores.var(axis=1, ddof=1).mean())
-        first = group.iloc[0]
-        rows.append(
-            dict(zip(settings, key, strict=True))
-            | {name: first[name] for name in ("database", "score_name")}
-            | {"synthetic": bool(group["synthetic"].any()), "n": len(scores), "draws": len(one)}
-            | {name: one[name].mean() for name in ("srocc", "srocc_low", "srocc_high")}
-            | {"srocc_std": one["srocc"].std(ddof=1), "spread": between / scores.mean(axis=1).std(ddof=1)}
-            | {"gflops": costs[key[1]]}
-        )
-    return pd.DataFrame(rows)
+    each = evaluate(predictions, [*_COUNT, "draw"], bootstrap=bootstrap, resample=resample, seed=seed)
+    table = each.groupby(_COUNT, sort=False).agg(
+        database=("database", "first"),
+        score_name=("score_name", "first"),
+        synthetic=("synthetic", "any"),
+        n=("n", "first"),
+        draws=("draw", "count"),
+        srocc=("srocc", "mean"),
+        srocc_low=("srocc_low", "mean"),
+        srocc_high=("srocc_high", "mean"),
+        srocc_std=("srocc", "std"),
+    )
+    pairs = predictions.groupby([*_COUNT, *_PAIR], sort=False)["q"].agg(["mean", "var"]).groupby(_COUNT, sort=False)
+    table["spread"] = np.sqrt(pairs["var"].mean()) / pairs["mean"].std()
+    table = table.reset_index()
+    costs = {count: cost_table(model, int(count))["gflops"].iloc[-1] for count in table["num_patches"].unique()}
+    return table.assign(gflops=table["num_patches"].map(costs))
 
 
 def count_seconds(
     model: VTAMIQ, images: np.ndarray, samplings: Mapping[str, CAPS], counts: Sequence[int], *, repeats: int = 5
 ) -> pd.DataFrame:
-    """Seconds that one pair takes here: another machine, or another moment, gives others.
+    """Measure the seconds that one pair takes here: another machine, or another moment, gives others.
 
     Args:
         images: (2, H, W, 3) uint8, the reference first.
@@ -194,13 +171,11 @@ def count_seconds(
     with torch.inference_mode(), evaluation(model):
         for name, caps in samplings.items():
             for count in counts:
-                taken = [
-                    _seconds(model, images, replace(caps, num_patches=count), device, k) for k in range(repeats + 1)
-                ]
-                drawing, network = (median(part) for part in zip(*taken[1:], strict=True))
-                row = {"sampling": name, "num_patches": count, "sampling_seconds": drawing, "network_seconds": network}
-                rows.append(row | {"seconds": drawing + network, "device": device.type})
-    return pd.DataFrame(rows)
+                one = replace(caps, num_patches=count)
+                taken = [_seconds(model, images, one, device, seed) for seed in range(repeats + 1)]
+                rows.append((name, count, *np.median(taken[1:], axis=0)))
+    table = pd.DataFrame(rows, columns=[*_COUNT, "sampling_seconds", "network_seconds"])
+    return table.assign(seconds=table["sampling_seconds"] + table["network_seconds"], device=device.type)
 
 
 def _seconds(model: VTAMIQ, images: np.ndarray, caps: CAPS, device: torch.device, seed: int) -> tuple[float, float]:
@@ -229,48 +204,49 @@ def choose_variants(text: str = "", preset: str = "demo") -> dict[str, dict[str,
     if preset not in PRESET_VARIANTS:
         raise ValueError(f"no preset {preset!r}{did_you_mean(preset, PRESET_VARIANTS)}")
     given = [" ".join(name.split()) for name in text.split(",") if name.strip()] or list(PRESET_VARIANTS[preset])
-    names = [BASE, *(name for name in given if name != BASE)]
-    if len(set(names)) < len(names) or given.count(BASE) > 1:
+    if len(set(given)) < len(given):
         raise ValueError(f"a variant is named twice in {text!r}")
-    return {name: _settings(name) for name in names}
+    return {name: _settings(name) for name in dict.fromkeys([BASE, *given])}
 
 
 def _settings(name: str) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for part in name.split(" and "):
         if part in VARIANTS:
-            new = dict(VARIANTS[part])
+            new = VARIANTS[part]
         elif "=" in part:
             where, value = parse_setting(part)
-            short = next((short for short in _SHORT if where.startswith(short)), "")
-            new = {_SHORT.get(short, "") + where.removeprefix(short): value}
+            new = {_in_chain(where): value}
         else:
             raise ValueError(f"no variant {part!r}{did_you_mean(part, VARIANTS)}; there are {', '.join(VARIANTS)}")
         if twice := settings.keys() & new.keys():
             raise ValueError(f"variant {name!r} sets {min(twice)} twice")
-        settings |= new
+        settings.update(new)
     return settings
 
 
-def variant_costs(chain: Chain, variants: Mapping[str, Mapping[str, Any]], root: str | Path = ".") -> pd.DataFrame:
-    """A row per `variant`: `num_blocks`, `parameters` of the network, and `gflops` of scoring a pair with the patches of
-    the test.
+def _in_chain(where: str) -> str:
+    """Where a setting of the last step's stage or patches stands in the chain."""
+    if where.startswith("stage."):
+        return _STAGE + where.removeprefix("stage.")
+    if where.startswith("caps."):
+        return _CAPS + where.removeprefix("caps.")
+    return where
 
-    Raises:
-        ValueError: as `changed` and `start_model`.
-    """
+
+def variant_costs(chain: Chain, variants: Mapping[str, Mapping[str, Any]], root: str | Path = ".") -> pd.DataFrame:
+    """A row per `variant`: `num_blocks`, `parameters` of the network, `gflops` per pair with the patches of the test."""
     rows = []
     for name, settings in variants.items():
         one = changed(chain, settings)
         model = start_model(one, root)
         total = cost_table(model, one.steps[-1].stage.test_patches).iloc[-1]
-        cost = {"parameters": int(total["parameters"]), "gflops": total["gflops"]}
-        rows.append({"variant": name, "num_blocks": model.config.num_blocks} | cost)
-    return pd.DataFrame(rows)
+        rows.append((name, model.config.num_blocks, int(total["parameters"]), total["gflops"]))
+    return pd.DataFrame(rows, columns=["variant", "num_blocks", "parameters", "gflops"])
 
 
 def run_predictions(runs: Repeats, database: Database) -> pd.DataFrame:
-    """Predictions of all runs of `compare` for their test pairs, but those that a distortion left unchanged.
+    """Collect what all runs of `compare` predict for their test pairs, without pairs that a distortion left unchanged.
 
     Args:
         database: the whole that the last stage was trained and tested on.
@@ -289,9 +265,13 @@ def run_predictions(runs: Repeats, database: Database) -> pd.DataFrame:
 
 
 def component_table(
-    predictions: pd.DataFrame, base: str = BASE, *, bootstrap: int = 1000, resample: str = "pairs", seed: int = 0
+    predictions: pd.DataFrame, *, bootstrap: int = 1000, resample: str = "pairs", seed: int = 0
 ) -> pd.DataFrame:
-    """Variants beside the base, on the same pairs.
+    """Compare variants with the base, on the same pairs.
+
+    Trained once: intervals and p come from paired resamples of the pairs, or references, that were tested; they know
+    nothing of the chance in training. Trained several times: means over runs, t-intervals and a paired t-test over runs,
+    for which runs must share split and seed with those of the base.
 
     Args:
         predictions: of `run_predictions`.
@@ -302,67 +282,55 @@ def component_table(
         `srocc_low`, `srocc_high`; `difference`, by which its SROCC is above that of the base, with `difference_low`,
         `difference_high` and `p`; `p_holm`, that p corrected for the number of variants (Holm 1979).
 
-        Trained once: intervals and p from paired resamples of the pairs, or references, that were tested. They know
-        nothing
-        of the chance in training. Trained several times: means over runs, t-intervals and a paired t-test over runs, for
-        which runs must share split and seed with those of the base.
-
     Raises:
-        ValueError: no such base, runs that the base lacks, or other pairs than those of the base.
+        ValueError: a run was not tested on the pairs of the base.
     """
-    if base not in set(predictions["variant"]):
-        raise ValueError(f"the predictions hold no variant {base!r} to compare with")
-    each = _each_run(predictions, base, bootstrap, resample, seed)
-    several = each.groupby("variant")["run"].nunique().max() > 1
-    table = _over_runs(each, base) if several else each.assign(runs=1).drop(columns="run")
-    return table.assign(p_holm=_holm(table["p"].to_numpy(dtype=float)))
+    several = predictions["run"].nunique() > 1
+    each = _each_run(predictions, 0 if several else bootstrap, resample, seed)
+    table = _over_runs(each) if several else each.assign(runs=1).drop(columns="run")
+    return table.assign(p_holm=_holm(table["p"]))
 
 
-def _each_run(predictions: pd.DataFrame, base: str, bootstrap: int, resample: str, seed: int) -> pd.DataFrame:
-    once = predictions["run"].nunique() == 1
-    bootstrap = bootstrap if once else 0
+def _each_run(predictions: pd.DataFrame, bootstrap: int, resample: str, seed: int) -> pd.DataFrame:
+    """Every run of every variant beside the same run of the base."""
     own = evaluate(predictions, ["variant", "run"], bootstrap=bootstrap, resample=resample, seed=seed)
     parts = {key: part.set_index(_PAIR) for key, part in predictions.groupby(["variant", "run"], sort=False)}
     rows = []
     for variant, run in zip(own["variant"], own["run"], strict=True):
-        part, other = parts[variant, run], parts.get((base, run))
-        if other is None:
-            raise ValueError(f"run {run} of {variant!r} has no run of {base!r} to be compared with")
-        if set(part.index) != set(other.index) or part.index.has_duplicates:
-            raise ValueError(f"run {run} of {variant!r} was not tested once on each of the pairs of {base!r}")
-        if variant == base:  # the difference to itself is no estimate
-            rows.append({"difference": 0.0} | _NO_INTERVAL)
-            continue
-        compared = compare_metrics(
-            part["q"], other.loc[part.index, "q"], part["score"],
-            contents_of(part.reset_index()) if resample == "references" else None,
-            higher_better=bool(part["higher_better"].iloc[0]), resamples=bootstrap, seed=seed,
-        )  # fmt: skip
-        low, high = compared["low"], compared["high"]
-        rows.append(
-            {"difference": compared["difference"], "difference_low": low, "difference_high": high, "p": compared["p"]}
-        )
+        part, base = parts[variant, run], parts.get((BASE, run))
+        if base is None or set(part.index) != set(base.index) or part.index.has_duplicates:
+            raise ValueError(f"run {run} of {variant!r} was not tested once on each of the pairs of {BASE!r}")
+        compared = {"difference": 0.0, "low": np.nan, "high": np.nan, "p": np.nan}  # of the base with itself
+        if variant != BASE:
+            compared = compare_metrics(
+                part["q"], base.loc[part.index, "q"], part["score"],
+                contents_of(part.reset_index()) if resample == "references" else None,
+                higher_better=bool(part["higher_better"].iloc[0]), resamples=bootstrap, seed=seed,
+            )  # fmt: skip
+        rows.append([compared[name] for name in ("difference", "low", "high", "p")])
+    above = pd.DataFrame(rows, columns=["difference", "difference_low", "difference_high", "p"])
     columns = ["variant", "run", "database", "score_name", "synthetic", "n", "srocc", "srocc_low", "srocc_high"]
-    return pd.concat([own[columns], pd.DataFrame(rows)], axis=1)
+    return pd.concat([own[columns], above], axis=1)
 
 
-def _over_runs(each: pd.DataFrame, base: str) -> pd.DataFrame:
+def _over_runs(each: pd.DataFrame) -> pd.DataFrame:
+    """Means over the runs of each variant, with t-intervals; none for differences that are all 0."""
     rows = []
     for variant, part in each.groupby("variant", sort=False):
-        row = {"variant": variant} | part.iloc[0][["database", "score_name", "synthetic"]].to_dict()
+        row = {"variant": variant, **part.iloc[0][["database", "score_name", "synthetic"]]}
         row |= {"n": part["n"].mean(), "runs": len(part)}
         for name in ("srocc", "difference"):
-            values = part[name].to_numpy(dtype=float)
-            half = student_t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-            row |= {name: values.mean(), f"{name}_low": values.mean() - half, f"{name}_high": values.mean() + half}
-        rows.append(row | (_NO_INTERVAL if variant == base else {"p": ttest_1samp(part["difference"], 0).pvalue}))
+            row |= {name: part[name].mean(), f"{name}_low": np.nan, f"{name}_high": np.nan, "p": np.nan}
+            if part[name].any():
+                tested = ttest_1samp(part[name], 0)
+                low, high = tested.confidence_interval()
+                row |= {f"{name}_low": low, f"{name}_high": high, "p": tested.pvalue}
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _holm(p: np.ndarray) -> np.ndarray:
+def _holm(p: pd.Series) -> pd.Series:
     """p-values corrected for their number by Holm's step-down; NaN stays NaN and does not count."""
-    known = np.flatnonzero(np.isfinite(p))
-    order = known[np.argsort(p[known], kind="stable")]
-    corrected = np.full(len(p), np.nan)
-    corrected[order] = np.minimum(1, np.maximum.accumulate(np.arange(len(order), 0, -1) * p[order]))
-    return corrected
+    known = p.dropna().sort_values()
+    corrected = (known * np.arange(len(known), 0, -1)).cummax().clip(upper=1)
+    return corrected.reindex(p.index)
