@@ -10,6 +10,7 @@ import pytest
 import vtamiq.lab.candidates
 from tests.small import TINY, small_database
 from vtamiq.caps import CAPS
+from vtamiq.databases.schema import DatabaseError
 from vtamiq.lab.candidates import (
     Candidate,
     held_out,
@@ -91,31 +92,34 @@ def test_the_same_picture_under_another_name_is_seen(run, database, tmp_path):
     shutil.copytree(database.root, tmp_path / "mine")
     pairs = database.pairs.assign(database="mine", ref_id="x" + database.pairs["ref_id"]).astype({"database": "str"})
     mine = replace(database, name="mine", root=tmp_path / "mine", pairs=pairs.astype({"ref_id": "str"}))
-    assert held_out(mine, [load_candidate(run.folder)]).references == ["xr3", "xr4"]
+    (part,), _ = held_out([mine], [load_candidate(run.folder)])
+    assert part.references == ["xr3", "xr4"]
 
 
 def test_only_what_nobody_has_seen_is_tested(database):
-    one, other = (
-        candidate("a", {"small": list({"r0"})}),
-        candidate("b", {"small": list({"r3"}), "x": list({"r1"})}),
-    )
-    assert held_out(database, [one, other]).references == ["r1", "r2", "r4"]
-    assert held_out(database, []).references == database.references
-    assert held_out(database, [candidate(seen={"small": list(database.references)})]) is None
+    one, other = candidate("a", {"small": ["r0"]}), candidate("b", {"small": ["r3"], "x": ["r1"]})
+    (part,), overview = held_out([database], [one, other])
+    assert part.references == ["r1", "r2", "r4"]
+    assert overview.loc[0, ["references", "tested", "pairs tested", "better"]].tolist() == [5, 3, 12, "lower"]
+    assert held_out([database], [])[0][0].references == database.references
+    whole = candidate(seen={"small": list(database.references)})
+    pairs = database.pairs.assign(database="other").astype({"database": "str"})
+    (part,), overview = held_out([database, replace(database, name="other", pairs=pairs)], [whole])
+    assert (part.name, overview["tested"].tolist()) == ("other", [0, 5])
+    with pytest.raises(DatabaseError, match="nothing is left to test"):
+        held_out([database], [whole])
 
 
 def test_another_view_of_a_seen_picture_is_seen(database):
     views = database.pairs.assign(content=database.pairs["ref_id"].replace({"r1": "r0"}).astype("str"))
-    part = held_out(replace(database, pairs=views), [candidate(seen={"small": list({"r0"})})])
+    (part,), _ = held_out([replace(database, pairs=views)], [candidate(seen={"small": ["r0"]})])
     assert part.references == ["r2", "r3", "r4"]
 
 
 def test_what_cannot_be_known_from_names_is_said(database):
     pairs = database.pairs.assign(database="tid2013").astype({"database": "str"})
     tid = replace(database, name="tid2013", pairs=pairs)
-    sentences = shared_content(
-        [candidate("a", {"live": list({"x"})}), replace(candidate("b"), seen=None)], [tid, database]
-    )
+    sentences = shared_content([candidate("a", {"live": ["x"]}), replace(candidate("b"), seen=None)], [tid, database])
     assert sentences == [
         "a saw pictures of live, tid2013 has the same source: Kodak",
         "b: it is not known which pictures it was trained on",

@@ -297,7 +297,7 @@ class TestRunning:
         assert (house / summary["output"][0]).exists()
         assert not (house / "runs" / "smoke" / "notebooks" / "00_broken.ipynb").exists()
         shown = next(record.getMessage() for record in caplog.records if record.levelno == logging.ERROR)
-        assert "00_broken failed in cell [5]" in shown
+        assert "00_broken failed in cell [5]:\n" in shown
         assert "\n    divide()\n" in shown
         assert "return 1 / 0" in shown
         assert "ZeroDivisionError: division by zero" in shown
@@ -342,7 +342,7 @@ class TestRunning:
         assert list(summary["status"]) == ["failed", "done"]
         assert "died" in summary["error"][0]
         shown = error_of_ours(caplog)
-        assert shown.startswith("00_dies failed in cell:\n    import os\n    os._exit(9)\n")
+        assert shown.startswith("00_dies failed in cell [4]:\n    import os\n    os._exit(9)\n")
         assert "never" not in shown
         assert "often run out of memory" in shown
 
@@ -352,7 +352,7 @@ class TestRunning:
         monkeypatch.setattr(pipeline._ThisPython, "format_kernel_cmd", lambda *_, **__: nothing)
         assert list(reproduce("smoke")["status"]) == ["failed"]
         shown = error_of_ours(caplog)
-        assert shown.startswith("00_a failed: Kernel died")
+        assert shown.startswith("00_a failed:\n    Kernel died")
 
     def test_run_folder_that_cannot_be_made(self, house):
         write_notebook(house / "notebooks", "00_a")

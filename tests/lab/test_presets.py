@@ -11,7 +11,6 @@ from tests.small import TINY, small_database
 from vtamiq.databases.schema import DatabaseError
 from vtamiq.databases.seen import pictures_of
 from vtamiq.databases.synthesis import synthesize
-from vtamiq.lab.candidates import Candidate
 from vtamiq.lab.presets import PRESETS, Workspace, workspace
 from vtamiq.model.network import VTAMIQ
 from vtamiq.plots.charts import learning_curves
@@ -124,20 +123,13 @@ def test_databases_are_named_with_options(space, monkeypatch):
         space.databases("table:root=mine:score=null")
 
 
-def test_what_is_held_out_is_said(space):
-    database = small_database(space.root / "small")
-    seen = [pictures_of(database.subset(["r0", "r1"]))]
-    one = Candidate("one", VTAMIQ(TINY), PRESETS["smoke"].weak.caps, seen=seen)
-    (part,), overview = space.held_out([database], [one])
-    assert part.references == ["r2", "r3", "r4"]
-    assert overview.loc[0, ["references", "tested", "pairs tested"]].tolist() == [5, 3, 12]
-    with pytest.raises(DatabaseError, match="nothing is left to test"):
-        space.held_out([database], [replace(one, seen=[pictures_of(database)])])
-    one.model.seen = tuple(seen)
-    assert space.unseen(database, one.model).references == ["r2", "r3", "r4"]
-    one.model.seen = (pictures_of(database),)
+def test_what_a_model_has_not_seen(space):
+    database, model = small_database(space.root / "small"), VTAMIQ(TINY)
+    model.seen = (pictures_of(database.subset(["r0", "r1"])),)
+    assert space.unseen(database, model).references == ["r2", "r3", "r4"]
+    model.seen = (pictures_of(database),)
     with pytest.raises(DatabaseError, match="has seen all pictures"):
-        space.unseen(database, one.model)
+        space.unseen(database, model)
 
 
 def test_tables_are_published_whole_and_as_columns(space):

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from vtamiq.caps import CAPS, caps_for
-from vtamiq.databases.schema import Database
+from vtamiq.databases.schema import Database, DatabaseError
 from vtamiq.databases.seen import unseen
 from vtamiq.databases.splits import shared_pictures
 from vtamiq.evaluation.baselines import fingerprint, iqm_predictions, lookup_predictions
@@ -22,17 +22,9 @@ from vtamiq.utils.digests import digest, digest_weights
 from vtamiq.utils.files import write_table
 
 __all__ = [
-    "MARKS",
-    "Candidate",
-    "held_out",
-    "load_candidate",
-    "lookup_rows",
-    "perfect_value",
-    "predict_all",
-    "shared_content",
-    "tell_apart",
-    "training_marks",
-]
+    "MARKS", "Candidate", "held_out", "load_candidate", "lookup_rows", "perfect_value", "predict_all",
+    "shared_content", "tell_apart", "training_marks",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -42,23 +34,14 @@ MARKS = {"*": "trained on it last", "†": "trained on it in an earlier stage", 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to be tested.
+    """A model to be tested, in evaluation mode."""
 
-    Attributes:
-        name: what tables call it.
-        model: in evaluation mode.
-        caps: patch sampling in the test.
-        trained_on: name of the database of its last training, or "unknown data".
-        seen: images that it was trained or validated on in all its stages (`vtamiq.databases.seen`); None if unknown.
-        checkpoint: where it comes from, for tables: the last two parts of its path.
-    """
-
-    name: str
+    name: str  # in tables
     model: VTAMIQ = field(repr=False)
-    caps: CAPS
-    trained_on: str = UNKNOWN
-    seen: Sequence[Mapping[str, Any]] | None = field(default=None, repr=False)
-    checkpoint: str = ""
+    caps: CAPS  # of the test
+    trained_on: str = UNKNOWN  # name of the database of its last training
+    seen: Sequence[Mapping[str, Any]] | None = field(default=None, repr=False)  # `vtamiq.databases.seen`; None: unknown
+    checkpoint: str = ""  # the last two parts of the path that it comes from
 
     @property
     def perfect(self) -> float | None:
@@ -90,9 +73,33 @@ def load_candidate(path: str | os.PathLike[str], name: str = "", *, num_patches:
     return Candidate(name or f"VTAMIQ {checkpoint}", model.eval(), caps, trained_on, model.seen, checkpoint)
 
 
-def held_out(database: Database, candidates: Iterable[Candidate]) -> Database | None:
-    """The pairs that no candidate was trained or validated on, by name and file content; None if none is left."""
-    return unseen(database, [entry for candidate in candidates for entry in candidate.seen or ()])
+def held_out(databases: Sequence[Database], candidates: Iterable[Candidate]) -> tuple[list[Database], pd.DataFrame]:
+    """The part of each database that no candidate was trained or validated on, by name and file content.
+
+    Returns:
+        The parts that have pairs left, and a table with a row for each database that says how much of it is tested.
+
+    Raises:
+        DatabaseError: no pairs are left.
+    """
+    seen = [entry for candidate in candidates for entry in candidate.seen or ()]
+    parts = [unseen(database, seen) for database in databases]
+    if not any(parts):
+        raise DatabaseError("nothing is left to test: all of it was trained or validated on")
+    rows = [
+        {
+            "database": database.name,
+            "references": len(database.references),
+            "tested": len(part.references) if part else 0,
+            "pairs tested": len(part) if part else 0,
+            "distortions": database.pairs["dist_name"].nunique(),
+            "score": database.score_name,
+            "better": "higher" if database.higher_better else "lower",
+            "synthetic": database.synthetic,
+        }
+        for database, part in zip(databases, parts, strict=True)
+    ]
+    return [part for part in parts if part], pd.DataFrame(rows)
 
 
 def tell_apart(candidates: Sequence[Candidate]) -> list[Candidate]:

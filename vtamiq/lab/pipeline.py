@@ -98,8 +98,7 @@ class RunFolder:
         return Path(os.path.relpath(path, self.root)).as_posix()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Reading notebooks and choosing among them
+# ----------------------------------------------------------------------------- Reading notebooks and choosing among them
 
 
 def find_notebooks(folder: str | Path = "notebooks") -> list[Notebook]:
@@ -175,8 +174,7 @@ def select(notebooks: Sequence[Notebook], only: Iterable[str | int] | None) -> l
     return [notebook for notebook in notebooks if notebook.name in chosen]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Parameters
+# ------------------------------------------------------------------------------------------------------------ Parameters
 
 
 def _bind(notebooks: Sequence[Notebook], parameters: Mapping[str, object], preset: str, out: str) -> dict[str, dict]:
@@ -211,8 +209,7 @@ def _as_declared(value: object, declared: object, where: str) -> object:
     raise ValueError(f"{where} expects {kind} such as {declared!r}, got {type(value).__name__} {value!r}")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Stamps: what a finished notebook was made from, and what it left
+# ------------------------------------------------------ Stamps: what a finished notebook was made from, and what it left
 
 
 def _versions() -> dict[str, str]:
@@ -260,8 +257,7 @@ def _results(folder: Path) -> list[Path]:
     return [path for path in files if not any(part[0] == "." for part in path.relative_to(folder).parts)]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Running one notebook
+# -------------------------------------------------------------------------------------------------- Running one notebook
 
 
 class _ThisPython(AsyncKernelManager):
@@ -297,38 +293,27 @@ def _execute(notebook: Notebook, parameters: dict, run: RunFolder, bar: tqdm) ->
             )
     except (PapermillExecutionError, RuntimeError) as error:  # RuntimeError: the kernel died or did not start
         copy.rename(failed)
-        _report(notebook.name, error, began, run.relative(failed))
-        return "failed", failed, _one_line(error).replace(f"{run.root}{os.sep}", "")
+        line = _report(notebook.name, error, began, run.relative(failed))
+        return "failed", failed, line.replace(f"{run.root}{os.sep}", "")
     except KeyboardInterrupt:
         copy.unlink(missing_ok=True)
         raise
     return "done", copy, ""
 
 
-def _report(name: str, error: Exception, began: Sequence[str], copy: str) -> None:
-    """Log the cell that failed and, where the kernel lived to tell, the end of its traceback."""
-    source = f"\n{_indented(began[-1])}\n\n" if began else " "
+def _report(name: str, error: Exception, began: Sequence[str], copy: str) -> str:
+    """Log the cell that failed and, where the kernel lived to tell, the end of its traceback; return one line."""
     if isinstance(error, PapermillExecutionError):
         lines = _ANSI.sub("", "\n".join(error.traceback)).splitlines()[-_TRACEBACK_LINES:]
-        traceback = _indented("\n".join(lines))
-        logger.error("%s failed in cell [%s]:%s%s\n  see %s", name, error.exec_count, source, traceback, copy)
+        said, line = "\n".join(lines), _ANSI.sub("", f"{error.ename}: {error.evalue}").strip().splitlines()[0]
     else:
-        hint = "a kernel that dies has often run out of memory"
-        logger.error("%s failed%s:%s%s (%s)\n  see %s", name, " in cell" if began else "", source, error, hint, copy)
+        said, line = f"{error} (a kernel that dies has often run out of memory)", str(error)
+    where = f" in cell [{len(began)}]:\n{textwrap.indent(began[-1], '    ')}\n" if began else ":"
+    logger.error("%s failed%s\n%s\n  see %s", name, where, textwrap.indent(said, "    "), copy)
+    return line
 
 
-def _indented(text: str) -> str:
-    return textwrap.indent(text, "    ")
-
-
-def _one_line(error: Exception) -> str:
-    if not isinstance(error, PapermillExecutionError):
-        return str(error)
-    return _ANSI.sub("", f"{error.ename}: {error.evalue}".strip().splitlines()[0])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Running them all
+# ------------------------------------------------------------------------------------------------------ Running them all
 
 
 def plan(
@@ -338,10 +323,11 @@ def plan(
     out: str | Path = "runs",
     notebooks: str | Path = "notebooks",
 ) -> tuple[RunFolder, list[Notebook], dict[str, dict]]:
-    """What `reproduce` would run, checked and nothing touched: run folder, notebooks, parameters by notebook's name.
+    """What `reproduce` would run, with nothing touched: run folder, notebooks, parameters by notebook's name.
 
     Raises:
-        ValueError, FileNotFoundError: as `reproduce`.
+        ValueError: unknown preset, notebook or parameter, or a value of another type than the declared default.
+        FileNotFoundError: no notebooks there.
     """
     if preset not in PRESETS:
         raise ValueError(f"no preset {preset!r}{did_you_mean(preset, PRESETS)}; there are {', '.join(PRESETS)}")
@@ -362,12 +348,11 @@ def reproduce(
 ) -> pd.DataFrame:
     """Run the numbered notebooks in order and say how each one fared.
 
-    Executed copies go to `{out}/{preset}/notebooks/`, the summary to `{out}/{preset}/summary.csv`. The notebooks run in
-    this interpreter's environment, in the folder that holds `notebooks`. One that finished before is not run again
-    unless its code, its parameters, the package, what that depends on, the style or formats of figures (see
-    `vtamiq.plots.style`) or a notebook that it needs changed, or a result is gone; files that parameters name are not
-    looked at: use `force` when they changed. A failure is logged with the cell and its traceback; the notebooks that do
-    not need the failed one still run.
+    They run in this interpreter's environment, in the folder that holds `notebooks`. One that finished before is not run
+    again unless its code, its parameters, the package, what that depends on, the style or formats of figures
+    (`vtamiq.plots.style`) or a notebook that it needs changed, or a result is gone; changed data are not noticed: use
+    `force`. A failure is logged with the cell and its traceback; notebooks that do not need the failed one still run, and
+    an interruption keeps those that are finished.
 
     Args:
         preset: "smoke" (seconds), "demo" (minutes) or "full" (real databases).
@@ -378,19 +363,18 @@ def reproduce(
         force: run finished notebooks again; a finished training run of the same settings is loaded, not repeated.
 
     Returns:
-        One row per selected notebook: notebook, status (done, cached, failed or skipped), seconds (of the run that made
-        the copy), output (relative to the folder that holds `notebooks`), error (empty, or one line).
+        One row per selected notebook, also in `{out}/{preset}/summary.csv`: notebook, status (done, cached, failed or
+        skipped), seconds (of the run that made the copy), output (relative to the folder that holds `notebooks`), error
+        (empty, or one line).
 
     Raises:
-        ValueError: unknown preset, notebook or parameter, or a value of another type than the declared default.
-        FileNotFoundError: no notebooks there.
+        ValueError, FileNotFoundError: as `plan`.
         OSError: the run folder cannot be made.
-        KeyboardInterrupt: passed on after the summary is written; finished notebooks stay finished.
     """
     run, selected, bound = plan(preset, only, parameters, out, notebooks)
     run.path.mkdir(parents=True, exist_ok=True)  # where that is impossible, say so before anything runs
     cells = sum(notebook.cells for notebook in selected)
-    interval = 0.1 if sys.stderr.isatty() else 30.0  # seconds between lines of the bar
+    interval = 0.1 if sys.stderr.isatty() else 30.0  # seconds between states of the bar
     rows: dict[str, dict] = {}
     try:
         bar = tqdm(total=cells, unit="cell", mininterval=interval, maxinterval=max(10, interval))

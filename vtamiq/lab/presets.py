@@ -21,7 +21,7 @@ from vtamiq.databases.seen import unseen
 from vtamiq.databases.splits import worth_testing
 from vtamiq.databases.synthesis import demo_database
 from vtamiq.databases.synthetic import Label
-from vtamiq.lab.candidates import Candidate, held_out, load_candidate, tell_apart
+from vtamiq.lab.candidates import Candidate, load_candidate, tell_apart
 from vtamiq.model.config import VTAMIQConfig
 from vtamiq.model.network import VTAMIQ
 from vtamiq.plots.style import save_figure
@@ -233,28 +233,6 @@ class Workspace:
         else:
             loaded = [self.parts(database, seed)[-1], self.demo("textures")]
         return [worth_testing(database) for database in loaded]
-
-    def held_out(
-        self, databases: Sequence[Database], candidates: Sequence[Candidate]
-    ) -> tuple[list[Database], pd.DataFrame]:
-        """The part of each database that no candidate has seen, and a table that says how much of it that is."""
-        parts = [held_out(database, candidates) for database in databases]
-        if not any(parts):
-            raise DatabaseError("nothing is left to test: all of it was trained or validated on")
-        rows = [
-            {
-                "database": database.name,
-                "references": len(database.references),
-                "tested": len(part.references) if part else 0,
-                "pairs tested": len(part) if part else 0,
-                "distortions": database.pairs["dist_name"].nunique(),
-                "score": database.score_name,
-                "better": "higher" if database.higher_better else "lower",
-                "synthetic": database.synthetic,
-            }
-            for database, part in zip(databases, parts, strict=True)
-        ]
-        return [part for part in parts if part], pd.DataFrame(rows)
 
     def unseen(self, database: Database, model: VTAMIQ) -> Database:
         """The pairs of images that a model was not trained or validated on; DatabaseError if there are none."""
