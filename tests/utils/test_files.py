@@ -10,7 +10,6 @@ import pytest
 from vtamiq.utils.files import (
     clear_unfinished,
     holding,
-    holding_folder,
     list_folder,
     list_images,
     replacing,
@@ -45,15 +44,7 @@ def test_text_is_the_same_on_every_system(tmp_path):
 def test_what_a_killed_process_left_is_removed(tmp_path):
     code = f"""
 import os
-from vtamiq.utils.files import (
-    clear_unfinished,
-    holding,
-    holding_folder,
-    list_folder,
-    list_images,
-    replacing,
-    write_text,
-)
+from vtamiq.utils.files import replacing
 with replacing({str(tmp_path / "run" / "part" / "file")!r}) as temporary:
     temporary.write_text("half")
     os._exit(9)
@@ -85,23 +76,16 @@ def test_a_file_is_held_by_one_process(tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="no such locks there")
 def test_who_asks_for_a_held_folder_waits_until_its_holder_is_gone(tmp_path, caplog):
     folder, got = tmp_path / "new" / "folder", threading.Event()
+    folder.mkdir(parents=True)
     code = f"""
-from vtamiq.utils.files import (
-    clear_unfinished,
-    holding,
-    holding_folder,
-    list_folder,
-    list_images,
-    replacing,
-    write_text,
-)
-with holding_folder({str(folder)!r}):
+from vtamiq.utils.files import holding
+with holding({str(folder)!r}, wait=True):
     print("held", flush=True)
     input()
 """
 
     def wait():
-        with holding_folder(folder):
+        with holding(folder, wait=True):
             got.set()
 
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -121,8 +105,8 @@ with holding_folder({str(folder)!r}):
 
 def test_a_folder_is_given_to_the_block_where_there_are_no_locks(tmp_path, monkeypatch):
     monkeypatch.setattr("vtamiq.utils.files.fcntl", None)
-    with holding_folder(tmp_path / "a"), holding_folder(tmp_path / "a"):
-        assert list((tmp_path / "a").iterdir()) == []
+    with holding(tmp_path), holding(tmp_path, wait=True):
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_images_of_a_folder_are_regular_files_that_are_not_hidden(tmp_path):

@@ -43,7 +43,7 @@ from vtamiq.databases.synthetic import MANIFEST, MANIFEST_FORMAT, Label, file_di
 from vtamiq.images.distortions import LEVELS, distort, find_distortion
 from vtamiq.images.iqms import CHEAP_IQMS, IQMS, QuantileTables, iqm_scores, scale_regime, weak_labels
 from vtamiq.images.reading import ImageError, ImageSource, centre_crop, image_size, read_image, write_png
-from vtamiq.utils.files import holding_folder, list_images, write_text
+from vtamiq.utils.files import holding, list_images, write_text
 from vtamiq.utils.processes import count_workers, executor, one_thread_per_process, run_jobs
 
 __all__ = [
@@ -290,7 +290,8 @@ def synthesize(
     place = Path(images) if recipes_only and isinstance(images, str | os.PathLike) else None
     if folder.exists() and not folder.is_dir():
         raise DatabaseError(f"{folder} is a file; choose a new folder")
-    with holding_folder(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    with holding(folder, wait=True):
         if not _claim(folder, request):
             if device == "cuda" and not torch.cuda.is_available():
                 raise ValueError("device is cuda, but torch finds none here")

@@ -11,17 +11,17 @@ Decisions, made once for the whole package:
 - A bad image is refused with an `ImageError`, never repaired, cropped or resized.
 """
 
-import io
 import os
 import sys
 import threading
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
+
+from vtamiq.utils.files import replacing
 
 if TYPE_CHECKING:
     import torch
@@ -132,27 +132,20 @@ def centre_crop(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def write_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
-    """Write a uint8 RGB image `(H, W, 3)` as PNG: the file appears complete or not at all, without metadata.
+    """Write a uint8 RGB image `(H, W, 3)` as PNG without metadata: the file appears complete or not at all.
 
-    The same image gives the same bytes (for one version of Pillow and its zlib).
+    Missing folders are made. The same image gives the same bytes (for one version of Pillow and its zlib).
 
     Raises:
         ImageError: the image is not uint8 RGB, or the path does not end in `.png`.
-        OSError: the folder does not exist or cannot be written.
+        OSError: the folder cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ImageError(f"write_png writes PNG files, so the path must end in .png: {path}")
     check_uint8_rgb(image, f"the image for {path}")
-    encoded = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image)).save(encoded, format="PNG")
-    # Not tempfile: its files are readable by their owner only, and the replaced file would keep that mode.
-    temporary = path.with_name(f".{path.stem[:64]}-{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_bytes(encoded.getbuffer())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        Image.fromarray(np.ascontiguousarray(image)).save(temporary, format="PNG")
 
 
 def check_uint8_rgb(image: Any, name: str = "image") -> np.ndarray:

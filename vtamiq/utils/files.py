@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,6 @@ except ImportError:  # Windows
 __all__ = [
     "clear_unfinished",
     "holding",
-    "holding_folder",
     "is_utf8",
     "list_folder",
     "list_images",
@@ -43,7 +42,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f".{path.name[:48]}-{uuid.uuid4().hex}.tmp")  # names have at most 255 bytes
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -67,10 +66,13 @@ def clear_unfinished(folder: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def holding(path: str | Path) -> Iterator[None]:
-    """Keep the file `path` for this process within the block. However the process ends, the system lets it go.
+def holding(path: str | Path, *, wait: bool = False) -> Iterator[None]:
+    """Keep a file (made if missing) or a folder for this process within the block.
 
-    Of no effect on Windows, and on file systems without locks.
+    However the process ends, the system lets it go. Of no effect on Windows, and on file systems without locks.
+
+    Args:
+        wait: wait until another process lets it go, instead of raising.
 
     Raises:
         BlockingIOError: another process holds it.
@@ -79,14 +81,31 @@ def holding(path: str | Path) -> Iterator[None]:
         yield
         return
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike `flock`, not for forked processes as well
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise BlockingIOError(f"{path} is held by another process") from error
+    if path.is_dir():
+        descriptor, lock = os.open(path, os.O_RDONLY), fcntl.flock
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Unlike `flock`, not for forked processes as well, but it needs a file that can be written
+        descriptor, lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666), fcntl.lockf
+    try:
+        _acquire(lock, descriptor, path, wait)
         yield
+    finally:
+        with contextlib.suppress(OSError):  # a file system without locks
+            lock(descriptor, fcntl.LOCK_UN)  # else a process that was forked meanwhile would keep it
+        os.close(descriptor)
+
+
+def _acquire(lock: Callable[[int, int], None], descriptor: int, path: Path, wait: bool) -> None:
+    try:
+        lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            return  # a file system without locks
+        if not wait:
+            raise BlockingIOError(f"{path} is held by another process") from error
+        log.warning("%s is held by another process; waiting for that", path.name)
+        lock(descriptor, fcntl.LOCK_EX)
 
 
 def is_utf8(name: str) -> bool:
@@ -122,47 +141,6 @@ def list_images(folder: str | Path, *, below: bool = False) -> list[Path]:
         elif os.path.splitext(entry.name)[1].lower() in known and entry.is_file():
             found.append(Path(entry.path))
     return sorted(found, key=str)
-
-
-@contextlib.contextmanager
-def holding_folder(folder: str | Path) -> Iterator[None]:
-    """Keep a folder, made if it is missing, for this block: whoever else asks for it waits until the block has ended.
-
-    Nothing is written into it. However the process ends, the system lets the folder go. Nobody waits on Windows, and on
-    file systems without locks.
-
-    Raises:
-        OSError: the folder cannot be made or opened.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
-        yield
-        return
-    descriptor = _lock_folder(folder)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # else a process that was forked meanwhile would keep it
-        os.close(descriptor)
-
-
-def _lock_folder(folder: Path) -> int:
-    """A descriptor of the folder, locked where the file system can do that."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        log.warning("%s is held by another process; waiting for that", folder.name)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except BaseException:  # an interruption
-            os.close(descriptor)
-            raise
-    except OSError:
-        pass  # a file system without locks
-    return descriptor
 
 
 def write_table(table: "pd.DataFrame", path: str | Path) -> Path:
