@@ -70,11 +70,6 @@ def test_the_eleven():
     assert list(IQMS) == list(PIQ)
     assert all(name == iqm.name for name, iqm in IQMS.items())
     assert {n for n, iqm in IQMS.items() if not iqm.higher_better} == {"mdsi", "gmsd"}
-    assert {n: iqm.stands_in_for for n, iqm in IQMS.items() if iqm.stands_in_for} == {
-        "haarpsi": "SFF",
-        "dss": "SCQI",
-        "vifp": "ADD-GSIM",
-    }
     assert set(CHEAP_IQMS) < set(IQMS)
 
 
@@ -262,11 +257,15 @@ def test_scale_regime_is_where_piq_changes_scale():
 @pytest.mark.parametrize(
     ("reference", "distorted", "message"),
     [
-        (flat(0), flat(0)[..., 0], r"the distorted image must have the shape \(H, W, 3\), got \(176, 176\)"),
-        (flat(0).astype(float), flat(0), "the reference image must be a uint8 array .* got float64"),
-        (flat(0), [[0]], "the distorted image must be a uint8 array .* got list"),
-        (flat(0), flat(0, side=175), r"differ in size: reference \(176, 176, 3\), distorted \(175, 175, 3\)"),
-        (np.zeros((0, 4, 3), np.uint8), np.zeros((0, 4, 3), np.uint8), "the reference image must have the shape"),
+        (flat(0), flat(0)[..., 0], r"the distorted image must be a uint8 RGB array .* got uint8 of shape \(176, 176\)"),
+        (flat(0).astype(float), flat(0), "the reference image must be a uint8 RGB array .* got float64"),
+        (flat(0), [[0]], "the distorted image must be a uint8 RGB array .* got list"),
+        (
+            flat(0),
+            flat(0, side=175),
+            "differ in size: the reference image is 176 x 176 and the distorted",
+        ),
+        (np.zeros((0, 4, 3), np.uint8), np.zeros((0, 4, 3), np.uint8), "the reference image must be a uint8 RGB array"),
     ],
 )
 def test_bad_pairs_are_refused(reference, distorted, message):
@@ -277,9 +276,9 @@ def test_bad_pairs_are_refused(reference, distorted, message):
 
 def test_bad_names_are_refused():
     image = flat(0, side=4)
-    with pytest.raises(ValueError, match="unknown metric 'MS-SSIM': did you mean 'ms_ssim'"):
+    with pytest.raises(ValueError, match="unknown metric 'MS-SSIM'; did you mean `ms_ssim`"):
         iqm_scores(image, image, ["ssim", "MS-SSIM"])
-    with pytest.raises(ValueError, match="unknown metric 'xyz': choose from ssim"):
+    with pytest.raises(ValueError, match="unknown metric 'xyz'; choose from ssim"):
         iqm_scores(image, image, "xyz")
     with pytest.raises(ValueError, match="no metric named"):
         iqm_scores(image, image, [])
@@ -352,8 +351,6 @@ def test_select():
     tables = QuantileTables.fit(pd.DataFrame({"gmsd": [0.1, 0.2], "vsi": [0.3, 0.4], "dss": [0.5, 0.1]}))
     assert tables.names == ("gmsd", "vsi", "dss")
     assert tables.select(["dss", "gmsd"]).names == ("dss", "gmsd")
-    with pytest.raises(ValueError, match="no table for ssim; these tables are of gmsd, vsi, dss"):
-        tables.select(["ssim"])
 
 
 def test_bad_scores_are_refused():
@@ -365,8 +362,6 @@ def test_bad_scores_are_refused():
         tables.apply(scores[["vsi"]])
     with pytest.raises(ValueError, match="every ssim score is that of a perfect copy"):
         QuantileTables.fit(pd.DataFrame({"ssim": [1.0, 1.0]}))
-    with pytest.raises(ValueError, match="at least three knots"):
-        QuantileTables.fit(scores, ["gmsd"], knots=2)
     with pytest.raises(ValueError, match="no metric named"):
         QuantileTables.fit(scores.add_suffix("_"))
 
@@ -455,20 +450,6 @@ def test_labels_of_real_pairs_follow_the_distortion():
     assert labels["consensus"].iloc[5] > labels["consensus"].iloc[4] > 0
 
 
-@pytest.mark.parametrize(
-    ("weights", "message"),
-    [
-        ({"ssim": 1.0, "gmsd": 0.0}, "weights must be positive"),
-        ({"ssim": -1.0, "gmsd": 1.0}, "weights must be positive"),
-        ({"ssim": math.nan, "gmsd": 1.0}, "weights must be positive"),
-        ({"ssim": 1.0}, "no weight for gmsd"),
-    ],
-)
-def test_bad_weights_are_refused(weights, message):
-    with pytest.raises(ValueError, match=message):
-        weak_labels(TWO, STRAIGHT, names=["ssim", "gmsd"], weights=weights)
-
-
 def test_label_counts():
     before = pd.DataFrame({"a": [0, 1, 2, 8.0], "b": [0, 0, 0, 0.2]})
     after = pd.DataFrame({"a": [0.0, 0.4, 0.6, 1.0], "b": [0.0, 0, 0, 1.0], "consensus": [0, 0.2, 0.3, 1.0]})
@@ -482,18 +463,3 @@ def test_label_counts():
     assert parts["b"]["before"].tolist() == parts["b"]["after"].tolist() == [3, 0, 0, 1]
     assert parts["consensus"]["before"].isna().all()
     assert parts["consensus"]["after"].tolist() == [2, 1, 0, 1]
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "message"),
-    [
-        ({"a": [0.0]}, {"b": [0.0]}, "no labels after equalisation of a"),
-        ({"a": []}, {"a": []}, "of any pair"),
-        ({"a": [0.5]}, {"a": [1.5]}, "must lie in"),
-        ({"a": [0.5]}, {"a": [np.nan]}, "must lie in"),
-        ({"a": [-0.5]}, {"a": [0.5]}, "must not be negative before"),
-    ],
-)
-def test_label_counts_refuses(before, after, message):
-    with pytest.raises(ValueError, match=message):
-        label_counts(pd.DataFrame(before), pd.DataFrame(after))

@@ -2,7 +2,7 @@
 
 Every metric is piq's, called with its defaults on one pair at a time (SR-SIM and DSS depend on what else is in a
 batch). DeepFL-IQA (Lin, Hosu and Saupe, arXiv:2001.08113) labels KADIS-700k with eleven metrics brought to one scale by
-histogram equalisation. Three of those (SFF, SCQI and ADD-GSIM) are not in piq; three others stand in for them.
+histogram equalisation. Three of those (SFF, SCQI and ADD-GSIM) are not in piq; HaarPSI, DSS and VIFp stand in for them.
 
     scores = pd.DataFrame([iqm_scores(reference, distorted) for reference, distorted in pairs])   # native values
     tables = QuantileTables.fit(scores)                                                           # once, then kept
@@ -14,10 +14,9 @@ a distortion: 0 is a perfect copy, larger is worse.
 
 import contextlib
 import dataclasses
-import difflib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +25,9 @@ import piq
 import torch
 from scipy.stats import rankdata
 from torch import Tensor
+
+from vtamiq.images.reading import check_same_size, check_uint8_rgb
+from vtamiq.utils.configs import did_you_mean
 
 __all__ = [
     "CHEAP_IQMS",
@@ -57,7 +59,6 @@ class IQM:
     min_side: int = 1  # smallest image side that the metric can work on; smaller images are mirrored up to it
     pools_by_size: bool = False  # averages pixels first, over a window that depends on the image size: `scale_regime`
     fallback: str | None = None  # the metric whose value is taken where this one is undefined
-    stands_in_for: str | None = None  # the metric of DeepFL-IQA in whose place it is here
 
     def distortion(self, score: float | np.ndarray | pd.Series) -> float | np.ndarray | pd.Series:
         """Turn native values (a number or an array) into a distortion: 0 for a perfect copy, larger is worse."""
@@ -81,9 +82,9 @@ IQMS: dict[str, IQM] = {
         IQM("vsi", "VSI", piq.vsi, pools_by_size=True, fallback="ssim"),
         IQM("mdsi", "MDSI", piq.mdsi, higher_better=False, perfect=0.0, pools_by_size=True),
         IQM("gmsd", "GMSD", piq.gmsd, higher_better=False, perfect=0.0),
-        IQM("haarpsi", "HaarPSI", piq.haarpsi, min_side=16, stands_in_for="SFF"),
-        IQM("dss", "DSS", piq.dss, min_side=32, stands_in_for="SCQI"),
-        IQM("vifp", "VIFp", _vifp, min_side=41, fallback="ssim", stands_in_for="ADD-GSIM"),
+        IQM("haarpsi", "HaarPSI", piq.haarpsi, min_side=16),
+        IQM("dss", "DSS", piq.dss, min_side=32),
+        IQM("vifp", "VIFp", _vifp, min_side=41, fallback="ssim"),
     )
 }
 
@@ -180,14 +181,9 @@ def _tensor(image: np.ndarray, iqm: IQM, device: str | torch.device) -> Tensor:
 
 
 def _check_pair(reference: np.ndarray, distorted: np.ndarray) -> None:
-    for role, image in (("reference", reference), ("distorted", distorted)):
-        if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-            kind = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
-            raise ValueError(f"the {role} image must be a uint8 array (H, W, 3), got {kind}")
-        if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            raise ValueError(f"the {role} image must have the shape (H, W, 3), got {image.shape}")
-    if reference.shape != distorted.shape:
-        raise ValueError(f"the images differ in size: reference {reference.shape}, distorted {distorted.shape}")
+    check_uint8_rgb(reference, "the reference image")
+    check_uint8_rgb(distorted, "the distorted image")
+    check_same_size("the reference image", reference, "the distorted image", distorted)
 
 
 def _known_names(names: Iterable[str] | None) -> tuple[str, ...]:
@@ -197,9 +193,8 @@ def _known_names(names: Iterable[str] | None) -> tuple[str, ...]:
         raise ValueError(f"no metric named; choose from {', '.join(IQMS)}")
     for name in names:
         if name not in IQMS:
-            near = difflib.get_close_matches(str(name).lower().replace("-", "_"), IQMS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(IQMS)}"
-            raise ValueError(f"unknown metric {name!r}: {hint}")
+            near = did_you_mean(str(name).lower().replace("-", "_"), IQMS) or f"; choose from {', '.join(IQMS)}"
+            raise ValueError(f"unknown metric {name!r}{near}")
     if len(set(names)) < len(names):
         raise ValueError(f"a metric is named twice: {', '.join(names)}")
     return names
@@ -265,12 +260,10 @@ class QuantileTables:
     def fit(cls, scores: pd.DataFrame, names: Iterable[str] | None = None, *, knots: int = 501) -> "QuantileTables":
         """Tables from the native values of a large and varied collection of pairs (`iqm_scores`, one row per pair).
 
-        knots: largest size of a table. With more distinct values than that, those are kept that divide the ranks
-        evenly, which moves a rank by no more than the distance of two knots, about 1 / knots if few values tie.
+        knots: largest size of a table, at least 3. Of more distinct values, those are kept that divide the ranks evenly:
+        a rank moves by no more than the distance of two knots, about 1 / knots if few values tie.
         Raises ValueError if the scores of a metric are those of perfect copies throughout.
         """
-        if knots < 3:
-            raise ValueError(f"a table needs at least three knots (perfect, best and worst), got {knots}")
         tables = {name: _quantile_table(name, column, knots) for name, column in align(scores, names).items()}
         return cls({n: values for n, (values, _) in tables.items()}, {n: ranks for n, (_, ranks) in tables.items()})
 
@@ -280,12 +273,8 @@ class QuantileTables:
         ranks = {n: np.interp(distortions[n].to_numpy(), self.values[n], self.ranks[n]) for n in self.names}
         return pd.DataFrame(ranks, index=scores.index)
 
-    def select(self, names: Iterable[str]) -> "QuantileTables":
-        """The tables of some of the metrics only."""
-        names = _known_names(names)
-        missing = [name for name in names if name not in self.values]
-        if missing:
-            raise ValueError(f"no table for {', '.join(missing)}; these tables are of {', '.join(self.names)}")
+    def select(self, names: Sequence[str]) -> "QuantileTables":
+        """The tables of some of the metrics only; KeyError for one that has none."""
         return QuantileTables({n: self.values[n] for n in names}, {n: self.ranks[n] for n in names})
 
     def to_json(self) -> str:
@@ -333,7 +322,7 @@ def weak_labels(
     """
     names = _known_names(names if names is not None else weights if weights is not None else tables.names)
     ranks = tables.select(names).apply(scores)
-    shares = np.ones(len(names)) if weights is None else _positive_weights(names, weights)
+    shares = np.array([1.0 if weights is None else weights[name] for name in names])
     consensus = np.clip(ranks.to_numpy() @ (shares / shares.sum()), 0.0, 1.0)  # the shares may sum to 1 + epsilon
     labels = pd.DataFrame({"consensus": consensus, "spread": ranks.std(axis=1, ddof=0)}, index=scores.index)
     return labels.join(ranks.add_prefix("rank_"))
@@ -359,31 +348,13 @@ def label_counts(before: pd.DataFrame, after: pd.DataFrame, *, bins: int = 25) -
     Returns:
         A row per column of `after` and bin: `label`, `low`, `high`, and the numbers of pairs `before` (NaN where there is
         nothing before) and `after`.
-
-    Raises:
-        ValueError: a column is missing, or values are not in their range.
     """
-    missing = [name for name in before if name not in after]
-    if missing or not len(after):
-        raise ValueError(f"there are no labels after equalisation of {', '.join(missing) or 'any pair'}")
-    if not ((after >= 0) & (after <= 1)).all(axis=None) or not (before >= -1e-3).all(axis=None):
-        raise ValueError("labels must lie in [0, 1] after equalisation, and must not be negative before")
     edges = np.linspace(0, 1, bins + 1)
     tables = []
     for name in after:
-        counts = {"after": np.histogram(after[name], edges)[0], "before": math.nan}
+        counts = {"label": name, "low": edges[:-1], "high": edges[1:], "before": math.nan}
         if name in before:
             share = before[name] / max(before[name].max(), np.finfo(float).tiny)
             counts["before"] = np.histogram(np.clip(share, 0, 1), edges)[0]
-        tables.append(pd.DataFrame({"label": name, "low": edges[:-1], "high": edges[1:]} | counts))
-    return pd.concat(tables, ignore_index=True)[["label", "low", "high", "before", "after"]]
-
-
-def _positive_weights(names: tuple[str, ...], weights: Mapping[str, float]) -> np.ndarray:
-    missing = [name for name in names if name not in weights]
-    if missing:
-        raise ValueError(f"no weight for {', '.join(missing)}")
-    shares = np.array([weights[name] for name in names], dtype=np.float64)
-    if not (np.isfinite(shares).all() and (shares > 0).all()):
-        raise ValueError(f"weights must be positive and finite (leave a metric out instead), got {dict(weights)}")
-    return shares
+        tables.append(pd.DataFrame({**counts, "after": np.histogram(after[name], edges)[0]}))
+    return pd.concat(tables, ignore_index=True)

@@ -1,4 +1,4 @@
-"""What everything that runs a trained model needs: evaluation mode that threads can share, half precision, provenance."""
+"""The model that scores where none is given, and what runs any trained model: device, half precision, fingerprint."""
 
 import contextlib
 import functools
@@ -35,9 +35,7 @@ _loading = threading.Lock()
 
 
 def check_model(model: VTAMIQ | None) -> VTAMIQ:
-    """The model itself; for None the one that ships with the package, `vtamiq-tiny`, which all callers share: do not
-    change
-    it, `load_default` gives one of your own.
+    """The model itself; for None the one that ships, `vtamiq-tiny`, shared by all callers, so it must not be changed.
 
     Raises:
         CheckpointError: none is given, and the one that ships is missing or damaged.
@@ -55,9 +53,7 @@ def check_model(model: VTAMIQ | None) -> VTAMIQ:
 def load_default() -> VTAMIQ:
     """The model that ships with the package, in evaluation mode on the CPU: loaded anew, so that it may be changed.
 
-    It imitates a consensus of conventional metrics, not human opinion; its model card, `README.md` beside its weights,
-    has
-    what it was trained on and how well it does.
+    It imitates a consensus of conventional metrics, not human opinion; see its model card, `README.md` beside its weights.
 
     Raises:
         CheckpointError: its files are missing from this installation, or damaged.
