@@ -267,6 +267,11 @@ class _ThisPython(AsyncKernelManager):
     def _nothing_installed(self) -> KernelSpecManager:
         return KernelSpecManager(kernel_dirs=[])
 
+    async def start_kernel(self, **options) -> None:
+        """Figures belong into the executed copy, whatever backend the environment names."""
+        inline = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+        await super().start_kernel(env=os.environ | inline, **options)
+
 
 def _execute(notebook: Notebook, parameters: dict, run: RunFolder, bar: tqdm) -> tuple[str, Path, str]:
     """Run one notebook to its end or its first error: (status, path of the copy, error in one line)."""
@@ -282,9 +287,7 @@ def _execute(notebook: Notebook, parameters: dict, run: RunFolder, bar: tqdm) ->
                 parameters=parameters,
                 kernel_name="python3",
                 kernel_manager_class=_ThisPython,
-                # Its own log would say that its sockets are gone when a run is interrupted; figures belong into the copy,
-                # whatever backend the environment names.
-                extra_arguments=["--log-level=CRITICAL", "--matplotlib=inline"],
+                extra_arguments=["--log-level=CRITICAL"],  # else it complains of its sockets when a run is interrupted
                 progress_bar=False,
                 on_cell_execute=lambda cell, **_: began.append(cell.source),
                 on_cell_executed=lambda **_: bar.update(),
