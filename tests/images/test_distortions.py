@@ -15,7 +15,7 @@ from skimage.color import rgb2lab, rgb2ycbcr
 from skimage.filters import threshold_otsu
 
 from vtamiq.images import distortions
-from vtamiq.images.distortions import DISTORTIONS, GROUPS, LEVELS, Distortion, distort, find_distortion
+from vtamiq.images.distortions import DISTORTIONS, GROUPS, LEVELS, distort, find_distortion
 from vtamiq.images.reading import ImageError
 
 pytestmark = pytest.mark.filterwarnings("ignore:some images are too small for the JPEG 2000 ratio")
@@ -163,19 +163,15 @@ def test_psnr_falls_with_the_level(distorted, name, type):
 @pytest.mark.parametrize("name", PHOTOS)
 @pytest.mark.parametrize("type", [18, 25])
 def test_psnr_falls_with_the_severity(distorted, name, type):
-    severity = [DISTORTIONS[type].severity(level) for level in LEVELS]
+    known = DISTORTIONS[type]
+    assert not known.ordered
+    severity = [abs(amount - known.identity) for amount in known.levels]
     values = [psnr(distorted[name, type, level], PHOTOS[name]) for level in LEVELS]
     for (s, p), (t, q) in itertools.combinations(zip(severity, values, strict=True), 2):
         if math.isclose(s, t):
             assert abs(p - q) < 1
         else:
             assert (s < t) == (p > q)
-
-
-def test_severity():
-    assert [DISTORTIONS[6].severity(level) for level in LEVELS] == [1, 2, 3, 4, 5]
-    assert [DISTORTIONS[18].severity(level) for level in LEVELS] == [0.15, 0.08, 0, 0.08, 0.15]
-    assert [DISTORTIONS[25].severity(level) for level in LEVELS] == pytest.approx([0.5, 0.35, 0.2, 0.2, 0.4])
 
 
 def test_noise_has_its_expected_power(distorted):
@@ -641,12 +637,3 @@ def test_negative_seed():
 def test_only_uint8_rgb(image):
     with pytest.raises(ImageError, match="uint8 RGB"):
         distort(image, 1, 1)
-
-
-def test_distortion_checks_itself():
-    with pytest.raises(ValueError, match="5 levels"):
-        Distortion(26, "new", "new", "blur", (1, 2, 3), distortions.gaussian_blur)
-    with pytest.raises(ValueError, match="group"):
-        Distortion(26, "new", "new", "smell", (1, 2, 3, 4, 5), distortions.gaussian_blur)
-    with pytest.raises(ValueError, match="identity"):
-        Distortion(26, "new", "new", "blur", (3, 2, 1, 4, 5), distortions.gaussian_blur, ordered=False)

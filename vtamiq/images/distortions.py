@@ -68,27 +68,11 @@ class Distortion:
     random: bool = False
     ordered: bool = True
 
-    def __post_init__(self) -> None:
-        if len(self.levels) != len(LEVELS):
-            raise ValueError(f"{self.name}: a distortion has {len(LEVELS)} levels, got {self.levels}")
-        if self.group not in GROUPS:
-            raise ValueError(f"{self.name}: group must be one of {GROUPS}, got {self.group!r}")
-        if not self.ordered and self.identity is None:
-            raise ValueError(f"{self.name}: levels that are not ordered need an identity to measure severity from")
-
     def amount(self, level: int) -> float:
         """The parameter of level 1..5; ValueError for any other level."""
         if not isinstance(level, Integral) or level not in LEVELS:
             raise ValueError(f"level must be one of {LEVELS}, got {level!r}")
         return self.levels[level - 1]
-
-    def severity(self, level: int) -> float:
-        """A number that grows with the strength of this type; comparable within the type only.
-
-        The level itself if the type is ordered, else the distance of the amount from the identity.
-        """
-        amount = self.amount(level)
-        return float(level) if self.ordered else abs(amount - self.identity)
 
 
 def distort(image: np.ndarray, type: int | str, level: int, seed: int = 0) -> np.ndarray:

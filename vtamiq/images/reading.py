@@ -11,10 +11,11 @@ Decisions, made once for the whole package:
 - A bad image is refused with an `ImageError`, never repaired, cropped or resized.
 """
 
+import contextlib
 import os
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
@@ -97,28 +98,21 @@ def read_images(sources: Iterable[ImageSource], *, background: tuple[int, int, i
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """(width, height) of an image file as `read_image` would return it, from its header; pixels are not decoded.
+    """(width, height) of an image file as `read_image` would return it, from its header if that is safe.
 
-    A file that does not end as its format ends (BMP, JPEG), or is not a row of chunks up to the last (PNG), is decoded
-    as a
-    whole, to tell odd from cut off. So is a PNG file with metadata behind its pixels, which may say that it is turned.
+    A file that may be cut off, and a PNG with metadata behind its pixels, which may turn it, are decoded as a whole.
     Damage amid the pixels is only found by `read_image`.
 
     Raises:
         ImageError: the file is missing, of no known format, or cut off.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as file, Image.open(file) as image:
-            # A PNG's own `getexif` would decode the pixels, for what may be behind them
-            exif = Image.Image.getexif(image) if image.format == "PNG" else image.getexif()
-            turned = exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-            size = image.size[::-1] if turned else image.size
-            told = _header_tells(image, file)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ImageError(f"cannot read {path}: no such file") from error
-    except Exception as error:  # as in _from_file
-        raise ImageError(f"cannot read {path}: {error or type(error).__name__}") from error
+    with _reading(str(path)), path.open("rb") as file, Image.open(file) as image:
+        # A PNG's own `getexif` would decode the pixels, for what may be behind them
+        exif = Image.Image.getexif(image) if image.format == "PNG" else image.getexif()
+        turned = exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        size = image.size[::-1] if turned else image.size
+        told = _header_tells(image, file)
     return size if told else read_image(path).shape[1::-1]
 
 
@@ -160,25 +154,29 @@ def check_uint8_rgb(image: Any, name: str = "image") -> np.ndarray:
 # ---- from each kind of source -----------------------------------------------------------------------------------
 
 
-def _from_file(path: Path, name: str, background: np.ndarray) -> np.ndarray:
+@contextlib.contextmanager
+def _reading(name: str) -> Iterator[None]:
     try:
-        # Opened here: given a path, Pillow maps some TIFFs into memory, and then mixes up the rows of turned ones.
-        with path.open("rb") as file, Image.open(file) as image:
-            if image.format == "EPS":
-                raise ImageError("PostScript is a program, not an image; convert it to PNG")
-            limit = Image.MAX_IMAGE_PIXELS  # Pillow only warns up to twice this limit
-            if limit is not None and image.width * image.height > limit:
-                raise ImageError(f"{image.width} x {image.height} pixels exceed Pillow's limit of {limit} pixels")
-            return _decode(image, background)
+        yield
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ImageError(f"cannot read {name}: no such file") from error
     except Exception as error:  # Pillow's readers raise almost anything on a damaged file
-        raise ImageError(f"cannot read {name}: {error or type(error).__name__}") from error
+        raise ImageError(f"cannot read {name}: {str(error) or type(error).__name__}") from error
+
+
+def _from_file(path: Path, name: str, background: np.ndarray) -> np.ndarray:
+    # Opened here: given a path, Pillow maps some TIFFs into memory, and then mixes up the rows of turned ones.
+    with _reading(name), path.open("rb") as file, Image.open(file) as image:
+        if image.format == "EPS":
+            raise ImageError("PostScript is a program, not an image; convert it to PNG")
+        limit = Image.MAX_IMAGE_PIXELS  # Pillow only warns up to twice this limit
+        if limit is not None and image.width * image.height > limit:
+            raise ImageError(f"{image.width} x {image.height} pixels exceed Pillow's limit of {limit} pixels")
+        return _decode(image, background)
 
 
 def _header_tells(image: Image.Image, file: BinaryIO) -> bool:
-    """Whether an opened file has the end of its format, and nothing but pixels between header and end; False for formats
-    of which that is not known here."""
+    """Whether a file ends as its format does, with only pixels behind the header; False for formats not known here."""
     length = file.seek(0, os.SEEK_END)
     if image.format == "PNG":
         return _has_plain_chunks(file)
@@ -207,13 +205,11 @@ def _has_plain_chunks(file: BinaryIO) -> bool:
 
 
 def _from_pil(image: Image.Image, name: str, background: np.ndarray) -> np.ndarray:
-    try:
+    with _reading(name):  # an image opened by the caller is decoded only now
         with _decoding:  # the file of an image that is not decoded yet, for the first of several threads alone
             image.load()
             image.getexif()
         return _decode(image, background)
-    except Exception as error:  # an image opened by the caller is decoded only now, see _from_file
-        raise ImageError(f"cannot read {name}: {error or type(error).__name__}") from error
 
 
 def _from_array(array: np.ndarray, name: str, background: np.ndarray) -> np.ndarray:
