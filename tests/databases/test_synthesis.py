@@ -19,14 +19,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vtamiq.databases import synthesis
+from vtamiq.databases import demo, synthesis
+from vtamiq.databases.demo import PHOTOGRAPHS, cache_folder, demo_database, demo_photographs
 from vtamiq.databases.loading import load_database
 from vtamiq.databases.pairs import PairImages
 from vtamiq.databases.schema import DatabaseError
-from vtamiq.databases.synthesis import PHOTOGRAPHS, Recipe, cache_folder, demo_database, demo_photographs, synthesize
+from vtamiq.databases.synthesis import Recipe, synthesize
 from vtamiq.images.distortions import distort
 from vtamiq.images.iqms import IQMS, QuantileTables, iqm_scores, scale_regime, weak_labels
 from vtamiq.images.reading import read_image, write_png
+from vtamiq.utils.digests import digest_number
 from vtamiq.utils.processes import executor
 
 QUICK = {"types": [11, "jpeg"], "levels": [1, 5], "metrics": ["gmsd", "ssim"], "workers": 0, "progress": False}
@@ -94,7 +96,7 @@ def test_layout_and_labels(tmp_path):
     assert data.pairs["level"].tolist() == [1, 5] * 4
 
     # Labels, computed once more from the files by the functions that define them.
-    seeds = {"I01": synthesis._digest_number("7 b"), "I02": synthesis._digest_number("7 a")}
+    seeds = {"I01": digest_number("7 b"), "I02": digest_number("7 a")}
     for row, image in zip(data.pairs.itertuples(), images, strict=True):
         reference, distorted = read_image(out / row.ref_path), read_image(out / row.dist_path)
         assert row.dist_path == f"images/{image}"
@@ -261,28 +263,6 @@ def test_recipe_keeps_plain_numbers_in_one_order():
     plain = Recipe(types=(1, 11), levels=(1, 5), metrics=("ssim", "gmsd"), seed=3)
     assert odd == plain
     assert json.loads(json.dumps(odd.to_dict())) == plain.to_dict()
-
-
-def test_upright_photographs_are_turned_if_asked(tmp_path):
-    images = {"upright": picture(3, height=40, width=30), "wide": picture(4, height=32, width=40)}
-    options = QUICK | {"size": (36, 24)}
-    made = synthesize(images, tmp_path / "turned", **options, turn=True)
-    assert made.references == ["I01", "I02"]
-    turned = np.rot90(images["upright"])
-    np.testing.assert_array_equal(read_image(tmp_path / "turned" / "images" / "I01.png"), turned[3:27, 2:38])
-    np.testing.assert_array_equal(read_image(tmp_path / "turned" / "images" / "I02.png"), images["wide"][4:28, 2:38])
-    assert synthesize(images, tmp_path / "turned", **options, turn=True).references == made.references  # loaded
-    with pytest.raises(DatabaseError, match="turn: there true, now false"):
-        synthesize(images, tmp_path / "turned", **options)
-    assert synthesize(images, tmp_path / "as they are", **options).references == ["I02"]  # the other one is too narrow
-    with pytest.raises(DatabaseError, match="turn: there false, now true"):
-        synthesize(images, tmp_path / "as they are", **options, turn=True)
-
-
-@pytest.mark.parametrize("options", [{"turn": True}, {"turn": True, "size": (9, 8), "recipes_only": True}])
-def test_turning_needs_a_crop_that_is_written(options):
-    with pytest.raises(ValueError, match="turn needs a size to crop to, and cannot be combined with recipes_only"):
-        Recipe(**options)
 
 
 def test_names_that_become_the_same_are_refused(tmp_path):
@@ -704,7 +684,7 @@ def test_demo_database_is_complete():
     assert len(photographs) == 12
     for photos in (photographs, [photo for photo in PHOTOGRAPHS if photo.database == "textures"]):
         assert {photo.subset for photo in photos} == {"train", "val", "test"}
-    recipe = synthesis._DEMOS["demo"]
+    recipe = demo._DEMOS["demo"]
     assert (len(recipe.types), len(recipe.levels), len(recipe.metrics)) == (25, 5, 11)
     assert min(recipe.size) >= max(iqm.min_side for iqm in IQMS.values())  # no metric sees a mirrored border
     assert scale_regime((recipe.size[1], recipe.size[0])) == 1
@@ -737,7 +717,7 @@ def test_demo_database_has_simulated_preferences_and_any_label(tmp_path):
     assert not one.preferences["p_a"].equals(data.preferences["p_a"])
 
 
-@pytest.mark.parametrize("size", [recipe.size for recipe in synthesis._DEMOS.values()])
+@pytest.mark.parametrize("size", [recipe.size for recipe in demo._DEMOS.values()])
 def test_views_of_a_demo_photograph_are_crops_of_one_content(size):
     width, height = size
     for photo in PHOTOGRAPHS:

@@ -17,7 +17,7 @@ from PIL import Image
 from tests.small import TINY
 from vtamiq import CAPS, VTAMIQ, ImageError, distort
 from vtamiq.attention.maps import METHODS
-from vtamiq.databases.synthesis import demo_photographs
+from vtamiq.databases.demo import demo_photographs
 from vtamiq.lab.explore import Explorer, explore_attention, explore_sampling, explore_score, read_upload
 from vtamiq.lab.views import Panel, View, attention_view, sampling_view, score_view
 

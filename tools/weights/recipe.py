@@ -30,11 +30,12 @@ import yaml
 from tools.weights.card import Source, command, export_weights, write_card
 from tools.weights.measures import Measures, left_out_table, measure, predicted, without_types
 from vtamiq.caps import CAPS
+from vtamiq.databases.demo import DEMO_NAMES, demo_database
 from vtamiq.databases.loading import load_database
 from vtamiq.databases.schema import Database
 from vtamiq.databases.simulated import simulate_preferences
 from vtamiq.databases.splits import worth_testing
-from vtamiq.databases.synthesis import DEMO_NAMES, Recipe, demo_database, synthesize
+from vtamiq.databases.synthesis import Recipe, synthesize
 from vtamiq.databases.synthetic import file_digest, read_manifest
 from vtamiq.images.distortions import find_distortion
 from vtamiq.images.iqms import IQMS
@@ -123,7 +124,6 @@ class TinyRecipe:
         database: what the database of distorted photographs is called.
         train, val, test: how many photographs of each folder, evenly spaced by name; 0 takes all.
         size: (width, height) of the centre crop.
-        turn: turn upright photographs by 90° first.
         types, levels, metrics: of the database, as for `Recipe`; () takes all types and metrics.
         labels_on: where the metrics are computed, "cpu" or "cuda".
         network: which starts from scratch (`vtamiq.model.initialise`).
@@ -144,7 +144,6 @@ class TinyRecipe:
     val: int = 8
     test: int = 24
     size: tuple[int, int] = (256, 192)
-    turn: bool = False
     types: tuple[str, ...] = ()
     levels: tuple[int, ...] = (1, 2, 3, 4, 5)
     metrics: tuple[str, ...] = ()
@@ -191,7 +190,6 @@ SIZES: Mapping[str, TinyRecipe] = {
         val=0,
         test=0,
         size=(480, 320),
-        turn=True,
         labels_on="cuda",
         weak=replace(
             WEAK,
@@ -363,7 +361,6 @@ def _make_database(
         levels=recipe.levels,
         metrics=recipe.metrics or None,
         size=recipe.size,
-        turn=recipe.turn,
         subsets={name: path.parent.name for name, path in photographs.items()},
         seed=recipe.seed,
         device=recipe.labels_on,
@@ -383,10 +380,8 @@ def _given_database(found: Mapping[str, Sequence[Path]], recipe: TinyRecipe, fol
         recipe.size,
         recipe.seed,
         device=recipe.labels_on,
-        turn=recipe.turn,
     ).to_dict()
-    held, wanted = {"turn": False} | manifest, {"turn": False} | wanted
-    wrong = [name for name, value in wanted.items() if held.get(name) != value]
+    wrong = [name for name, value in wanted.items() if manifest.get(name) != value]
     entries = manifest["references"]
     if found:
         photographs = pick_photographs(found, recipe).items()

@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "schema": ["Database", "DatabaseError", "LabelScale"],
         "simulated": ["simulate_preferences"],
         "splits": ["fold_split", "original_split", "repeated_splits", "shared_pictures"],
-        "synthesis": ["demo_database", "demo_photographs", "synthesize"],
+        "demo": ["demo_database", "demo_photographs"],
+        "synthesis": ["synthesize"],
     },
 )

@@ -1,16 +1,15 @@
 """Pairwise preferences without people: SIMULATED from the scores of single images, to run preference training on.
 
-PieAPP asked people which of two distorted versions of a photograph is closer to it. Here nobody was asked: the answer is
-drawn from a model of observers. Whatever is learnt from it, is learnt from the scores and the model.
+PieAPP asked people which of two distorted images is closer to the reference. Here the answer comes from a model of
+observers: what is learnt from it is learnt from the scores and that model.
 """
-
-import hashlib
 
 import numpy as np
 import pandas as pd
 from scipy.special import expit
 
 from vtamiq.databases.schema import Database, DatabaseError, preference_table
+from vtamiq.utils.digests import digest_number
 
 __all__ = ["SHARPNESS", "simulate_preferences"]
 
@@ -20,22 +19,21 @@ SHARPNESS = 6.0  # w, where VTAMIQ's own preference begins (`preference`)
 def simulate_preferences(
     database: Database, *, per_reference: int = 200, sharpness: float = SHARPNESS, seed: int = 0
 ) -> pd.DataFrame:
-    """Preferences between distorted versions of one reference, as the scores would have them.
+    """Simulate preferences between distorted images of one reference from their scores.
 
-    The probability that A is preferred is sigmoid(w · (c_B - c_A)), with w = `sharpness` and c the distortion of an image
-    in 0..1: its place between the best and the worst end of the scale of scores (the consensus, in synthetic databases).
-    It is the probability itself, as of infinitely many observers, not a share of a few.
+    P(A preferred) = sigmoid(w · (c_B - c_A)), with w = `sharpness` and c in 0..1 the distortion of an image: its place
+    between the best and the worst end of the scale of scores. It is the probability itself, as of infinitely many
+    observers.
 
     Args:
         database: whose scores have a range (`score_lo`, `score_hi`).
-        per_reference: how many different pairs of images are drawn for each reference; all of them if there are fewer.
-            Which of the two is A, is drawn as well.
+        per_reference: how many different pairs of images are drawn for each reference, or all if there are fewer. Which
+            of the two is A is drawn as well.
         sharpness: positive; 6 takes a distance of 0.2 for 77 %, of 0.5 for 95 %.
         seed: each reference has its own stream, which depends on `seed` and `ref_id` only.
 
     Returns:
-        Table of the schema `PREFERENCE_COLUMNS`, `kind` "simulated", `p_a_raw` NaN: nobody was asked. In order of
-        references; to be kept as `Database.preferences`.
+        Table of the schema `PREFERENCE_COLUMNS`, `kind` "simulated", `p_a_raw` NaN, in order of references.
 
     Raises:
         DatabaseError: a row has no score, the scale is open, or no reference has two distorted images.
@@ -76,8 +74,7 @@ def _distortions(database: Database) -> np.ndarray:
 
 def _draw(part: pd.DataFrame, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Row numbers of A and B of so many different pairs of one reference."""
-    digest = hashlib.sha256(part["ref_id"].iloc[0].encode()).digest()[:8]
-    rng = np.random.default_rng([seed, int.from_bytes(digest, "little")])
+    rng = np.random.default_rng([seed, digest_number(part["ref_id"].iloc[0])])
     first, second = np.triu_indices(len(part), k=1)
     chosen = rng.choice(len(first), size=min(count, len(first)), replace=False)
     swapped = rng.random(len(chosen)) < 0.5

@@ -1,28 +1,20 @@
 """Make a full-reference database from photographs: distort them, and label the pairs by a consensus of metrics.
 
 As for KADIS-700k (Lin, Hosu and Saupe, arXiv:2001.08113), the labels come from conventional metrics instead of observers:
-they are SYNTHETIC, good for pre-training and for demonstrations, and say nothing of human opinion. The folder has the
-layout of KADID-10k (see `vtamiq.databases.synthetic`).
+they are SYNTHETIC, good for pre-training and demonstrations, and say nothing of human opinion.
 
-Two ways to keep it: every distorted image as a PNG file, or recipes only (reference, type, level, seed), from which
-`vtamiq.databases.pairs` renders an image whenever it is asked for. Two ways to spread the distortions: all types for
-every
-photograph, as in KADID-10k, or one type for each, as in KADIS-700k.
-
-The unit of work is one distortion type of one photograph, at all levels. Whatever is finished is on disk: a call that was
-interrupted, even killed, goes on where it stopped. The files do not depend on the number of workers. While one process
-makes a database, others that ask for it wait, then load it.
+A unit of work is one distortion type of one photograph at all levels. Finished units are on disk, so that an interrupted
+call resumes. The files do not depend on the number of workers.
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
 import shutil
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from numbers import Integral
 from pathlib import Path
@@ -31,31 +23,19 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.cbook import get_sample_data
-from PIL import Image
 from tqdm.auto import tqdm
 
 from vtamiq import __version__
-from vtamiq.databases.loading import load_database
 from vtamiq.databases.schema import SUBSETS, Database, DatabaseError
-from vtamiq.databases.simulated import simulate_preferences
-from vtamiq.databases.synthetic import MANIFEST, MANIFEST_FORMAT, Label, file_digest, read_manifest
+from vtamiq.databases.synthetic import MANIFEST, MANIFEST_FORMAT, file_digest, load_synthetic, read_manifest
 from vtamiq.images.distortions import LEVELS, distort, find_distortion
-from vtamiq.images.iqms import CHEAP_IQMS, IQMS, QuantileTables, iqm_scores, scale_regime, weak_labels
+from vtamiq.images.iqms import IQMS, QuantileTables, iqm_scores, scale_regime, weak_labels
 from vtamiq.images.reading import ImageError, ImageSource, centre_crop, image_size, read_image, write_png
+from vtamiq.utils.digests import digest, digest_number
 from vtamiq.utils.files import holding, list_images, write_text
 from vtamiq.utils.processes import count_workers, executor, one_thread_per_process, run_jobs
 
-__all__ = [
-    "DEMO_NAMES",
-    "PHOTOGRAPHS",
-    "Photograph",
-    "Recipe",
-    "cache_folder",
-    "demo_database",
-    "demo_photographs",
-    "synthesize",
-]
+__all__ = ["Recipe", "request_digest", "synthesize"]
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -70,14 +50,11 @@ class Recipe:
     Attributes:
         types: distortions by number, tag or name; None takes all 25. Kept as sorted numbers.
         levels: of each distortion, among 1..5.
-        metrics: keys of `IQMS` that vote on the labels; None takes all eleven. Kept in the order of `IQMS`.
-            None at all, (), leaves recipes without labels.
+        metrics: keys of `IQMS` that vote on the labels; None takes all eleven; (), with `recipes_only`, makes no labels.
         size: (width, height) of the centre crop, or None to keep photographs whole.
-        turn: turn upright photographs by 90° before a crop that is wide, and wide ones before an upright crop, so that
-            more is left of them.
-        seed: of the random distortions, and of the choice of types if each photograph gets one.
+        seed: of the random distortions, and of the choice of types with `one_type`.
         recipes_only: write no distorted image.
-        one_type: one of the types for each photograph instead of all.
+        one_type: one of the types for each photograph, instead of all.
         device: where the metrics are computed, "cpu" or "cuda": their last digits differ.
 
     Raises:
@@ -93,7 +70,6 @@ class Recipe:
     recipes_only: bool = False
     one_type: bool = False
     device: str = "cpu"
-    turn: bool = False
 
     def __post_init__(self):
         types = range(1, 26) if self.types is None else self.types
@@ -119,30 +95,25 @@ class Recipe:
             if len(sides) != 2 or None in sides or min(sides) < 8:
                 raise ValueError(f"size must be (width, height) of at least 8 whole pixels, got {self.size!r}")
             kept["size"] = tuple(sides)
-        if self.turn and (self.size is None or self.recipes_only):
-            raise ValueError("turn needs a size to crop to, and cannot be combined with recipes_only")
         for name, value in kept.items():  # plain numbers: a manifest is JSON
             object.__setattr__(self, name, value)
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "types": {str(type): find_distortion(type).name for type in self.types},
-            "levels": list(self.levels),
-            "metrics": list(self.metrics),
-            "size": list(self.size) if self.size else None,
-            "seed": self.seed,
-            "recipes_only": self.recipes_only,
-            "one_type": self.one_type,
-            "device": self.device,
-        } | ({"turn": True} if self.turn else {})  # folders of earlier versions do not know it
+        """The recipe as JSON, types with their names."""
+        named = {str(type): find_distortion(type).name for type in self.types}
+        return json.loads(json.dumps(asdict(self) | {"types": named}))
 
 
 @dataclass(frozen=True)
 class Source:
-    """One photograph that was asked for.
+    """One photograph to distort.
 
-    key: its name, without a folder; ref_id: what it is called in the database; subset: train, val, test or none; content:
-    what it shows, which several photographs may share; types: the distortions it gets.
+    Attributes:
+        ref_id: its name in the database.
+        key: its own name, without a folder.
+        subset: train, val, test or none.
+        content: what it shows, which several photographs may share.
+        types: the distortions it gets.
     """
 
     ref_id: str
@@ -153,18 +124,17 @@ class Source:
     types: tuple[int, ...]
 
     def digest(self) -> str | None:
-        """SHA-256 of the file or array, shortened; None for a file that cannot be read."""
+        """Digest of the file or array; None for a file that cannot be read."""
         if not isinstance(self.image, np.ndarray):
             return file_digest(self.image)
-        content = f"{self.image.dtype} {self.image.shape} ".encode() + np.ascontiguousarray(self.image).tobytes()
-        return hashlib.sha256(content).hexdigest()[:16]
+        return digest(f"{self.image.dtype} {self.image.shape} ".encode() + np.ascontiguousarray(self.image).tobytes())
 
-    def crop(self, size: tuple[int, int] | None, turn: bool = False) -> np.ndarray:
-        """The reference image; ImageError, without the folder of a file, if there is none to be had."""
+    def crop(self, size: tuple[int, int] | None) -> np.ndarray:
+        """The reference image; ImageError, without the folder of a file, if there is none."""
         try:
             image = read_image(self.image)
             if size is not None:
-                return centre_crop(_turned(image, size) if turn else image, size)
+                return centre_crop(image, size)
             if min(image.shape[:2]) < 8:
                 raise ImageError(f"{image.shape[1]} x {image.shape[0]} pixels are too few, 8 x 8 are needed")
         except ImageError as error:  # manifests carry no machine paths
@@ -172,19 +142,9 @@ class Source:
         return image
 
 
-def _turned(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The image, by 90° to the left if it lies across a crop of this (width, height)."""
-    height, width = image.shape[:2]
-    across = (height - width) * (size[1] - size[0]) < 0
-    return np.rot90(image) if across else image
-
-
 @dataclass(frozen=True)
 class Unit:
-    """One distortion type of one reference at all levels: what a worker does at a time.
-
-    source: the photograph, or what `_prepare_references` has made of it.
-    """
+    """One distortion type of one reference at all levels: what a worker does at a time."""
 
     folder: Path
     source: Source
@@ -193,8 +153,8 @@ class Unit:
 
     @property
     def seed(self) -> int:
-        """Of the random distortions: of the photograph's name, so that neither order nor company matters."""
-        return _digest_number(f"{self.recipe.seed} {self.source.key}")
+        """Seed of the random distortions, by the photograph's name: order and company do not matter."""
+        return digest_number(f"{self.recipe.seed} {self.source.key}")
 
     @property
     def part(self) -> Path:
@@ -204,7 +164,7 @@ class Unit:
         return self.folder / "images" / f"{self.source.ref_id}_{self.type:02d}_{level:02d}.png"
 
     def finished(self) -> list[dict[str, float]] | None:
-        """Scores of each level if this unit is done, else None: also where a power cut left the file damaged."""
+        """Scores of each level if this unit is done; None if it is not, or its file is damaged."""
         try:
             if not self.recipe.recipes_only and not all(self.image(n).stat().st_size for n in self.recipe.levels):
                 return None
@@ -231,37 +191,29 @@ def synthesize(
     tables: QuantileTables | None = None,
     seed: int = 0,
     device: str = "cpu",
-    turn: bool = False,
     workers: int | None = None,
     progress: bool = True,
 ) -> Database:
-    """Distort photographs and label the pairs; load the result if it is there already.
+    """Distort photographs and label the pairs, or resume; load the result if it is there already.
 
-    A second process that asks for the same folder meanwhile waits until the first has ended, then loads the result, or
-    goes
-    on if the first was interrupted (not on Windows, and not on file systems without locks: there, ask for it once).
-
-    With more than one worker, a script must call this below `if __name__ == "__main__":` (processes are spawned).
+    A second process that asks for the same folder waits until the first has ended (not on Windows, and not on file systems
+    without locks). With more than one worker, a script must call this below `if __name__ == "__main__":`.
 
     Args:
         images: a folder (its image files, in order of name), image files with different names, or name → image.
         out: folder to make, new or left by a call with the same arguments. The database is called after it.
-        types, levels, size, seed, device, turn: see `Recipe`. Each photograph has its own random streams, which depend on
-            `seed` and its name only.
-        metrics: the labels are their consensus. None takes all eleven; with `recipes_only`, () leaves the pairs without
-            labels (their scores are NaN), which takes no longer than to look at each photograph.
-        recipes_only: write no distorted image, so that 700,000 pairs take some 200 megabytes of tables: the loader
-        renders
-            each when it is asked for. The photographs of a folder are not copied either: they must stay where they are
-            in relation to `out`, or be named on loading (`load_synthetic`).
-        one_type: one of the types for each photograph, as in KADIS-700k. All types get the same number of photographs
-            (or one more) of those asked for; which gets which depends on `seed` and the names of all, not on their order.
+        types, levels, metrics, size, seed, device: see `Recipe`. The random streams of a photograph depend on `seed` and
+            its name only.
+        recipes_only: write no distorted image: loaders render each one when it is asked for. The photographs of a folder
+            are not copied either: they must stay where they are in relation to `out`, or be named to `load_synthetic`.
+        one_type: one of the types for each photograph, as in KADIS-700k. All types get the same number of photographs, or
+            one more; which gets which depends on `seed` and the names of all, not on their order.
         subsets: name of a photograph → "train", "val" or "test"; all others are "none".
         contents: name of a photograph → what it shows, for photographs that splits must not part, such as views of one
             scene; all others are contents of their own.
         tables: quantile tables for the labels. None fits them to these scores: those of the train photographs if
             `subsets` names any, else all.
-        workers: processes; 0 and 1 work in this process, None takes one for each processor core.
+        workers: processes; 0 and 1 work in this process, None takes one per core.
         progress: whether to show progress and the time left.
 
     Returns:
@@ -280,12 +232,12 @@ def synthesize(
     metrics = None if metrics is None else (metrics,) if isinstance(metrics, str) else tuple(metrics)
     types = None if types is None else (types,) if isinstance(types, Integral | str) else tuple(types)
     levels = (levels,) if isinstance(levels, Integral) else tuple(levels)
-    recipe = Recipe(types, levels, metrics, size, seed, recipes_only, one_type, device, turn)
+    recipe = Recipe(types, levels, metrics, size, seed, recipes_only, one_type, device)
     workers = count_workers(workers)
     folder = Path(out)
     sources = _list_sources(images, subsets or {}, contents or {}, recipe)
     digests = _digests(sources, progress)
-    sources = _together(sources, contents or {}, digests)
+    sources = _join_copies(sources, contents or {}, digests)
     request = _request(recipe, sources, tables, digests)
     place = Path(images) if recipes_only and isinstance(images, str | os.PathLike) else None
     if folder.exists() and not folder.is_dir():
@@ -300,7 +252,7 @@ def synthesize(
                 scores = _render_all(pool, folder, sources, recipe, progress)
             _write_labels(folder, request, recipe, sources, skipped, scores, tables, place)
     in_place = place is not None and read_manifest(folder)["photographs"] is not None
-    return load_database("synthetic", folder, photographs=place if in_place else None, check_images=not recipes_only)
+    return load_synthetic(folder, photographs=place if in_place else None, check_images=not recipes_only)
 
 
 def _list_sources(images: Any, subsets: Mapping[str, str], contents: Mapping[str, str], recipe: Recipe) -> list[Source]:
@@ -325,13 +277,13 @@ def _list_sources(images: Any, subsets: Mapping[str, str], contents: Mapping[str
 
 
 def _digests(sources: list[Source], progress: bool = False) -> dict[str, str | None]:
-    """`ref_id` → digest of the photograph; takes as long as to read all files."""
+    """`ref_id` → digest of the photograph; reads all files."""
     bar = tqdm(sources, desc="digests", unit="image", disable=not progress, leave=False, delay=2)
     return {source.ref_id: source.digest() for source in bar}
 
 
-def _together(sources: list[Source], contents: Mapping[str, str], digests: Mapping[str, str | None]) -> list[Source]:
-    """The same sources; copies of one file, of which nothing else was stated, are one content, which no split parts."""
+def _join_copies(sources: list[Source], contents: Mapping[str, str], digests: Mapping[str, str | None]) -> list[Source]:
+    """Give copies of one file one content, which no split parts, unless `contents` says otherwise."""
     first, joined = {}, []
     for source in sources:
         digest = digests[source.ref_id]
@@ -344,9 +296,9 @@ def _together(sources: list[Source], contents: Mapping[str, str], digests: Mappi
 
 
 def _deal(keys: list[str], recipe: Recipe) -> dict[str, tuple[int]]:
-    """One type for each photograph: both are shuffled by a digest of seed and name, then dealt in turn."""
-    keys = sorted(keys, key=lambda key: (_digest_number(f"{recipe.seed} photograph {key}"), key))
-    types = sorted(recipe.types, key=lambda type: _digest_number(f"{recipe.seed} type {type}"))
+    """Deal one type to each photograph, both shuffled by a digest of seed and name."""
+    keys = sorted(keys, key=lambda key: (digest_number(f"{recipe.seed} photograph {key}"), key))
+    types = sorted(recipe.types, key=lambda type: digest_number(f"{recipe.seed} type {type}"))
     return {key: (types[place % len(types)],) for place, key in enumerate(keys)}
 
 
@@ -387,13 +339,26 @@ def _request(
     return {
         "format": MANIFEST_FORMAT,
         **recipe.to_dict(),
-        "tables": hashlib.sha256(tables.to_json().encode()).hexdigest()[:16] if tables else "fitted",
+        "tables": digest(tables.to_json()) if tables else "fitted",
         "references": [
             {"ref_id": s.ref_id, "source": s.key, "sha256": digests[s.ref_id], "subset": s.subset, "content": s.content}
             | ({"type": s.types[0]} if recipe.one_type else {})
             for s in sources
         ],
     }
+
+
+def request_digest(
+    images: Mapping[str, np.ndarray],
+    recipe: Recipe,
+    *,
+    subsets: Mapping[str, str],
+    contents: Mapping[str, str],
+    version: str,
+) -> str:
+    """Digest of what a call of `synthesize` with these arguments asks for, and of a version."""
+    sources = _list_sources(images, subsets, contents, recipe)
+    return digest([_request(recipe, sources, None, _digests(sources)), version], length=8)
 
 
 def _claim(folder: Path, request: dict[str, Any]) -> bool:
@@ -405,14 +370,15 @@ def _claim(folder: Path, request: dict[str, Any]) -> bool:
             raise DatabaseError(f"{folder} is not empty and was not made by vtamiq; choose a new folder")
         _begin(folder, request)
         return False
-    asked, held = {"turn": False} | request, {"turn": False} | manifest
-    different = [name for name, wanted in asked.items() if held.get(name) != wanted]
+    different = [name for name, wanted in request.items() if manifest.get(name) != wanted]
     if different and not manifest["complete"] and not (folder / PARTS).exists():  # it came to nothing: begin anew
         shutil.rmtree(folder / "images", ignore_errors=True)
         _begin(folder, request)
         return False
     if different:
-        details = "; ".join(f"{name}: there {_short(held.get(name))}, now {_short(asked[name])}" for name in different)
+        details = "; ".join(
+            f"{name}: there {_short(manifest.get(name))}, now {_short(request[name])}" for name in different
+        )
         raise DatabaseError(f"{folder} was made with other arguments ({details}); remove it or choose a new folder")
     if not manifest["complete"]:
         log.info("%s is unfinished; going on", folder.name)
@@ -449,7 +415,7 @@ def _prepare_references(
     if place is None:
         (folder / "images").mkdir(exist_ok=True)
     usable, skipped, regimes = {}, {}, {}
-    jobs = [(source, folder, recipe.size, recipe.turn, place is not None) for source in sources]
+    jobs = [(source, folder, recipe.size, place is not None) for source in sources]
     with tqdm(total=len(jobs), desc="photographs", unit="image", disable=not progress, leave=False) as bar:
         for (source, *_), (image, shape, reason) in run_jobs(pool, _prepare_reference, jobs):
             if reason is None:
@@ -474,10 +440,10 @@ def _prepare_references(
 
 
 def _prepare_reference(
-    job: tuple[Source, Path, tuple[int, int] | None, bool, bool],
+    job: tuple[Source, Path, tuple[int, int] | None, bool],
 ) -> tuple[Path | np.ndarray, tuple[int, int], str | None]:
     """Where the reference is, its (height, width), and None; or the reason in its place why it cannot be used."""
-    source, folder, size, turn, in_place = job
+    source, folder, size, in_place = job
     path = source.image if in_place else folder / "images" / f"{source.ref_id}.png"
     part = folder / PARTS / f"{source.ref_id}.json"  # says that a photograph that stays in place was decoded
     with contextlib.suppress(OSError, ValueError):  # none yet, or damaged by a power cut
@@ -485,7 +451,7 @@ def _prepare_reference(
             return path, tuple(json.loads(part.read_text(encoding="utf-8"))), None
         return path, image_size(path)[::-1], None
     try:
-        image = source.crop(size, turn)
+        image = source.crop(size)
     except ImageError as error:
         return path, (0, 0), str(error)
     if in_place:
@@ -556,11 +522,6 @@ def _read_again(path: Path) -> np.ndarray | None:
         return read_image(path) if path.exists() else None
     except ImageError:
         return None
-
-
-def _digest_number(text: str) -> int:
-    """A number below 2**64 that depends on the text alone, on every machine."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
 def _write_labels(
@@ -644,167 +605,3 @@ def _whole(value: Any) -> int | None:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 80 else f"{text[:60]}… ({len(value)} entries)"
-
-
-# ---- demo databases ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Photograph:
-    """A photograph that comes inside scikit-image, scikit-learn or Matplotlib.
-
-    loader: "<package>:<name>"; rows: the only ones to keep, so that a centre crop shows the subject; reduce: by how much
-    both sides are averaged down before the centre is cropped, so that a small crop shows most of a large photograph, and
-    JPEG sources are clean; views: how many crops go into the demo database: 1 (this), or up to 3 (also the top left
-    and the
-    bottom right of the photograph as it is).
-    """
-
-    name: str
-    database: str
-    subset: str
-    loader: str
-    credit: str
-    licence: str
-    rows: tuple[int, int] | None = None
-    reduce: int = 1
-    views: int = 1
-
-    def load(self) -> np.ndarray:
-        """uint8 RGB (H, W, 3)."""
-        package, _, name = self.loader.partition(":")
-        return read_image(_package_image(package, name))[slice(*self.rows) if self.rows else slice(None)]
-
-    def crops(self, size: tuple[int, int]) -> dict[str, np.ndarray]:
-        """The views of this photograph, (width, height) pixels each: name → uint8 RGB."""
-        image = self.load()
-        whole = np.asarray(Image.fromarray(image).reduce(self.reduce))
-        corners = [image[: size[1], : size[0]], image[-size[1] :, -size[0] :]][: self.views - 1]
-        parts = {f"{self.name}-{number}": corner for number, corner in enumerate(corners, start=2)}
-        return {self.name: centre_crop(whole, size)} | parts
-
-
-def _package_image(package: str, name: str) -> np.ndarray | Path:
-    if package == "scikit-learn":
-        from sklearn.datasets import load_sample_image  # slow to import, and only needed here
-
-        return load_sample_image(name)
-    if package == "matplotlib":
-        return Path(get_sample_data(name, asfileobj=False))
-    from skimage import data
-
-    image = getattr(data, name)()
-    return image[0] if isinstance(image, tuple) else image  # a stereo pair: left, right, disparity
-
-
-# Twelve photographs, and six grey pictures of other things. Contents that belong together are in one part: the two
-# portraits, the three textures. No photograph is in two databases.
-PHOTOGRAPHS = (
-    Photograph("astronaut", "photos", "train", "scikit-image:astronaut", "NASA", "public domain", reduce=2, views=2),
-    Photograph("coffee", "photos", "train", "scikit-image:coffee", "Rachel Michetti", "CC0", reduce=2, views=2),
-    Photograph("rocket", "photos", "train", "scikit-image:rocket", "SpaceX", "public domain", reduce=2, views=2),
-    Photograph("china", "photos", "train", "scikit-learn:china.jpg", "danielbuechele (flickr.com/photos/danielbuechele/"
-               "6061409035)", "CC BY 2.0", reduce=2, views=2),
-    Photograph("ihc", "photos", "train", "scikit-image:immunohistochemistry", "Center for Microscopy and "
-               "Molecular Imaging", "no known copyright restrictions", reduce=2, views=2),
-    Photograph("hopper", "photos", "train", "matplotlib:grace_hopper.jpg", "United States Navy",
-               "none stated by Matplotlib", reduce=2, views=2),
-    Photograph("camera", "photos", "train", "scikit-image:camera", "Lav Varshney", "CC0", rows=(16, 400), reduce=2,
-               views=2),
-    Photograph("flower", "photos", "val", "scikit-learn:flower.jpg", "vultilion (flickr.com/photos/vultilion/6056698931)",
-               "CC BY 2.0", reduce=2),
-    Photograph("hubble", "photos", "val", "scikit-image:hubble_deep_field", "NASA", "public domain", reduce=3),
-    Photograph("chelsea", "photos", "test", "scikit-image:chelsea", "Stefan van der Walt", "CC0"),
-    Photograph("retina", "photos", "test", "scikit-image:retina", "Mikael Häggström", "CC0", reduce=4),
-    Photograph("motorcycle", "photos", "test", "scikit-image:stereo_motorcycle", "Scharstein and others, Middlebury "
-               "stereo 2014", "none stated by scikit-image", reduce=2),
-    Photograph("brick", "textures", "train", "scikit-image:brick", "CC0Textures", "CC0"),
-    Photograph("grass", "textures", "train", "scikit-image:grass", "linolafett", "CC0"),
-    Photograph("gravel", "textures", "train", "scikit-image:gravel", "CC0Textures", "CC0"),
-    Photograph("coins", "textures", "val", "scikit-image:coins", "Brooklyn Museum", "no known copyright restrictions"),
-    Photograph("cell", "textures", "test", "scikit-image:cell", "Paul Müller and others", "CC0", reduce=2),
-    Photograph("moon", "textures", "test", "scikit-image:moon", "not stated", "none stated by scikit-image", reduce=2),
-)  # fmt: skip
-
-# Small, for eleven metrics on every pair; 192 pixels are enough for each of them, at one scale (as are 160 for the four).
-# The textures are grey, which three colour types (4, 7 and 8) leave as they are: they keep the perfect score.
-_DEMOS = {
-    "demo": Recipe(size=(256, 192)),
-    "smoke": Recipe(types=(1, 10, 11, 25), levels=(1, 3, 5), metrics=CHEAP_IQMS, size=(192, 160)),
-}
-_SMOKE_NAMES = ("astronaut", "coffee", "flower", "chelsea", "brick", "grass", "coins", "cell")
-DEMO_NAMES = ("photos", "textures")
-
-
-def demo_photographs(name: str | None = None) -> dict[str, np.ndarray]:
-    """The photographs of a demo database (None: of all), name → uint8 RGB (H, W, 3), not yet cropped to one size."""
-    if name is not None and name not in DEMO_NAMES:
-        raise DatabaseError(f"unknown demo database {name!r}; known: {', '.join(DEMO_NAMES)}")
-    return {photo.name: photo.load() for photo in PHOTOGRAPHS if name in (None, photo.database)}
-
-
-def demo_database(
-    name: str = "photos",
-    *,
-    cache: str | os.PathLike[str] | None = None,
-    preset: str = "demo",
-    label: Label = "consensus",
-    workers: int | None = None,
-    progress: bool = True,
-) -> Database:
-    """A small database with SYNTHETIC labels, made from photographs inside installed packages on first use.
-
-    Args:
-        name: "photos" (twelve photographs) or "textures" (six grey pictures, other contents, for tests across
-            databases).
-        cache: folder to keep it in; see `cache_folder`. Every recipe has its own folder in there.
-        preset: "demo" (all 25 distortions at 5 levels, eleven metrics) or "smoke" (four photographs, small crops, few
-            distortions, four metrics: seconds).
-        label: what the scores are, see `load_synthetic`.
-        workers: processes to make it with, see `synthesize`; None takes one per core (for "smoke" none).
-        progress: whether to show progress.
-
-    Returns:
-        The database, with a train, val and test part (`Database.distributed_split`), none of which shares a photograph
-        with another, and with SIMULATED preferences (`vtamiq.databases.simulated`).
-    """
-    if name not in DEMO_NAMES:
-        raise DatabaseError(f"unknown demo database {name!r}; known: {', '.join(DEMO_NAMES)}")
-    if preset not in _DEMOS:
-        raise DatabaseError(f"unknown preset {preset!r} of a demo database; known: demo, smoke")
-    recipe = _DEMOS[preset]
-    photographs = [photo for photo in PHOTOGRAPHS if photo.database == name]
-    if preset == "smoke":
-        photographs = [replace(photo, views=1) for photo in photographs if photo.name in _SMOKE_NAMES]
-        workers = 0 if workers is None else workers  # starting processes would take longer than the work
-    views = [(photo, name, image) for photo in photographs for name, image in photo.crops(recipe.size).items()]
-    images = {name: image for _, name, image in views}
-    subsets = {name: photo.subset for photo, name, _ in views}
-    contents = {name: photo.name for photo, name, _ in views}
-    sources = _list_sources(images, subsets, contents, recipe)
-    request = _request(recipe, sources, None, _digests(sources))
-    digest = hashlib.sha256(json.dumps([request, __version__]).encode()).hexdigest()[:8]
-    database = synthesize(
-        images,
-        cache_folder(cache) / "demo" / f"{preset}-{digest}" / name,
-        types=recipe.types,
-        levels=recipe.levels,
-        metrics=recipe.metrics,
-        size=recipe.size,
-        seed=recipe.seed,
-        subsets=subsets,
-        contents=contents,
-        workers=workers,
-        progress=progress,
-    )
-    if label != "consensus":
-        database = load_database("synthetic", database.root, label=label, check_images=False)
-    return replace(database, preferences=simulate_preferences(database))
-
-
-def cache_folder(cache: str | os.PathLike[str] | None = None) -> Path:
-    """`cache` if given, else `$VTAMIQ_CACHE`, else `vtamiq` in the user's cache folder (`$XDG_CACHE_HOME`, ~/.cache)."""
-    chosen = cache or os.environ.get("VTAMIQ_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vtamiq"

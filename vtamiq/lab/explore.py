@@ -26,7 +26,7 @@ from PIL import UnidentifiedImageError
 
 from vtamiq.attention.maps import METHODS
 from vtamiq.caps import CAPS, MAX_SCALES
-from vtamiq.databases.synthesis import PHOTOGRAPHS
+from vtamiq.databases.demo import PHOTOGRAPHS
 from vtamiq.images.distortions import DISTORTIONS, LEVELS, distort, find_distortion
 from vtamiq.images.reading import ImageError, ImageSource, read_image
 from vtamiq.lab.views import (

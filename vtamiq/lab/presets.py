@@ -15,11 +15,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from vtamiq.caps import CAPS
+from vtamiq.databases.demo import demo_database
 from vtamiq.databases.loading import load_database, load_from_text
 from vtamiq.databases.schema import Database, DatabaseError
 from vtamiq.databases.seen import unseen
 from vtamiq.databases.splits import worth_testing
-from vtamiq.databases.synthesis import demo_database
 from vtamiq.databases.synthetic import Label
 from vtamiq.lab.candidates import Candidate, load_candidate, tell_apart
 from vtamiq.model.config import VTAMIQConfig

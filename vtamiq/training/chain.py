@@ -29,12 +29,12 @@ import pandas as pd
 import torch
 import yaml
 
+from vtamiq.databases.demo import demo_database
 from vtamiq.databases.loading import load_from_text, parse_options
 from vtamiq.databases.schema import Database, DatabaseError, LabelScale
 from vtamiq.databases.seen import pictures_of, unseen
 from vtamiq.databases.simulated import simulate_preferences
 from vtamiq.databases.splits import fold_split, original_split, shared_pictures, worth_testing
-from vtamiq.databases.synthesis import demo_database
 from vtamiq.evaluation.tables import evaluate
 from vtamiq.model.checkpoints import CheckpointError
 from vtamiq.model.config import VTAMIQConfig

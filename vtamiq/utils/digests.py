@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-__all__ = ["digest", "digest_file", "digest_table", "digest_weights"]
+__all__ = ["digest", "digest_file", "digest_number", "digest_table", "digest_weights"]
 
 LENGTH = 16  # hexadecimal digits: 64 bits
 
@@ -19,6 +19,11 @@ def digest(value: Any, length: int = LENGTH) -> str:
     if not isinstance(value, bytes):
         value = (value if isinstance(value, str) else json.dumps(value)).encode()
     return hashlib.sha256(value).hexdigest()[:length]
+
+
+def digest_number(text: str) -> int:
+    """A number below 2**64 that depends on the text alone, on every machine: a seed."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
 def digest_file(path: str | Path) -> str:

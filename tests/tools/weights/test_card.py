@@ -175,7 +175,7 @@ class TestCard:
 
     def test_other_cases(self, folder):
         facts = json.loads((folder / "facts.json").read_text())
-        facts["machine"]["gpus"], facts["first_weights"], facts["recipe"]["turn"] = ["NVIDIA X"], False, True
+        facts["machine"]["gpus"], facts["first_weights"] = ["NVIDIA X"], False
         facts["half"] = {"stored": "float32", "pairs": 2, "largest": None, "bytes": 1_000_000}
         facts["data"]["available"], facts["data"]["device"] = {}, "cuda"
         facts["recipe"]["source"] |= {"url": "", "citation": ""}
@@ -201,7 +201,7 @@ class TestCard:
             "the SROCC of a draw is 0.919 with 256 and 0.800 with 512 on bsds. Training ended with 32 patches" in card
         )
         for said in (
-            "CPU cores, NVIDIA X.", "not those of the command's seed", "upright ones turned by 90°", "It reaches all goals",
+            "CPU cores, NVIDIA X.", "not those of the command's seed", "It reaches all goals",
             "stored as float32, 1.0 MB; loaded", "160 for training, 8 for validation", "computed on the GPU",
             "one by one: the training had been made before", "256 patches a pair in one draw",
             "| all | all | 600 | −0.500 | 0.900 | 0.100 | 0.200 |",

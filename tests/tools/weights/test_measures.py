@@ -28,10 +28,10 @@ from tools.weights.measures import (
     type_table,
     without_types,
 )
+from vtamiq.databases.demo import demo_database
 from vtamiq.databases.schema import DatabaseError
 from vtamiq.databases.seen import pictures_of
 from vtamiq.databases.splits import worth_testing
-from vtamiq.databases.synthesis import demo_database
 from vtamiq.images.iqms import IQMS
 from vtamiq.model.network import VTAMIQ
 

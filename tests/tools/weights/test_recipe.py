@@ -37,7 +37,7 @@ from vtamiq.training.run import Run
 from vtamiq.utils.configs import parse_setting
 
 QUICK = {
-    "train": 0, "val": 0, "test": 0, "size": [192, 160], "turn": True, "demos": [], "devices": 1,
+    "train": 0, "val": 0, "test": 0, "size": [192, 160], "demos": [], "devices": 1,
     "types": ["gblur", "jpeg", "noisegauss"], "levels": [1, 3, 5], "metrics": ["ssim", "gmsd", "ms_ssim", "haarpsi"],
     "left_out": ["jpeg"], "network.width": 32, "network.num_heads": 2, "network.num_blocks": 1, "network.reduction": 4,
     "weak.epochs": 2, "weak.batch_size": 9, "weak.caps.num_patches": 8, "weak.test_patches": 8,
@@ -61,8 +61,7 @@ def photographs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("photographs")
     for number, part in enumerate(("train", "train", "val", "test", "test", "test")):
         (folder / part).mkdir(exist_ok=True)
-        upright = {"width": 164, "height": 200} if number == 1 else {}
-        photograph(number, **upright).save(folder / part / f"p{5 - number}.png")
+        photograph(number).save(folder / part / f"p{5 - number}.png")
     (folder / "train" / "notes.txt").write_text("no photograph")
     return folder
 
@@ -118,14 +117,13 @@ class TestMade:
         for row in goals.itertuples():
             assert row.met == compare[row.sign](row.reached, row.goal)
 
-    def test_photographs_are_of_their_folders_and_turned(self, made):
+    def test_photographs_are_of_their_folders(self, made):
         manifest = read_manifest(made[0] / "database" / "bsds")
         assert [(entry["source"], entry["subset"]) for entry in manifest["references"]] == [
             ("p0.png", "test"), ("p1.png", "test"), ("p2.png", "test"), ("p3.png", "val"), ("p4.png", "train"),
             ("p5.png", "train"),
         ]  # fmt: skip
-        assert manifest["turn"]
-        assert not manifest["skipped"]  # the upright one would be too narrow
+        assert not manifest["skipped"]
 
     def test_the_left_out_type_was_not_trained_on(self, made):
         record = Run.load(made[0] / "left_out" / "weak_pretraining").record
@@ -237,7 +235,7 @@ class TestGiven:
         ("changes", "what"),
         [
             ({"seed": 1}, "seed"),
-            ({"turn": False, "size": [64, 64]}, "turn, size"),
+            ({"size": [64, 64]}, "size"),
             ({"metrics": []}, "metrics"),
             ({"types": ["gblur", "jpeg"], "levels": [1, 3]}, "types, levels"),
             ({"test": 2}, "number of photographs for test"),
@@ -381,7 +379,6 @@ class TestRecipe:
         assert set(SIZES) == {"cpu", "gpu"}
         assert SIZES["cpu"] == TinyRecipe()
         assert SIZES["gpu"].weak.precision == "bf16-mixed"
-        assert SIZES["gpu"].turn
         for recipe in SIZES.values():
             model = first_model(recipe)
             assert 3e6 <= sum(parameter.numel() for parameter in model.parameters()) <= 6e6
