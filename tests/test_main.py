@@ -379,7 +379,7 @@ class TestTrain:
             assert [row[0] for row in rows] == runs
         assert main(["train", "run.yaml", "--check", "--grid", "steps.0.stage.distorted_per_reference=1,4"]) == 2
         assert capsys.readouterr().err.startswith(
-            "vtamiq: distorted_per_reference=4: steps[0] (fine_tuning): versions=4, but "
+            "vtamiq: distorted_per_reference=4: steps[0] (fine_tuning): distorted_per_reference=4, but "
         )
         assert not Path("runs").exists()
 

@@ -143,7 +143,9 @@ def test_an_item_of_several_versions(tmp_path):
     """Three references of five versions, two to an item: six items an epoch, and in time every row has been in one."""
     data = small_database(tmp_path, references=3, levels=5)
     data = replace(data, pairs=data.pairs.assign(rank_a=np.arange(15.0)))
-    pairs = PairPatches(data, CAPS_8, labels=LabelScale.fit(data), auxiliary=["rank_a"], versions=2, seed=4)
+    pairs = PairPatches(
+        data, CAPS_8, labels=LabelScale.fit(data), auxiliary=["rank_a"], distorted_per_reference=2, seed=4
+    )
     assert len(pairs) == 6
     item = pairs[2]
     assert item["patches"].shape == (3, 8, 3, 16, 16)
@@ -164,18 +166,22 @@ def test_an_item_of_several_versions(tmp_path):
         assert [sum(row // 5 == r for row in taken) for r in range(3)] == [4, 4, 4]
     assert {row for groups in epochs for group in groups for row in group} == set(range(15))
     assert epochs[0] != epochs[1]
-    again = PairPatches(data, CAPS_8, labels=LabelScale.fit(data), auxiliary=["rank_a"], versions=2, seed=4)
+    again = PairPatches(
+        data, CAPS_8, labels=LabelScale.fit(data), auxiliary=["rank_a"], distorted_per_reference=2, seed=4
+    )
     assert same(again[6 + 2], pairs[6 + 2])
 
-    copies = PairPatches(data, CAPS_8, labels=LabelScale.fit(data), auxiliary=["rank_a"], versions=5, zero_error=0.5)
+    copies = PairPatches(
+        data, CAPS_8, labels=LabelScale.fit(data), auxiliary=["rank_a"], distorted_per_reference=5, zero_error=0.5
+    )
     for item in (copies[k] for k in range(9)):
         copied = (item["patches"][1:] == item["patches"][:1]).flatten(1).all(1)
         assert torch.equal(item["auxiliary"][:, 0] == 0, copied | (item["row"] == 0))
         assert (item["target"][copied] == 0).all()
-    with pytest.raises(ValueError, match=r"versions=6, but images/r0.png has 5 distorted images only"):
-        PairPatches(data, CAPS_8, versions=6)
-    with pytest.raises(ValueError, match="versions above 1 and skip_bad"):
-        PairPatches(data, CAPS_8, versions=2, skip_bad=True)
+    with pytest.raises(ValueError, match=r"distorted_per_reference=6, but images/r0.png has 5 distorted images only"):
+        PairPatches(data, CAPS_8, distorted_per_reference=6)
+    with pytest.raises(ValueError, match="distorted_per_reference and skip_bad"):
+        PairPatches(data, CAPS_8, distorted_per_reference=2, skip_bad=True)
 
 
 def test_auxiliary_columns_come_with_the_item(tmp_path):

@@ -540,7 +540,7 @@ class TestCheck:
         [
             ({"steps.1.stage.freeze": ["encoder.block"], "steps.1.stage.freeze_epochs": 1},
              "freeze: the model has no 'encoder.block' that learns; parts are names such as "),
-            ({"steps.1.stage.distorted_per_reference": 4}, "versions=4, but images/r0.png has 2 distorted images only"),
+            ({"steps.1.stage.distorted_per_reference": 4}, "distorted_per_reference=4, but images/r0.png has 2"),
             ({"steps.1.stage.caps.centre_map": "none.npy"}, "centre_map 'none.npy' cannot be read as a .npy array: "),
             ({"devices": 3, "steps.0.stage.batch_size": 9},
              "batch_size=8: 8 items cannot be shared evenly by 3 devices"),

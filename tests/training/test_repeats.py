@@ -399,7 +399,8 @@ class TestCheck:
     def test_what_stops_one_run_is_named(self, root):
         settings = {"steps.0.stage.distorted_per_reference": [1, 2, 4]}
         with pytest.raises(
-            ValueError, match=r"^distorted_per_reference=4: steps\[0\] \(fine_tuning\): versions=4, but images/r"
+            ValueError,
+            match=r"^distorted_per_reference=4: steps\[0\] \(fine_tuning\): distorted_per_reference=4, but images/r",
         ):
             check_many(ONE, settings=settings, root=root)
         with pytest.raises(ValueError, match=r"^fold_00: steps\[0\] \(fine_tuning\): .*folds"):

@@ -1,7 +1,5 @@
-"""The images of a database's pairs and preferences: read, or the distorted one made from its reference as a recipe
-says."""
+"""Images of a database's pairs and preferences: read, or rendered from the reference by a recipe."""
 
-import hashlib
 from collections import OrderedDict
 from pathlib import Path
 
@@ -11,20 +9,19 @@ import pandas as pd
 from vtamiq.databases.schema import Database, DatabaseError
 from vtamiq.images.distortions import distort
 from vtamiq.images.reading import ImageError, centre_crop, read_image, write_png
+from vtamiq.utils.digests import digest
 
 __all__ = ["PairImages", "TripletImages"]
 
-_RECENT = 4  # references kept: rows are sorted by reference, so that neighbours share theirs
+_RECENT = 4  # references kept: neighbouring rows share theirs
 
 
 class PairImages:
     """Pairs of images by row number: `images[row]` is uint8 `(2, H, W, 3)`, read-only, the reference first.
 
     Args:
-        database: whose `pairs` are read.
-        keep: keep every image that was asked for; for databases that fit into memory, 3 bytes a pixel and image.
-
-    Images that a recipe makes are kept in `database.cache`, if it has one, from where every process reads them.
+        database: whose `pairs` are read. Images rendered by recipes are kept in `database.cache`, if there is one.
+        keep: keep every image in memory, 3 bytes a pixel and image.
 
     Raises (on access):
         ImageError: an image is missing, damaged or too small for its recipe, or the two differ in size.
@@ -78,14 +75,14 @@ class PairImages:
         return distorted
 
     def _cached(self, row: int) -> Path:
-        """Named after all that the image is made from, in one of 256 folders."""
+        """Cache path: digest of reference, crop and recipe."""
         recipe = [str(column[row]) for column in self.recipes]
         made_from = " ".join([self.reference_paths[row], str(self.crop), *recipe])
-        name = hashlib.sha256(made_from.encode()).hexdigest()[:32]
+        name = digest(made_from, length=32)
         return self.cache / name[:2] / f"{name}.png"
 
     def reference(self, path: str) -> np.ndarray:
-        """A reference by its path in the table, cropped if the database says so; those used last are kept, or all."""
+        """A reference image by its path in the table, cropped if the database says so."""
         if path in self._references:
             self._references.move_to_end(path)
             return self._references[path]
@@ -102,13 +99,9 @@ class PairImages:
 
 
 class TripletImages:
-    """Images of the preferences by row number: `images[row]` is uint8 `(3, H, W, 3)`: the reference, A, B.
+    """Triplets by row number of the preferences: `images[row]` is uint8 `(3, H, W, 3)`: the reference, A, B.
 
-    A and B are found among the pairs by their path, where their recipe is, if they have one; else they are read.
-
-    Args:
-        database: whose `preferences` are read.
-        keep: as for `PairImages`.
+    A and B are found among the pairs by their path, for their recipe if there is one; else they are read.
 
     Raises:
         DatabaseError: there are no preferences, or an image of a database of recipes is none of its pairs.

@@ -1,8 +1,7 @@
 """Torch datasets over a database: pairs or preferences in, uint8 patch batches out.
 
-Workers decode the images, cut the patches as uint8 and ship only those; normalisation happens on the model's device. An
-item depends on nothing but (seed, epoch, row): neither on the number of workers or processes nor on what was drawn
-before.
+Workers decode images and ship uint8 patches; the model normalises them on its device. An item depends on (seed, epoch, row)
+only: neither on the number of workers or processes nor on what was drawn before.
 """
 
 from abc import ABC, abstractmethod
@@ -21,7 +20,7 @@ from vtamiq.images.reading import ImageError
 
 __all__ = ["EpochSampler", "Flips", "PairPatches", "PatchLoader", "PreferencePatches", "patch_loader"]
 
-MOST_SKIPPED = 100  # bad rows one after another: then it is not a few images that are bad, but the database
+MOST_SKIPPED = 100  # bad rows in a row: then the database is bad, not a few images
 
 
 @dataclass(frozen=True)
@@ -38,12 +37,10 @@ class Flips:
 
 
 class ImagePatches(Dataset, ABC):
-    """What pairs and preferences have in common: from the images of a row to patches, for any epoch.
+    """Patches of the images of a row, for any epoch.
 
-    An index is epoch · len + row, so that one dataset serves every epoch (or every draw of a test) with new patches and
-    needs no state in its workers; `EpochSampler` makes such indices.
-
-    With `skip_bad`, a row with a bad image gives its place to the next good one, and the item says so (`failed`).
+    An index is epoch · len + row (see `EpochSampler`), so that one dataset serves every epoch with new patches and needs no
+    state in its workers. With `skip_bad`, the next good row takes the place of one with a bad image (`failed`).
     """
 
     def __init__(self, images: PairImages | TripletImages, caps: CAPS, flips: Flips, skip_bad: bool, seed: int):
@@ -67,14 +64,14 @@ class ImagePatches(Dataset, ABC):
 
     @abstractmethod
     def paths(self, row: int) -> str:
-        """The images of a row, for messages."""
+        """Names of the images of a row, for messages."""
 
     @abstractmethod
     def labels(self, row: int) -> dict[str, torch.Tensor]:
-        """What is to be learnt of a row."""
+        """Training targets of a row."""
 
     def _rows(self, epoch: int, item: int) -> Any:
-        """What the images and labels of an item are found by."""
+        """Row, or rows, of an item."""
         return item
 
     def _images(self, rows: Any) -> np.ndarray:
@@ -107,20 +104,19 @@ class PairPatches(ImagePatches):
     """Patches of (reference, distorted) pairs, one item per row of `database.pairs`.
 
     Items are dicts: `patches` (2, N, 3, P, P) uint8 with the reference first, `uv` (N, 2) float32, `scale` (N,) int64
-    (with a leading 2 if `caps.aligned` is off), `row` int64, and, given a label scale, `target` float32: the score as a
-    distortion, 0 best and 1 worst of the rows that the scale was fitted on; for `auxiliary` columns of the pairs, their
-    values `auxiliary` (A,) float32; with `skip_bad`, `failed` int64: the row whose place this item takes, or -1.
+    (with a leading 2 if `caps.aligned` is off), `row` int64, and, given `labels`, `target` float32: the score as a
+    distortion in 0..1, 0 best; `auxiliary` (A,) float32, the values of those columns; with `skip_bad`, `failed` int64: the
+    row whose place this item takes, or -1.
 
-    With `versions` = V above 1, an item is V rows of one reference, which is in it once: `patches` (1 + V, N, 3, P, P),
-    `row` and `target` (V,), `auxiliary` (V, A). All are cut at the same places, found by their mean difference. Each
-    epoch
-    groups the rows anew; those that fill no group wait for another epoch. `len` is the number of items.
+    With V = `distorted_per_reference` above 1, an item is V rows of one reference, which is in it once: `patches`
+    (1 + V, N, 3, P, P), `row` and `target` (V,), `auxiliary` (V, A), all at the places found by their mean difference.
+    Each epoch groups the rows anew; those that fill no group wait for another epoch. `len` is the number of items.
 
     Args:
-        versions: rows of an item; needs a database with as many of each reference, and no `skip_bad`.
-        zero_error: probability that a distorted image is replaced by the reference, and its labels by 0 (no error).
-        in_memory: decode every image once per worker and keep it: for databases that fit, 3 bytes a pixel and image.
-        skip_bad: go on to the next row where an image is bad, instead of raising.
+        distorted_per_reference: rows of an item; needs as many of each reference, and no `skip_bad`.
+        zero_error: probability that a distorted image is replaced by the reference, and its labels by 0.
+        in_memory: decode every image once per worker and keep it: 3 bytes a pixel and image.
+        skip_bad: use the next row where an image is bad, instead of raising.
 
     Raises (from an item):
         ImageError: an image of the pair is missing, damaged or smaller than a patch, or the two differ in size.
@@ -138,15 +134,18 @@ class PairPatches(ImagePatches):
         in_memory: bool = False,
         skip_bad: bool = False,
         seed: int = 0,
-        versions: int = 1,
+        distorted_per_reference: int = 1,
     ):
         super().__init__(PairImages(database, keep=in_memory), caps, flips, skip_bad, seed)
         self.targets = None if labels is None else _targets(database, labels)
         self.auxiliary = _auxiliary(database, auxiliary) if auxiliary else None
         self.zero_error = zero_error
-        self.groups = None if versions == 1 else _Groups(self.images.reference_paths, versions, seed)
+        size = distorted_per_reference
+        self.groups = None if size == 1 else _Groups(self.images.reference_paths, size, seed)
         if self.groups is not None and skip_bad:
-            raise ValueError("versions above 1 and skip_bad cannot be combined: a bad image would spoil its whole item")
+            raise ValueError(
+                "distorted_per_reference and skip_bad cannot be combined: a bad image would spoil its item"
+            )
 
     def __len__(self) -> int:
         return len(self.images) if self.groups is None else len(self.groups)
@@ -192,7 +191,9 @@ class _Groups:
         names, self.reference, counts = np.unique(reference_paths, return_inverse=True, return_counts=True)
         if counts.min() < size:
             few = counts.argmin()
-            raise ValueError(f"versions={size}, but {names[few]} has {counts[few]} distorted images only")
+            raise ValueError(
+                f"distorted_per_reference={size}, but {names[few]} has {counts[few]} distorted images only"
+            )
         self.count = int((counts // size).sum())
         self._drawn: tuple[int, np.ndarray] | None = None
 
@@ -212,10 +213,9 @@ class _Groups:
 
 
 class PreferencePatches(ImagePatches):
-    """Patches of triplets (reference, A, B), one item per row of `database.preferences`.
+    """Patches of triplets (reference, A, B) at shared places, one item per row of `database.preferences`.
 
-    Items are dicts as those of `PairPatches`: `patches` (3, N, 3, P, P) uint8 and `target` float32, the share of people
-    that prefer A. All three images share one set of places, so that the reference needs to be encoded only once.
+    Items are dicts as those of `PairPatches`: `patches` (3, N, 3, P, P) uint8, `target` float32, the share that prefers A.
 
     Raises:
         DatabaseError: there are no preferences.
@@ -245,14 +245,13 @@ class PreferencePatches(ImagePatches):
 class EpochSampler(Sampler[int]):
     """Indices epoch · n + row of one epoch, shuffled by (seed, epoch); Lightning sets the epoch before it iterates.
 
-    Of several processes, each gets its share of every batch, in order: together they see the batches of a single one.
+    Each of several processes gets its share of every batch, in order: together they see the batches of a single one.
 
     Args:
         n: number of rows.
-        batch: rows of a batch of all processes together; needed for more than one, and then it must divide by them.
-        drop_last: leave an incomplete last batch out. Of several processes without it, each gets about as many of its
-        rows.
-        rank, world_size: which process of how many this is.
+        batch: rows of a batch of all processes together; must divide by their number.
+        drop_last: leave out an incomplete last batch.
+        rank, world_size: number of this process, and of all.
     """
 
     def __init__(
@@ -294,10 +293,9 @@ class EpochSampler(Sampler[int]):
 
 
 class PatchLoader(DataLoader):
-    """A loader that knows where it is: its state goes into a checkpoint, and a resumed training goes on at the next
-    batch.
+    """A loader whose position goes into a checkpoint, so that a resumed training starts at the next batch.
 
-    The state is read between two batches that were handed out, however many more the workers have prepared.
+    The state counts batches that were handed out, however many more the workers have prepared.
     """
 
     def __init__(self, dataset: ImagePatches, sampler: EpochSampler, **options: Any):
@@ -314,7 +312,7 @@ class PatchLoader(DataLoader):
         return {"epoch": self.sampler.epoch, "batch": self._given}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where that state was: with the next batch, or after the last one with the next epoch."""
+        """Continue with the batch after that state, or with the next epoch after the last one."""
         ended = state["batch"] >= len(self)
         self.sampler.set_epoch(state["epoch"] + ended)
         self.sampler.start = 0 if ended else state["batch"]
@@ -330,12 +328,9 @@ def patch_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> PatchLoader:
-    """Loader of patch batches; call `loader.sampler.set_epoch` for new patches (and a new order, if shuffled).
+    """Loader of patch batches; `loader.sampler.set_epoch` gives new patches, and a new order if shuffled.
 
-    `batch_size` is that of all processes together; each gets its share of every batch.
-
-    Raises:
-        ValueError: the batch cannot be shared evenly.
+    `batch_size` is that of all processes together; ValueError if it cannot be shared evenly.
     """
     places = {"rank": rank, "world_size": world_size, "drop_last": drop_last, "batch": batch_size}
     return PatchLoader(

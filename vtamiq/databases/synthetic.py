@@ -1,19 +1,17 @@
-"""Databases made by `vtamiq.databases.synthesis`: the layout of KADID-10k, with a manifest, and metrics in place of
-observers.
+"""Databases made by `vtamiq.databases.synthesis`: the layout of KADID-10k, a manifest, and metrics in place of observers.
 
 images/I01.png            references
 images/I01_10_03.png      distorted: reference, type, level
 dmos.csv                  dist_img,ref_img,dmos,var; like KADID's, 5 is best, 1 is worst, var is a standard deviation
-iqm_scores.csv            what the metrics gave, in their own units
-quantiles.json            the tables that turned those into ranks
+iqm_scores.csv            values of the metrics, in their own units
+quantiles.json            tables that turn those into ranks
 manifest.json             how all this was made
 
-Of recipes only, there are no distorted images: `dmos.csv` has the column `recipe_seed`, and an image is made from its
-reference, type, level and seed when it is asked for. If they were made from a folder of photographs, there are no
-references either: the manifest says where the photographs are, as seen from here. Recipes may have no labels.
+Databases of recipes have no distorted images, but a column `recipe_seed` in `dmos.csv`: `vtamiq.databases.pairs` renders an
+image from its reference, type, level and seed. Recipes from a folder of photographs have no references either: the manifest
+says where the photographs are, relative to itself. Recipes may have no labels.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -28,6 +26,7 @@ from vtamiq.databases.kadid import read_kadid_labels, read_kadid_layout
 from vtamiq.databases.reading import Facts, FolderIndex, LabelRows
 from vtamiq.databases.schema import Database, DatabaseError
 from vtamiq.utils.configs import did_you_mean
+from vtamiq.utils.digests import digest
 
 if TYPE_CHECKING:
     from vtamiq.images.iqms import (
@@ -55,20 +54,17 @@ def load_synthetic(
 ) -> Database:
     """Load a folder that `synthesize` has finished; the database is called after the folder.
 
-    The pairs have further columns for each metric: `native_<iqm>`, its value in its own units and direction, and
-    `rank_<iqm>`, its rank in 0..1, 0 for a perfect copy, higher is worse; and `ref_sha256`, by which the photograph is
-    known
-    that the reference was made from.
+    The pairs have further columns: for each metric `native_<iqm>`, its value in its own units and direction, and
+    `rank_<iqm>`, its rank in 0..1 (0 a perfect copy); and `ref_sha256`, the digest of the reference's photograph.
 
     Args:
-        strict, check_images: see `load_database`. Of recipes, the photographs are compared with
-            those that were labelled, byte by byte.
+        strict, check_images: see `load_database`. Photographs of recipes are compared with those that were labelled.
         label: what the scores are. "consensus": the mean rank of all metrics; the name of a metric: that one alone;
             "weighted": all metrics with `agreement_weights`; several names: the consensus of these; names with
             positive weights: their weighted consensus. The scores are 5 - 4 times it.
-        photographs: of recipes made from a folder of photographs, where it is now; None looks where it was.
-        cache: of recipes, a folder in which images are kept once they are made, a few hundred kilobytes each; None
-            makes them every time. The same folder serves any number of databases.
+        photographs: folder of the photographs of recipes; None takes the one in the manifest.
+        cache: folder that keeps rendered images of recipes; None renders them every time. It serves any number of
+            databases.
 
     Raises:
         DatabaseError: the folder is unfinished or none of its kind, a label is damaged, there is no such metric, the
@@ -112,7 +108,7 @@ def load_synthetic(
         root=place,
         pairs=pairs,
         crop=tuple(manifest["size"]) if manifest["size"] else None,
-        cache=None if cache is None else Path(cache) / f"{database.name}-{_digest(json.dumps(manifest).encode())}",
+        cache=None if cache is None else Path(cache) / f"{database.name}-{digest(manifest)}",
     )
 
 
@@ -138,13 +134,9 @@ def read_manifest(root: Path) -> dict[str, Any] | None:
 def file_digest(path: Path) -> str | None:
     """SHA-256 of a file, shortened; None for a file that cannot be read."""
     try:
-        return _digest(path.read_bytes())
+        return digest(path.read_bytes())
     except OSError:
         return None
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _finished_manifest(root: Path) -> dict[str, Any]:

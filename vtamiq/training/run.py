@@ -384,7 +384,7 @@ def _dataset(database: Database, caps: Any, stage: Stage, labels: Labels, augmen
     if stage.learns_preferences:
         return PreferencePatches(database, caps, **options)
     if augmented:
-        options |= {"zero_error": stage.loss.zero_error, "versions": stage.distorted_per_reference}
+        options |= {"zero_error": stage.loss.zero_error, "distorted_per_reference": stage.distorted_per_reference}
     return PairPatches(database, caps, labels=labels, auxiliary=stage.auxiliary, **options)
 
 
