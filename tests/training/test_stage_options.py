@@ -320,7 +320,7 @@ def test_pairs_without_an_error(parts):
 def test_versions_share_their_reference(parts, fit, monkeypatch):
     """Two versions in an item score as the two pairs do, and a batch of 8 pairs is 4 references with 2 versions each."""
     rich = replace(parts[0], pairs=parts[0].pairs.assign(rank_one=np.linspace(0, 1, len(parts[0]))))
-    options = {"labels": LabelScale.fit(rich), "auxiliary": ["rank_one"], "versions": 2}
+    options = {"labels": LabelScale.fit(rich), "auxiliary": ["rank_one"], "distorted_per_reference": 2}
     data = PairPatches(rich, CAPS(num_patches=6), **options)
     batch = torch.utils.data.default_collate([data[k] for k in range(4)])
     fitting = Fitting(fresh().eval(), vary(STAGE, distorted_per_reference=2, auxiliary=("rank_one",)))
