@@ -119,7 +119,9 @@ def _score_one(arguments: argparse.Namespace) -> int:
 
 
 def _score_many(arguments: argparse.Namespace) -> int:
-    from vtamiq.scoring.table import pair_folders, score_table, to_json
+    from vtamiq.scoring.journal import to_json
+    from vtamiq.scoring.pairs import pair_folders
+    from vtamiq.scoring.table import score_table
     from vtamiq.utils.processes import count_workers
 
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

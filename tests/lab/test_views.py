@@ -161,7 +161,8 @@ class TestAttention:
         one, other, mean = (known.maps(pair, "attention", 0, head, 2, FEW, 0).maps for head in (0, 1, None))
         known.maps(pair, "rollout", None, None, 2, FEW, 0)
         assert len(passes) == 2  # one per draw
-        np.testing.assert_allclose((one + other) / 2, mean, atol=0.2)
+        seen = np.isfinite(mean)  # heads count by how much of their attention goes to patches, so only about the mean
+        assert np.corrcoef(((one + other) / 2)[seen], mean[seen])[0, 1] > 0.8
         assert np.nanmax(np.abs(one - other)) > 1e-6
         known.maps(pair[:, ::-1], "attention", 0, 0, 2, FEW, 0)  # other images
         assert len(passes) == 4

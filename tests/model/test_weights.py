@@ -213,7 +213,7 @@ class TestUsed:
         metric = VTAMIQMetric(caps=FEW)
         metric.update(x, y)
         assert metric.compute().item() == pytest.approx(q, abs=1e-5)
-        assert VTAMIQMetric(load_default(), caps=FEW).told == metric.told
+        assert VTAMIQMetric(load_default(), caps=FEW).identity == metric.identity
         assert all(parameter.requires_grad for parameter in check_model(None).parameters())
 
     def test_maps(self, pair):

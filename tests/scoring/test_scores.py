@@ -16,8 +16,10 @@ from vtamiq.caps import CAPS, caps_for
 from vtamiq.images.reading import ImageError, read_image, read_images, write_png
 from vtamiq.model.checkpoints import CheckpointError
 from vtamiq.model.network import VTAMIQ
-from vtamiq.scoring.predictions import predict
+from vtamiq.scoring import predictions
+from vtamiq.scoring.predictions import _PairDraws, predict
 from vtamiq.scoring.scores import ReferenceEmbedding, score
+from vtamiq.scoring.table import score_table
 from vtamiq.utils.files import write_table
 
 
@@ -197,7 +199,7 @@ def test_shared_positions_are_those_of_the_mean_difference(model, database):
     """The same samples that CAPS draws of all versions at once, through the network as one item."""
     paths = [database.path(database.pairs.loc[0, "ref_path"])]
     paths += [database.path(path) for path in database.pairs["dist_path"][:4]]
-    sample = caps_for(model)(read_images(paths), np.random.default_rng([5, 0]))
+    (sample,) = caps_for(model).draws(read_images(paths), 5, [0])
     with torch.inference_mode():
         expected = model(sample.patches[None], sample.uv[None], sample.scale[None])[0].numpy()
     for batch_size in (1, 3):
@@ -319,10 +321,56 @@ def test_prediction_table(model, database):
     np.testing.assert_allclose(np.std([first, second, third], axis=0, ddof=1), table["q_std"], rtol=1e-3, atol=1e-6)
 
 
-def test_predictions_do_not_depend_on_batches_or_workers(model, database):
-    one = predict(model, database, CAPS(num_patches=6), batch_size=1, progress=False)
-    other = predict(model, database, CAPS(num_patches=6), batch_size=5, workers=1, progress=False)
-    np.testing.assert_allclose(one["q"], other["q"], atol=1e-6)
+def test_a_pair_has_one_score_whatever_it_is_scored_with(model, database, tmp_path):
+    """In a database, a part of it, a table, a list or alone: the same patches, draw by draw."""
+    options = {"caps": CAPS(num_patches=6), "repeats": 3, "seed": 4}
+    pairs = [(database.path(row.ref_path), database.path(row.dist_path)) for row in database.pairs.itertuples()]
+    expected = np.array([score(*pair, model=model, return_std=True, **options) for pair in pairs])
+    predicted = predict(model, database, batch_size=7, workers=1, progress=False, **options)
+    np.testing.assert_allclose(predicted["q"], expected[:, 0], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(predicted["q_std"] / np.sqrt(3), expected[:, 1], rtol=0, atol=1e-6)
+    part = replace(database, pairs=database.pairs.iloc[[2, 6]])
+    some = predict(model, part, batch_size=1, progress=False, **options)
+    np.testing.assert_allclose(some["q"], expected[[2, 6], 0], rtol=0, atol=1e-6)
+    table = pd.DataFrame(pairs[::-1], columns=["reference", "distorted"])
+    np.testing.assert_array_equal(score_table(table, model=model, **options)["q"], expected[::-1, 0])
+
+
+def test_versions_of_a_reference_share_random_numbers_and_other_references_do_not(model, database):
+    """So that a sampling by the uniform map alone has as many places as the others."""
+    caps = caps_for(model, CAPS(num_patches=6, difference=0))
+    items = [_PairDraws(database, caps, 2, seed=0)[row] for row in (0, 1, 4)]
+    first, second, elsewhere = (uv for _, uv, _ in items)  # (2, N, 2) each
+    assert torch.equal(first, second)
+    assert not torch.equal(first, elsewhere)
+    assert not torch.equal(first[0], first[1])
+
+
+class Stop(Exception):
+    pass
+
+
+def test_predictions_resume_where_they_were_interrupted(model, database, tmp_path, monkeypatch):
+    options = {"caps": CAPS(num_patches=6), "repeats": 2, "batch_size": 4, "progress": False}
+    whole = predict(model, database, **options)
+    forward, scored = predictions.forward, []
+
+    def forward_that_stops(model, inputs, *rest):
+        if len(scored) == 3:
+            raise Stop
+        scored.append(len(inputs[0]))
+        return forward(model, inputs, *rest)
+
+    monkeypatch.setattr(predictions, "BLOCK", 4)
+    monkeypatch.setattr(predictions, "forward", forward_that_stops)
+    with pytest.raises(Stop):
+        predict(model, database, keep=tmp_path, **options)
+    assert len(np.load(tmp_path / "scores.npy")) == 4  # of 6 that were scored
+    scored.clear()
+    pd.testing.assert_frame_equal(predict(model, database, keep=tmp_path, **options), whole, check_exact=True)
+    assert scored == [4, 4]
+    scored.append(0)
+    pd.testing.assert_frame_equal(predict(model, database, keep=tmp_path, **options), whole, check_exact=True)
 
 
 def test_single_draw_has_no_spread(model, database):

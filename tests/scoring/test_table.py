@@ -24,8 +24,10 @@ from vtamiq.caps import CAPS
 from vtamiq.model.inference import fingerprint
 from vtamiq.model.network import VTAMIQ
 from vtamiq.scoring import table as batch
+from vtamiq.scoring.journal import Result, Store, merge, read_scores
+from vtamiq.scoring.pairs import pair_folders, read_pairs
 from vtamiq.scoring.scores import score
-from vtamiq.scoring.table import pair_folders, read_pairs, read_scores, score_table
+from vtamiq.scoring.table import score_table
 
 CAPS_4 = CAPS(num_patches=4)
 
@@ -92,7 +94,9 @@ def test_formats_keep_every_digit(folder, model, expected, tmp_path, suffix):
     table = score_table(folder / "pairs.csv", out, model=model, caps=CAPS_4)
     written = read_scores(out)
     assert written["q"].tolist() == expected
-    pd.testing.assert_frame_equal(written, table.reset_index(drop=True), check_dtype=False)
+    pd.testing.assert_frame_equal(
+        written[list(table)].astype({"level": int}), table.reset_index(drop=True), check_dtype=False
+    )
     assert [path.name for path in out.parent.iterdir()] == [out.name]
 
 
@@ -155,7 +159,7 @@ def test_many_draws_need_few_open_files(folder, model_folder):
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
 from vtamiq import CAPS, VTAMIQ, score_table
-from vtamiq.scoring.table import read_pairs
+from vtamiq.scoring.pairs import read_pairs
 if __name__ == "__main__":
     model = VTAMIQ.from_pretrained({str(model_folder)!r})
     pairs = read_pairs({str(folder / "pairs.csv")!r}).head(4)
@@ -223,9 +227,10 @@ def test_a_bad_row_of_an_interrupted_call_is_tried_again(folder, model, tmp_path
 
 
 def test_no_error_takes_the_place_of_a_score():
-    earlier, later = {"a": (1.0, None, ""), "b": (None, None, "bad")}, {"a": (None, None, "bad"), "b": (2.0, None, "")}
-    expected = {"a": (1.0, None, ""), "b": (2.0, None, "")}
-    assert batch._preferring_scores(earlier, later) == batch._preferring_scores(later, earlier) == expected
+    bad, one, two = Result(None, None, "bad"), Result(1.0, None), Result(2.0, None)
+    earlier, later = {"a": one, "b": bad}, {"a": bad, "b": two}
+    assert merge(earlier, later) == merge(later, earlier) == {"a": one, "b": two}
+    assert merge({"a": one}, {"a": two}) == {"a": two}
 
 
 class Stopped(Exception):
@@ -312,6 +317,16 @@ def test_other_settings_are_refused_and_say_which(folder, model, tmp_path, monke
     assert out.read_bytes() == before
 
 
+def test_scores_by_another_rule_of_drawing_are_not_resumed(folder, model, tmp_path, monkeypatch):
+    options = {"model": model, "caps": CAPS_4, "root": folder}
+    pairs, out = read_pairs(folder / "pairs.csv").head(3), tmp_path / "scores.csv"
+    monkeypatch.setattr(batch, "COMPUTES", 1)
+    score_table(pairs, out, **options)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="made with other settings"):
+        score_table(pairs, out, **options)
+
+
 @pytest.mark.parametrize(
     ("name", "content"), [("a.csv", "x,y\n1,2\n"), ("a.json", "{"), ("a.parquet", "no"), ("a.csv", "")]
 )
@@ -388,19 +403,15 @@ def test_a_rank_that_comes_back_after_the_merge_finds_the_table(folder, model, e
     monkeypatch.setattr(batch, "SHARD", 3)
     options = {"model": model, "caps": CAPS_4}
     out = tmp_path / "scores.csv"
-    late = batch._Store(out, *settings_and_table(folder, model))
+    settings = batch.Settings(fingerprint(model), batch.caps_for(model, CAPS_4), 1, 0, "float32", str(folder))
+    late = Store(out, settings.columns(), read_pairs(folder / "pairs.csv"))
     for rank in range(2):
         score_table(folder / "pairs.csv", out, rank=rank, world_size=2, **options)
     with late:
-        late.add({late.pending[0]: (expected[0], None, "")})
+        late.add({late.pending[0]: Result(expected[0], None)})
         table = late.finish()
     assert sorted(table["q"]) == sorted(read_scores(out)["q"])
     assert [path.name for path in tmp_path.iterdir()] == ["scores.csv"]
-
-
-def settings_and_table(folder, model):
-    table = read_pairs(folder / "pairs.csv")
-    return batch.Settings(fingerprint(model), batch.caps_for(model, CAPS_4), 1, 0, "float32", str(folder)), table
 
 
 def start(folder, model_folder, out, rank=0, world_size=1):
@@ -546,12 +557,12 @@ def test_folders_without_images(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", b"ref,distorted\na,b\n", "needs one column `reference`, has ref, distorted"),
-        ("a.csv", b"", "needs one column `reference`, has none"),
-        ("a.csv", b"reference,distorted\n", "no pair to score"),
+        ("a.csv", b"x,distorted\na,b\n", "a.csv:1: no column reference"),
+        ("a.csv", b"", "a.csv is empty"),
+        ("a.csv", b"reference,distorted\n", "no rows below its header"),
         ("a.csv", b"reference,distorted,q\na,b,1\n", "column `q`, which is one of the result"),
-        ("a.csv", b"reference,distorted,n,n\na,b,1,2\n", "several columns `n`"),
-        ("a.csv", b"reference,distorted\n\xff\xfe,b\n", "CSV in UTF-8"),
+        ("a.csv", b"reference,distorted,n,n\na,b,1,2\n", "more than one column n"),
+        ("a.csv", b"reference,distorted\n\xff\xfe,b\n", "a.csv:2: not UTF-8"),
         ("a.parquet", b"no", "cannot be read as parquet"),
         ("a.txt", b"reference,distorted\na,b\n", r"read from \.csv or \.parquet"),
     ],

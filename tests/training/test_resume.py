@@ -287,34 +287,27 @@ def test_a_terminated_epoch_is_not_kept_as_a_whole_one(whole, parts, tmp_path, m
     assert_alike(train(fresh(), stage, *parts, out=tmp_path / "r", progress=False), whole("plain"))
 
 
-def test_scoring_goes_on_with_the_next_draw(parts, tmp_path, monkeypatch):
-    """Validation, test and start, two draws of each: six passes, however often they are interrupted."""
+def test_scoring_resumes_where_it_was_interrupted(parts, tmp_path, monkeypatch):
+    """Validation, test and start, however often they are interrupted: every pair is scored once."""
     stage, options = vary(STAGE, epochs=1, num_draws=2), {"score_start": True, "progress": False}
     tables = "predictions.parquet", "start_predictions.parquet"
     whole = train(fresh(), stage, *parts, out=tmp_path / "whole", **options)
-    loader, passes, stops = predictions.patch_loader, [], [1, 3, 4, 5]
+    forward, scored, stops = predictions.forward, [], [2, 6, 9]
 
-    def loader_that_stops(dataset, **given):
-        made = loader(dataset, **given)
-        begin = made.sampler.set_epoch
+    def forward_that_stops(model, inputs, *rest):
+        if len(scored) in stops:
+            stops.remove(len(scored))
+            raise Stop
+        scored.append(len(inputs[0]))
+        return forward(model, inputs, *rest)
 
-        def set_epoch(draw):
-            if len(passes) in stops:
-                stops.remove(len(passes))
-                raise Stop
-            passes.append(draw)
-            begin(draw)
-
-        made.sampler.set_epoch = set_epoch
-        return made
-
-    monkeypatch.setattr(predictions, "patch_loader", loader_that_stops)
-    for finished in (1, 3, 4, 5):
+    monkeypatch.setattr(predictions, "forward", forward_that_stops)
+    monkeypatch.setattr(predictions, "BLOCK", 1)
+    while stops:
         with pytest.raises(Stop):
             train(fresh(), stage, *parts, out=tmp_path / "r", **options)
-        assert len(list((tmp_path / "r" / "scoring").rglob("*.npy"))) == len(passes) == finished
     run = train(fresh(), stage, *parts, out=tmp_path / "r", **options)
-    assert passes == [0, 1] * 3
+    assert sum(scored) == 2 * (len(parts[1]) + 2 * len(parts[2]))
     assert not (run.folder / "scoring").exists()
     assert [(run.folder / name).read_bytes() for name in tables] == [
         (whole.folder / name).read_bytes() for name in tables

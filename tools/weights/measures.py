@@ -37,7 +37,7 @@ from vtamiq.lab.candidates import Candidate, predict_all
 from vtamiq.model.inference import fingerprint
 from vtamiq.model.network import VTAMIQ
 from vtamiq.scoring.predictions import predict
-from vtamiq.scoring.scores import score
+from vtamiq.scoring.scores import COMPUTES, score
 from vtamiq.utils.configs import conform, require
 from vtamiq.utils.files import write_table, write_text
 
@@ -548,7 +548,7 @@ def _spread(model: VTAMIQ, test: Database, folder: Path, settings: Measures, pro
             batch_size=settings.batch_size, workers=settings.workers, progress=progress,
         )  # fmt: skip
 
-    decides = [fingerprint(model), repr(caps), settings.counts, settings.draws, settings.seed, _rows(few)]
+    decides = [COMPUTES, fingerprint(model), repr(caps), settings.counts, settings.draws, settings.seed, _rows(few)]
     return spread_table(kept_table(folder, f"spread-{few.name}", decides, compute), few)
 
 
@@ -558,7 +558,7 @@ def predicted(
     """Rows of `predict` with these settings, kept in the folder."""
     caps = caps_for(model, CAPS(num_patches=settings.num_patches))
     options = {name: getattr(settings, name) for name in ("repeats", "seed", "batch_size", "workers")}
-    decides = [fingerprint(model), repr(caps), settings.repeats, settings.seed, _rows(test)]
+    decides = [COMPUTES, fingerprint(model), repr(caps), settings.repeats, settings.seed, _rows(test)]
     compute = lambda: predict(model, test, caps, progress=progress, **options)  # noqa: E731
     return kept_table(folder, f"vtamiq-{test.name}", decides, compute)
 

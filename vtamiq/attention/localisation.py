@@ -1,8 +1,7 @@
-"""Does a map find the place? Maps of `vtamiq.attention.maps` against the region that is known to be distorted.
+"""Does a map find the distorted region? Maps of `vtamiq.attention.maps` against the pixels that are known to differ.
 
-Two measures, both blind to the scale of a map: the area under the ROC curve (the chance that a distorted pixel has a
-higher value than an undistorted one, 0.5 by guessing) and the pointing game (is the highest pixel distorted? the share of
-distorted pixels by guessing; Zhang et al. 2018, arXiv:1608.00507, here without their tolerance of 15 pixels).
+Two measures that ignore the scale of a map: the area under the ROC curve (0.5 by guessing) and the pointing game (is the
+highest pixel distorted? Zhang et al. 2018, arXiv:1608.00507, here without their tolerance of 15 pixels).
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +28,7 @@ def distorted_region(reference: ImageSource, distorted: ImageSource) -> np.ndarr
 
 
 def localise(values: np.ndarray, region: np.ndarray) -> dict[str, float]:
-    """How well a map points to a region. Only pixels with a value count: where no patch lay, nothing was said.
+    """How well a map points to a region; only pixels with a value count.
 
     Args:
         values: (H, W) float, NaN where nothing is known.
@@ -78,9 +77,8 @@ def localised_maps(
     """The maps of several methods and of the baselines for one pair: name → map (H, W) and its stability.
 
     Methods with a map for each image have two entries, such as "rollout (reference)" and "rollout (distorted)".
-    The baselines: the CAPS map (probability of a patch around each pixel), the pixels' absolute difference (which has an
-    AUC of exactly 1 where the region is the pixels that differ), and the difference seen through patches, which is what
-    this resolution allows. The first two have no draws, hence no stability (NaN).
+    Baselines: the CAPS map (probability of a patch around each pixel), the pixels' absolute difference, and the difference
+    seen through patches, which is what this resolution allows. The first two have no draws, hence no stability (NaN).
 
     Args:
         methods: of `METHODS`, "difference" excepted: it is a baseline.

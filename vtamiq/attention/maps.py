@@ -1,17 +1,13 @@
-"""Where VTAMIQ looks, and which places make its score worse: per-patch weights, painted back on the image.
+"""Where VTAMIQ looks, and which places make its score worse: weights of patches, painted on the image.
 
-Three steps, each usable alone. `capture` runs the model on one sample and keeps what its attention computed. Small
-functions turn that (or the model itself) into one weight per patch: `token_attention`, `rollout`, `gradient_rollout`,
-`occlusion`, `repair`. `paint` spreads the weights of unordered, overlapping patches of several scales over the pixels
-that they see. `attention_maps` does all three, averages over draws of patches and says how stable the average is.
+`capture` keeps the attention of one pass. `token_attention`, `rollout`, `gradient_rollout`, `occlusion` and `repair` give
+one weight per patch, `paint` spreads them over the pixels, `attention_maps` does all of it and averages over draws.
 
-The model itself is never touched: all work is done on a twin of it that shares its weights and nothing else, in
-evaluation mode and with fused attention off. So there is nothing to restore when something fails, inference is as fast as
-it was, and threads may score or be explained with one model at the same time (only its weights must not change
-meanwhile).
+All work is done on a twin that shares the model's weights and nothing else, in evaluation mode and with fused attention
+off: nothing has to be restored, and threads may use one model at the same time.
 
-Letters in shape comments: K images (image 0 the reference), N patches, P patch side, L blocks, A heads, T tokens (class
-token, registers, patches), R tokens ahead of the patches, D width, H W image.
+Shapes: K images (image 0 the reference), N patches, P patch side, L blocks, A heads, T tokens (class token, registers,
+patches), R tokens ahead of the patches, D width, H W image.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -48,6 +44,7 @@ __all__ = [
     "occlusion",
     "paint",
     "patch_difference",
+    "patch_weights",
     "repair",
     "rollout",
     "token_attention",
@@ -55,10 +52,7 @@ __all__ = [
 ]
 
 METHODS = ("attention", "rollout", "gradient", "occlusion", "quality", "difference")
-SIGNED = (
-    "occlusion",
-    "quality",
-)  # in units of q, above 0 where a place makes the score worse; others are never negative
+SIGNED = ("occlusion", "quality")  # in units of q, above 0 where a place makes the score worse; others are >= 0
 _TOKENS_AT_ONCE = 16_384  # of a batch of changed samples; bounds memory
 
 
@@ -79,15 +73,15 @@ def capture(model: VTAMIQ, sample: PatchSample, *, gradient: bool = False) -> Ca
     """Run the model on a sample, in evaluation mode, and keep the attention of every block.
 
     The maps are those that timm's own unfused attention multiplies with its values, whatever it did to queries and keys
-    before (a norm, separate projections). The score is that of the fused pass but for rounding.
+    before (a norm, separate projections). The score is that of the fused pass up to rounding.
 
     Args:
         sample: of K ≥ 2 images, the reference first.
         gradient: also differentiate the sum of the K−1 scores by every entry of every map.
 
     Raises:
-        ValueError: the model is no VTAMIQ, the sample does not fit it, or its attention has no maps that can be read
-            (another layer than timm's self-attention).
+        ValueError: the model is no VTAMIQ, the sample does not fit it, or a block has another layer than timm's
+            self-attention.
     """
     twin = _twin_of(model)
     seen: list[list[Tensor]] = []
@@ -112,7 +106,7 @@ def capture(model: VTAMIQ, sample: PatchSample, *, gradient: bool = False) -> Ca
 
 
 def _check_maps(number: int, attention: nn.Module, maps: list[Tensor], images: int) -> None:
-    """A block has left one map per image and head whose rows are shares; anything else is another kind of attention."""
+    """ValueError unless a block has left one map per image and head whose rows are shares."""
     kind = f"block {number} has a {type(attention).__name__}, whose attention cannot be read"
     if len(maps) != 1:
         raise ValueError(f"{kind}: it left {len(maps)} maps in one pass")
@@ -138,9 +132,7 @@ def _twin(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
     if id(module) not in made:  # a part that has two names is one part in the twin, too
         twin = made[id(module)] = object.__new__(type(module))
         for name, value in vars(module).items():
-            if (
-                isinstance(value, MethodType) and value.__self__ is module
-            ):  # such as a `forward` that somebody has wrapped
+            if isinstance(value, MethodType) and value.__self__ is module:  # a `forward` that a library has wrapped
                 value = MethodType(value.__func__, twin)
             twin.__dict__[name] = value.copy() if isinstance(value, dict) else value
         twin.__dict__["_modules"] = {
@@ -193,10 +185,10 @@ def token_shares(captured: Capture, *, token: int = 0) -> pd.DataFrame:
 
 
 def rollout(attention: Sequence[Tensor]) -> np.ndarray:
-    """Attention rollout, (K, T, T) float64: how much of each input token is in each output token, if attention were all.
+    """Attention rollout, (K, T, T) float64: how much of each input token is in each output token; rows sum to 1.
 
-    Every block passes on half of what it got (the residual) and mixes the other half by its attention, averaged over
-    heads; blocks multiply: R = Â_L ⋯ Â_1, Â = (A + I)/2 (Abnar & Zuidema 2020, arXiv:2005.00928). Rows sum to 1.
+    Every block passes on half of what it got (the residual) and mixes the other half by its mean attention over heads:
+    R = Â_L ⋯ Â_1, Â = (A + I)/2 (Abnar & Zuidema 2020, arXiv:2005.00928).
 
     Args:
         attention: of the blocks from the first to the last, (K, A, T, T) each; `Capture.attention`.
@@ -204,16 +196,15 @@ def rollout(attention: Sequence[Tensor]) -> np.ndarray:
     Raises:
         ValueError: there is no block, or their maps differ in shape.
     """
-    return _multiply([(maps.double().mean(1) + torch.eye(maps.shape[-1], dtype=torch.float64)) / 2
-                      for maps in _check_blocks(attention)])  # fmt: skip
+    steps = [maps.double().mean(1) for maps in _check_blocks(attention)]
+    return _multiply([(step + torch.eye(step.shape[-1], dtype=torch.float64)) / 2 for step in steps])
 
 
 def gradient_rollout(attention: Sequence[Tensor], gradient: Sequence[Tensor]) -> np.ndarray:
-    """Relevance of the tokens for the score, (K, T, T) float64 ≥ 0: what of attention has raised it.
+    """Relevance of the tokens for the score, (K, T, T) float64 ≥ 0: which attention has made q larger, that is worse.
 
     R starts as the identity; each block adds Ā R, where Ā is the mean over heads of the positive part of attention times
-    gradient (Chefer, Gur & Wolf 2021, arXiv:2103.15679, section 3, self-attention). As q counts distortion, "raised"
-    means worse.
+    gradient (Chefer, Gur & Wolf 2021, arXiv:2103.15679, section 3, self-attention).
 
     Args:
         attention, gradient: of the blocks, (K, A, T, T) each; `Capture.attention` and `Capture.gradient`.
@@ -262,8 +253,7 @@ def even_shares(weights: np.ndarray) -> np.ndarray:
 def occlusion(model: VTAMIQ, sample: PatchSample) -> np.ndarray:
     """By how much each patch raises the score, (N,) float64: q of all patches − q without this one in both images.
 
-    Needs nothing of the inside of the model: the number of patches is free, so a patch is hidden by leaving it out
-    (Zeiler & Fergus 2014, arXiv:1311.2901, cover it with grey).
+    The number of patches is free, so a patch is left out (Zeiler & Fergus 2014, arXiv:1311.2901, cover it with grey).
 
     Raises:
         ValueError: the sample has other than two images, or places of its own for each.
@@ -283,8 +273,7 @@ def occlusion(model: VTAMIQ, sample: PatchSample) -> np.ndarray:
 
 @torch.no_grad()
 def repair(model: VTAMIQ, sample: PatchSample) -> np.ndarray:
-    """How much better the score gets by repairing each patch, (N,) float64: q − q with the reference's patch in its
-    place.
+    """By how much repairing each patch lowers the score, (N,) float64: q − q with the reference's patch in its place.
 
     Exactly 0 where both images have the same patch. The others stay distorted, overlapping ones too.
 
@@ -339,9 +328,8 @@ def _check_pair(sample: PatchSample) -> None:
 def paint(weights: np.ndarray, sample: PatchSample, shape: tuple[int, int]) -> np.ndarray:
     """Weights of patches on the image grid, (…, K, N) → (…, K, H, W) float64; NaN where no patch lies.
 
-    Every patch spreads its weight evenly over the pixels that it sees, 4^s times as many at scale s; what they add up to
-    is divided by what weights of 1 would add up to. So a pixel has the mean weight of the patches that see it, in which
-    a patch counts the less the larger it is; equal weights give a flat map, wherever the sampler has looked more often.
+    A pixel has the mean weight of the patches that see it, each counting 1 / its number of pixels: 4^s times as many at
+    scale s. So equal weights give a flat map, wherever the sampler has looked more often.
 
     Args:
         weights: one per patch and image.
@@ -355,7 +343,7 @@ def paint(weights: np.ndarray, sample: PatchSample, shape: tuple[int, int]) -> n
 
 
 def _spread(weights: np.ndarray, sample: PatchSample, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of spread weights, (…, K, H, W), and of spread ones, (K, H, W)."""
+    """Sums of spread weights (…, K, H, W), and of weights of 1 (K, H, W)."""
     images, count = sample.patches.shape[:2]
     if weights.shape[-2:] != (images, count):
         raise ValueError(f"weights must be (…, {images}, {count}) to fit the sample, got {weights.shape}")
@@ -387,9 +375,7 @@ class Maps:
     """Maps on the image grid, averaged over draws of patches."""
 
     maps: np.ndarray  # (…, K, H, W) float64, NaN where no patch of any draw lies
-    stability: (
-        np.ndarray
-    )  # (…, K): reliability of the mean, 1 = another set of draws would give the same; NaN for one draw
+    stability: np.ndarray  # (…, K) reliability of the mean, 1 = other draws would give the same; NaN for one draw
     draws: int
     coverage: np.ndarray  # (K,) share of pixels that some patch of some draw sees
 
@@ -410,12 +396,11 @@ class _Halves:
     def stability(self) -> np.ndarray:
         """Correlation r over the pixels between the means of both halves, stepped up to that of the whole, 2r/(1 + r)
         (Spearman 1910, Brown 1910). An r below 0 stays as it is."""
+        shape = self.total[0].shape[:-2]
         if self.draws < 2:
-            return np.full(self.total[0].shape[:-2], np.nan)
-        halves = [_mean(*half) for half in zip(self.total, self.coverage, strict=True)]
-        return np.array([_agreement(halves[0][at], halves[1][at]) for at in np.ndindex(halves[0].shape[:-2])]).reshape(
-            halves[0].shape[:-2]
-        )
+            return np.full(shape, np.nan)
+        even, odd = (_mean(*half) for half in zip(self.total, self.coverage, strict=True))
+        return np.array([_agreement(even[at], odd[at]) for at in np.ndindex(shape)]).reshape(shape)
 
     def mean(self) -> Maps:
         total, coverage = sum(self.total), sum(self.coverage)
@@ -448,7 +433,7 @@ def average_maps(
         weigh: sample → weights (…, K, N).
         images: (K, H, W, 3) uint8, the reference first.
         caps: how patches are drawn.
-        draws: of patches, the same that `vtamiq.score` makes of this seed.
+        draws: of patches, those of `vtamiq.score` with this seed.
         until: go on after `draws` until every map is as stable as this (`Maps.stability`), or `max_draws` are made.
         seed: of the draws.
 
@@ -464,9 +449,8 @@ def average_maps(
         raise ValueError(f"max_draws must be at least draws={draws}, got {max_draws!r}")
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed!r}")
-    sums, limit = _Halves(), draws if until is None else max_draws
-    while sums.draws < limit:
-        sample = caps(images, np.random.default_rng([seed, sums.draws]))
+    sums = _Halves()
+    for sample in caps.draws(images, seed, range(draws if until is None else max_draws)):
         sums.add(*_spread(weigh(sample), sample, images.shape[1:3]))
         if until is not None and sums.draws >= draws and (sums.stability() >= until).all():
             break
@@ -517,9 +501,14 @@ def attention_maps(
         ValueError: an unknown method, an option that the method has no use for, or as `average_maps`, `capture`.
         ImageError: an image cannot be read, is smaller than a patch, or differs in size from the reference.
     """
+    chosen = {name: value for name, value in (("token", token), ("block", block), ("head", head)) if value is not None}
+    if method not in METHODS:
+        raise ValueError(f"no method {method!r}{did_you_mean(method, METHODS)}; there are {', '.join(METHODS)}")
+    if chosen and method != "attention":
+        raise ValueError(f'{", ".join(chosen)} is for method="attention", {method!r} has no use for it')
     model = check_model(None) if model is None else model
-    weigh = _weigher(model, method, {"token": token, "block": block, "head": head})
     options = {"draws": draws, "until": until, "max_draws": max_draws, "seed": seed}
+    weigh = lambda sample: patch_weights(model, sample, method, **chosen)  # noqa: E731
     averaged = _averaged(weigh, model, reference, distorted, caps, options)
     return (averaged.maps, averaged.stability) if return_stability else averaged.maps
 
@@ -561,28 +550,22 @@ def _averaged(
         raise ImageError(f"{describe(distorted)}: {error}") from error
 
 
-def _weigher(model: VTAMIQ, method: str, chosen: Mapping[str, int | None]) -> Callable[[PatchSample], np.ndarray]:
-    """Sample → weights (2, N) by the method of that name."""
-    chosen = {name: value for name, value in chosen.items() if value is not None}
-    if method not in METHODS:
-        raise ValueError(f"no method {method!r}{did_you_mean(method, METHODS)}; there are {', '.join(METHODS)}")
-    if chosen and method != "attention":
-        raise ValueError(f'{", ".join(chosen)} is for method="attention", {method!r} has no use for it')
-    of_place = {"occlusion": lambda s: occlusion(model, s), "quality": lambda s: repair(model, s)}
-    if method in of_place:
-        return lambda sample: np.stack([of_place[method](sample)] * 2)
+def patch_weights(model: VTAMIQ, sample: PatchSample, method: str, **options: int) -> np.ndarray:
+    """Weights (2, N) of the patches of a pair by one of `METHODS`; options as for `token_attention`."""
+    if method == "occlusion":
+        return np.stack([occlusion(model, sample)] * 2)
+    if method == "quality":
+        return np.stack([repair(model, sample)] * 2)
     if method == "difference":
-        return lambda sample: even_shares(np.stack([patch_difference(sample)] * 2))
-
-    def weigh(sample: PatchSample) -> np.ndarray:
-        captured = capture(model, sample, gradient=method == "gradient")
-        if method == "attention":
-            return even_shares(token_attention(captured, **chosen))
-        gradient = [captured.gradient] if method == "gradient" else []
-        tokens = (gradient_rollout if gradient else rollout)(captured.attention, *gradient)  # (K, T, T)
-        return even_shares(tokens[:, 0, captured.prefix :])
-
-    return weigh
+        return even_shares(np.stack([patch_difference(sample)] * 2))
+    captured = capture(model, sample, gradient=method == "gradient")
+    if method == "attention":
+        return even_shares(token_attention(captured, **options))
+    if method == "gradient":
+        tokens = gradient_rollout(captured.attention, captured.gradient)  # (K, T, T)
+    else:
+        tokens = rollout(captured.attention)
+    return even_shares(tokens[:, 0, captured.prefix :])
 
 
 def _check_index(name: str, index: int, low: int, high: int) -> None:
@@ -598,9 +581,8 @@ def channel_attention(model: VTAMIQ, sample: PatchSample) -> pd.DataFrame:
     """What DiffNet's channel attention does to the difference of the class tokens, a row per group, block and channel.
 
     Columns: `group`, `block`, `channel`; `gate` in (0, 1), the attention; `before` and `after`, the channel's value in
-    the stream of differences before and after the block. A block adds its proposal times the gate, so a channel is
-    raised where |after| > |before|. `before` of the very first block is the (scaled) difference itself; within a group
-    streams go on from block to block, and each group ends with a linear that mixes channels.
+    the stream of differences before and after the block. A block adds its proposal times the gate; each group ends with a
+    linear that mixes channels.
 
     Raises:
         ValueError: the model has no DiffNet, or the sample has other than two images or does not fit the model.
@@ -616,25 +598,21 @@ def channel_attention(model: VTAMIQ, sample: PatchSample) -> pd.DataFrame:
     def keep(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         gate = module.attention.gate(module.linear(module.activation(inputs[0])))
         columns = {"gate": gate[0], "before": inputs[0][0], "after": output[0]}
-        tables.append({name: value.double().cpu().numpy() for name, value in columns.items()})
+        tables.append(pd.DataFrame({name: value.double().cpu().numpy() for name, value in columns.items()}))
 
-    for group in twin.diffnet.groups:
-        for block in group.blocks:
-            block.register_forward_hook(keep)
+    blocks = [(g, b, block) for g, group in enumerate(twin.diffnet.groups) for b, block in enumerate(group.blocks)]
+    for _, _, block in blocks:
+        block.register_forward_hook(keep)
     twin.modulate((reference - distorted)[:, 0], reference[:, 0])
-    places = [(g, b) for g, group in enumerate(twin.diffnet.groups) for b in range(len(group.blocks))]
-    parts = [
-        pd.DataFrame({"group": g, "block": b, "channel": np.arange(len(table["gate"])), **table})
-        for (g, b), table in zip(places, tables, strict=True)
-    ]
-    return pd.concat(parts, ignore_index=True)
+    parts = {(g, b): table for (g, b, _), table in zip(blocks, tables, strict=True)}
+    return pd.concat(parts, names=["group", "block", "channel"]).reset_index()
 
 
 # --------------------------------------------------------------------------------------------------------- training stages
 
 
 def kept_models(run: str | Path) -> dict[str, VTAMIQ]:
-    """The models that a training run kept, by epoch (from 1): its checkpoints, the earliest first, in evaluation mode.
+    """The models that a training run kept: its best and last checkpoint by epoch (from 1), in evaluation mode.
 
     Args:
         run: folder of a finished run (`vtamiq.training.run`).
@@ -644,7 +622,9 @@ def kept_models(run: str | Path) -> dict[str, VTAMIQ]:
     """
     run = Path(run)
     found = {}
-    for path in (path for name in ("best", "last") if (path := run / "checkpoints" / f"{name}.ckpt").is_file()):
+    for path in (run / "checkpoints" / "best.ckpt", run / "checkpoints" / "last.ckpt"):
+        if not path.is_file():
+            continue
         model = VTAMIQ.from_pretrained(run / "model")
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)

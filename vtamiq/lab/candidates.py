@@ -17,6 +17,7 @@ from vtamiq.evaluation.baselines import fingerprint, iqm_predictions, lookup_pre
 from vtamiq.images.iqms import IQMS
 from vtamiq.model.network import VTAMIQ
 from vtamiq.scoring.predictions import PAIR_COLUMNS, predict
+from vtamiq.scoring.scores import COMPUTES
 from vtamiq.training.run import Run
 from vtamiq.utils.digests import digest, digest_weights
 from vtamiq.utils.files import write_table
@@ -180,7 +181,7 @@ def _predict(
     model, path = candidate.model, None
     if cache is not None:
         decides = repr((model.config, candidate.caps, options["repeats"], options["seed"]))
-        key = f"{digest(digest_weights(model) + decides)}-{fingerprint(database, PAIR_COLUMNS)}"
+        key = f"{digest(f'{digest_weights(model)} {COMPUTES} {decides}')}-{fingerprint(database, PAIR_COLUMNS)}"
         path = Path(cache) / f"{database.name}-vtamiq-{key}.parquet"
     if path is not None and path.exists():
         log.info("%s on %s: read from an earlier call", candidate.name, database.name)

@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 PRESETS = ("smoke", "demo", "full")
 COLUMNS = ("notebook", "status", "seconds", "output", "error")
 FINISHED = ("done", "cached")
-COMPUTES = 1  # raise when the package gives notebooks other results: what ran before is then run again
+COMPUTES = 2  # raise when the package gives notebooks other results: what ran before is then run again
 OWN = ("preset", "out")  # parameters that have an argument of their own
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

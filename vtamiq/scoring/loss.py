@@ -16,6 +16,7 @@ from vtamiq.caps import CAPS, PatchSample, caps_for
 from vtamiq.images.reading import ImageError
 from vtamiq.model.inference import check_model
 from vtamiq.model.network import VTAMIQ
+from vtamiq.scoring.scores import check_integer
 
 __all__ = ["VTAMIQLoss", "gather_patches"]
 
@@ -26,8 +27,7 @@ class VTAMIQLoss(nn.Module):
     """Perceived distortion of `x` against `y` as a differentiable loss, called as piq's losses are: lower is better.
 
     The model is copied, frozen and kept in evaluation mode. For images of 8-bit values the loss is the `score` of one
-    draw
-    with the same seed, but for rounding.
+    draw with the same seed, up to rounding.
 
     >>> x = torch.from_numpy(distorted).permute(2, 0, 1)[None] / 255
     >>> y = torch.from_numpy(reference).permute(2, 0, 1)[None] / 255
@@ -37,12 +37,12 @@ class VTAMIQLoss(nn.Module):
     True
 
     One draw of patches sees part of an image, so an optimisation needs `new_places=True`: over many steps every pixel is
-    seen. An exact copy of a model with `zero_anchor` has loss 0 and gradient 0: start from something else.
+    seen. With `zero_anchor` an exact copy has loss 0 and gradient 0: start from something else.
 
     Args:
         model: a trained VTAMIQ; None takes the one that ships with the package.
         caps: patch sampling; None takes `CAPS()` with what the model prescribes.
-        seed: of the places.
+        seed: random seed for the places.
         new_places: draw other places on every call (the n-th call takes draw n of `score`'s `repeats`); False: the same
             images have the same loss.
         reduction: "mean" or "sum" over the batch, or "none".
@@ -63,8 +63,7 @@ class VTAMIQLoss(nn.Module):
         super().__init__()
         if reduction not in REDUCTIONS:
             raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise ValueError(f"seed must be an integer, at least 0, got {seed!r}")
+        check_integer("seed", seed, 0)
         model = check_model(model)
         self.caps = caps_for(model, caps)
         if not self.caps.aligned:
@@ -87,8 +86,7 @@ class VTAMIQLoss(nn.Module):
 
         Raises:
             ImageError: shapes differ or are none of images, values are outside [0, 1] (clamp them first) or NaN, or
-            images
-                are smaller than a patch.
+                images are smaller than a patch.
         """
         _check_batch("x", x)
         _check_batch("y", y)
@@ -98,11 +96,13 @@ class VTAMIQLoss(nn.Module):
         items = [self._item(*pair, draw) for pair in zip(x, y, strict=True)]
         patches, uv, scale = (torch.stack(parts) for parts in zip(*items, strict=True))
         q = self.model(patches, uv, scale)[:, 0]  # (B,)
-        return {"mean": q.mean, "sum": q.sum, "none": lambda: q}[self.reduction]()
+        if self.reduction == "none":
+            return q
+        return q.mean() if self.reduction == "mean" else q.sum()
 
     def _item(self, distorted: Tensor, reference: Tensor, draw: int) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised patches (2, N, 3, P, P) of one pair (3, H, W), their uv (N, 2) and scale (N,)."""
-        sample = self.caps([_to_uint8(reference), _to_uint8(distorted)], np.random.default_rng([self.seed, draw]))
+        (sample,) = self.caps.draws([_to_uint8(reference), _to_uint8(distorted)], self.seed, [draw])
         cut = torch.stack([gather_patches(image, sample) for image in (reference, distorted)])
         weights = next(self.model.parameters())
         cut = self.model.normalise(255 * cut.to(weights.device, weights.dtype))
@@ -114,15 +114,14 @@ def gather_patches(image: Tensor, sample: PatchSample) -> Tensor:
 
     Coarser scales are cut from the means of 2 × 2 pixels, as in `CAPS`, without its rounding to 8 bits.
     """
-    P, levels = sample.patches.shape[-1], image
+    P, level = sample.patches.shape[-1], image
     patches = image.new_zeros(len(sample.scale), 3, P, P)
     for scale in range(int(sample.scale.max()) + 1):
         if scale > 0:
-            levels = F.avg_pool2d(levels, 2)
+            level = F.avg_pool2d(level, 2)
         here = (sample.scale == scale).nonzero()[:, 0]
-        if len(here):
-            cut = _cut(levels, sample.position[here].to(image.device), P)
-            patches = patches.index_copy(0, here.to(image.device), cut)
+        cut = _cut(level, sample.position[here].to(image.device), P)
+        patches = patches.index_copy(0, here.to(image.device), cut)
     return patches
 
 

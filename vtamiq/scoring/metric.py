@@ -1,7 +1,5 @@
 """VTAMIQ as a torchmetrics metric: accumulated over batches and processes. Apart, since torchmetrics imports slowly."""
 
-import hashlib
-
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -10,6 +8,7 @@ from vtamiq.caps import CAPS
 from vtamiq.model.inference import fingerprint
 from vtamiq.model.network import VTAMIQ
 from vtamiq.scoring.loss import VTAMIQLoss
+from vtamiq.utils.digests import digest
 
 __all__ = ["VTAMIQMetric"]
 
@@ -39,7 +38,7 @@ class VTAMIQMetric(Metric):
 
     total: Tensor
     count: Tensor
-    told: Tensor
+    identity: Tensor
 
     def __init__(
         self,
@@ -57,9 +56,9 @@ class VTAMIQMetric(Metric):
         self.loss = VTAMIQLoss(model, caps=caps, seed=seed, reduction="none")
         self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
-        # A MetricCollection takes metrics of equal states for one, and copies have the score 0 by any model.
-        told = hashlib.sha256(f"{fingerprint(self.loss.model)} {self.loss.caps} {seed}".encode()).hexdigest()
-        self.add_state("told", torch.tensor(int(told[:12], 16)), dist_reduce_fx="max")
+        # A MetricCollection merges metrics of equal states, and copies have the score 0 by any model.
+        identity = digest(f"{fingerprint(self.loss.model)} {self.loss.caps} {seed}", length=12)
+        self.add_state("identity", torch.tensor(int(identity, 16)), dist_reduce_fx="max")
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Add pairs: distorted `preds` and references `target`, (B, 3, H, W), float in [0, 1] or uint8.

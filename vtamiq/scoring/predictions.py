@@ -6,13 +6,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from vtamiq.caps import CAPS, caps_for
-from vtamiq.databases.patches import PairPatches, patch_loader
+from vtamiq.databases.pairs import PairImages
 from vtamiq.databases.schema import Database
 from vtamiq.model.modes import evaluation
 from vtamiq.model.network import VTAMIQ
+from vtamiq.scoring.scores import check_integer, collate_draws, forward, pair_samples, stack
 from vtamiq.utils.files import replacing
 
 __all__ = ["predict"]
@@ -22,6 +24,7 @@ PAIR_COLUMNS = [
     "database", "subset", "ref_id", "content", "ref_path", "dist_path", "dist_type", "dist_name", "level",
     "score", "score_name", "higher_better",
 ]  # fmt: skip
+BLOCK = 1000  # pairs after which scores are kept
 
 
 def predict(
@@ -37,18 +40,16 @@ def predict(
     keep: str | Path | None = None,
     **labels: Any,
 ) -> pd.DataFrame:
-    """Score every pair of a database.
-
-    The same database, model and seed give the same scores. Patches are drawn by the number of a row, so a pair has other
-    ones in another selection of rows, and than those of `score`: by chance alone its score differs.
+    """Score every pair of a database as `score` does; up to rounding, a pair has the same score in every selection.
 
     Args:
         model: used in evaluation mode on the device where it is; its mode is restored.
         caps: patch sampling; None takes `CAPS()` with what the model prescribes.
-        repeats: passes with new patches each, averaged per pair.
-        keep: folder of this very call, for the passes that are finished: after an interruption, the same call goes on
-        with
-            the next one. Whoever names it removes it.
+        repeats: draws of patches, averaged per pair.
+        batch_size: patch samples that go through the network at once.
+        workers: processes that read images and cut patches; 0: this one does.
+        keep: folder of this very call for scores that are finished: after an interruption, the same call resumes there.
+            Whoever names it removes it.
         labels: further columns with one value for all rows, for example `split="test", checkpoint="demo"`.
 
     Returns:
@@ -60,37 +61,19 @@ def predict(
         ValueError: `repeats` below 1 or an empty database.
         ImageError: a pair's image cannot be read.
     """
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats!r}")
+    check_integer("repeats", repeats, 1)
     if not len(database):
         raise ValueError(f"{database.name}: there is no pair to score")
     caps = caps_for(model, caps)
-    loader = patch_loader(PairPatches(database, caps, seed=seed), batch_size=batch_size, workers=workers)
-    device = next(model.parameters()).device
-    q = np.full((repeats, len(database)), np.nan)
-    with (
-        torch.inference_mode(),
-        evaluation(model),
-        tqdm(total=q.size, desc=f"score {database.name}", unit="pair", disable=not progress, leave=False) as bar,
-    ):
-        for draw in range(repeats):
-            kept = None if keep is None else Path(keep) / f"{draw}.npy"
-            if kept is not None and kept.is_file():
-                q[draw] = np.load(kept)
-                bar.update(len(database))
-                continue
-            loader.sampler.set_epoch(draw)
-            for batch in loader:
-                inputs = (batch[name].to(device, non_blocking=True) for name in ("patches", "uv", "scale"))
-                q[draw, batch["row"].numpy()] = model(*inputs)[:, 0].float().cpu().numpy()
-                bar.update(len(batch["row"]))
-            if kept is not None:
-                with replacing(kept) as temporary, temporary.open("wb") as file:
-                    np.save(file, q[draw])
+    pairs = _PairDraws(database, caps, repeats, seed)
+    kept = None if keep is None else Path(keep) / "scores.npy"
+    bar = tqdm(total=len(database), desc=f"score {database.name}", unit="pair", disable=not progress, leave=False)
+    with bar, evaluation(model):
+        q = _score_rows(model, pairs, batch_size, workers, bar, kept)
     table = database.pairs[[name for name in PAIR_COLUMNS if name in database.pairs]].reset_index(drop=True)
     return table.assign(
-        q=q.mean(axis=0),
-        q_std=q.std(axis=0, ddof=1) if repeats > 1 else np.nan,
+        q=q.mean(axis=1),
+        q_std=q.std(axis=1, ddof=1) if repeats > 1 else np.nan,
         repeats=repeats,
         num_patches=caps.num_patches,
         seed=seed,
@@ -98,3 +81,47 @@ def predict(
         lower_better=True,
         **labels,
     )
+
+
+def _score_rows(
+    model: VTAMIQ, pairs: "_PairDraws", batch_size: int, workers: int, bar: tqdm, kept: Path | None
+) -> np.ndarray:
+    """Scores (n, repeats) of all rows; the first ones are those that an interrupted call has kept."""
+    q = np.empty((len(pairs), pairs.repeats))
+    done = saved = 0
+    if kept is not None and kept.is_file():
+        finished = np.load(kept)
+        done = saved = len(finished)
+        q[:done] = finished
+    bar.update(done)
+    loader = DataLoader(
+        Subset(pairs, range(done, len(pairs))),
+        batch_size=max(1, batch_size // pairs.repeats),
+        num_workers=workers,
+        collate_fn=collate_draws,
+        generator=torch.Generator(),  # else the loader would draw from the caller's random numbers
+    )
+    for inputs in loader:
+        scores = forward(model, inputs, batch_size).reshape(-1, pairs.repeats)
+        q[done : done + len(scores)] = scores
+        done += len(scores)
+        bar.update(len(scores))
+        if kept is not None and (done - saved >= BLOCK or done == len(pairs)):
+            saved = done
+            with replacing(kept) as temporary, temporary.open("wb") as file:
+                np.save(file, q[:done])
+    return q
+
+
+class _PairDraws(Dataset):
+    """The stacked draws of each pair of a database."""
+
+    def __init__(self, database: Database, caps: CAPS, repeats: int, seed: int):
+        self.images, self.caps, self.repeats, self.seed = PairImages(database), caps, repeats, seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: int) -> list[torch.Tensor]:
+        samples = pair_samples(self.images[row], self.caps, self.repeats, self.seed, self.images.distorted_paths[row])
+        return stack(list(samples))

@@ -1,34 +1,34 @@
-"""Score image pairs with a model: one reference against one or many distorted versions, or pair by pair.
+"""Score image pairs with a model: one reference against one or many distorted images, or pair by pair.
 
-A score is made from a few hundred patches, so the network costs the same for every size of image; reading the images and
-finding the places to look at grow with the number of pixels, the latter by less (`CAPS.map_pixels`). One pair is held
-at a
-time. Beside the images and the model, finding the places takes less than 5 MB up to 24 megapixels (by SSIM 25), and
-beyond
-grows with the width of an image alone; with several scales, whose images are pooled as a whole, 13 bytes a pixel.
+A score uses only a few hundred patches, so the network costs the same for every size of image; reading the images and
+finding the places to look at grow with the number of pixels. One pair is held at a time.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
-from vtamiq.caps import CAPS, PatchSample, caps_for, extract_patches, pool
+from vtamiq.caps import CAPS, PatchSample, caps_for, cut_patches, pyramid
 from vtamiq.images.reading import ImageError, ImageSource, check_same_size, describe, read_image, read_images
 from vtamiq.model.checkpoints import CheckpointError
 from vtamiq.model.inference import NOT_FINITE, check_model, half_precision
 from vtamiq.model.modes import evaluation
 from vtamiq.model.network import VTAMIQ
 
-__all__ = ["ReferenceEmbedding", "forward", "score"]
+__all__ = ["ReferenceEmbedding", "score"]
+
+COMPUTES = 2  # raise when the same settings give other scores: what was scored before is then not resumed or read again
+Sources: TypeAlias = "ImageSource | Sequence[ImageSource]"
 
 
 def score(
-    reference: "ImageSource | Sequence[ImageSource]",
-    distorted: "ImageSource | Sequence[ImageSource]",
+    reference: Sources,
+    distorted: Sources,
     *,
     model: VTAMIQ | None = None,
     repeats: int = 1,
@@ -41,10 +41,10 @@ def score(
 ) -> float | np.ndarray | tuple[float, float] | tuple[np.ndarray, np.ndarray]:
     """Perceived distortion of `distorted` against `reference`: lower is better.
 
-    Deterministic: the same images, model and seed give the same score, whatever else is scored in the same call (with
-    larger batches, up to rounding). A perfect copy scores exactly 0 if the model has `zero_anchor` and `caps` is aligned;
-    nothing keeps a model from giving a nearly perfect one a score slightly below 0. May be called from several threads at
-    once.
+    Deterministic: the same pair, model and seed have the same score here, in `score_table` and in `predict`, whatever
+    else is scored with them (in larger batches, up to rounding). See `CAPS.draws` for how patches follow from the seed. A
+    perfect copy scores exactly 0 if the model has `zero_anchor` and `caps` is aligned; nothing keeps a model from giving
+    a nearly perfect one a score slightly below 0. May be called from several threads at once.
 
     >>> score(reference, distorted) > 0  # paths, PIL images, arrays or tensors; by the model that ships with the package
     True
@@ -62,11 +62,11 @@ def score(
         repeats: draws of patches that are averaged.
         caps: patch sampling; None takes `CAPS()` with what the model prescribes.
         return_std: also return the standard error of the mean over the draws (NaN for one draw).
-        shared_positions: look at all versions of one reference at the same places, drawn from the mean of their
-            differences, so that the reference is embedded once. Scores then depend on which versions are scored together,
-            and all versions are held in memory, about 9 bytes a pixel each. See `ReferenceEmbedding`.
+        shared_positions: compare all distorted images of one reference at the same places, drawn from the mean of their
+            differences: a `ReferenceEmbedding` with all of them as guides. Scores then depend on which images are scored
+            together, and all are held in memory.
         batch_size: patch samples that go through the network at once; more than 1 pays on a GPU, and for
-            many versions of one reference (about 4) on a CPU too.
+            many distorted images of one reference (about 4) on a CPU too.
         precision: "float32", or "float16" or "bfloat16" for autocast.
 
     Returns:
@@ -82,31 +82,25 @@ def score(
     _check_draws(repeats, seed, batch_size)
     references, versions, single = _sources(reference, distorted)
     if shared_positions:
-        if len(references) > 1 or _is_sequence(reference):
-            raise ValueError(
-                "shared_positions is for one reference with several versions, not for a list of references"
-            )
-        images = list(read_images([*references, *versions]))  # read once: they guide the places and are scored
+        if _is_sequence(reference):
+            raise ValueError("shared_positions is for one reference, not for a list of references")
+        images = list(read_images([reference, *versions]))  # read once: they guide the places and are scored
         settings = {"model": model, "repeats": repeats, "seed": seed, "caps": caps, "precision": precision}
         embedding = ReferenceEmbedding(images[0], guides=images[1:], **settings)
-        draws = embedding.draws(images[1:], batch_size)
-    else:
-        caps = caps_for(model, caps)
-        samples = _samples(references, versions, caps, repeats, seed)
-        draws = forward(model, samples, batch_size, precision).reshape(len(versions), repeats)
-    return _summary(draws, single, return_std)
+        return embedding.score(images[1] if single else images[1:], return_std=return_std, batch_size=batch_size)
+    samples = _samples(references, versions, caps_for(model, caps), repeats, seed)
+    draws = [forward(model, stack(chunk), batch_size, precision) for chunk in _chunks(samples, batch_size)]
+    return _summary(np.concatenate(draws).reshape(-1, repeats), single, return_std)
 
 
 class ReferenceEmbedding:
-    """One reference, embedded once, to be compared with any number of its versions at the same places.
+    """One reference, embedded once, to be compared with any number of distorted images at the same places.
 
-    `score` looks at each pair where its two images differ, so each pair has places of its own and the reference must be
-    embedded anew for each. Here the places are drawn once: where `guides`, versions that stand for those to come, differ
-    from the reference on average; without guides from the centre bias and the uniform map alone. A version's score then
-    does not depend on the others. It is another estimate than that of `score`; with the one version itself as the
-    guide it
-    is the same. A search for the best of many encodings wants this: all are compared at the same
-    places, and differences between them are less noisy. May be used from several threads at once.
+    `score` looks at each pair where its two images differ, so the reference must be embedded anew for each. Here the
+    places are drawn once: where `guides`, images that stand for those to come, differ from the reference on average;
+    without guides from the centre bias and the uniform map alone. A score then does not depend on the other images; with
+    the one image itself as the guide it is that of `score`. A search for the best of many encodings wants this:
+    differences between scores at the same places are less noisy. May be used from several threads at once.
 
     >>> embedding = ReferenceEmbedding(reference, model=model, guides=[distorted])
     >>> abs(embedding.score(distorted) - score(reference, distorted, model=model)) < 1e-5
@@ -132,126 +126,103 @@ class ReferenceEmbedding:
         caps: CAPS | None = None,
         precision: str = "float32",
     ):
-        self.model, self.repeats, self.precision = check_model(model), repeats, precision
+        self.model, self.precision = check_model(model), precision
         _check_draws(repeats, seed)
         caps = caps_for(self.model, caps)
         if not caps.aligned:
             raise ValueError("ReferenceEmbedding compares images at the same places, but caps.aligned is off")
-        images = list(read_images([reference, *guides]))
+        images = read_images([reference, *guides])
         self.name, self.reference = describe(reference), images[0]
-        cut = (_cut(caps, images, reference, seed, draw) for draw in range(repeats))
-        self._samples = [replace(sample, patches=sample.patches[:1].clone()) for sample in cut]  # guides are done with
-        first = (sample.patches[0] for sample in self._samples)
-        self._embeddings = torch.cat([self._encode([draw], [patches]) for draw, patches in enumerate(first)])
+        samples = pair_samples(images, caps, repeats, seed, reference)
+        self._samples = [replace(sample, patches=sample.patches[:1].clone()) for sample in samples]
+        with _inference(self.model, precision):
+            self._embeddings = torch.cat([self._encode([sample]) for sample in self._samples])  # (repeats, 1, D)
 
     def score(
-        self, distorted: "ImageSource | Sequence[ImageSource]", *, return_std: bool = False, batch_size: int = 1
+        self, distorted: Sources, *, return_std: bool = False, batch_size: int = 1
     ) -> float | np.ndarray | tuple[float, float] | tuple[np.ndarray, np.ndarray]:
-        """Scores of one or several versions; arguments, results and errors as those of `vtamiq.score`."""
-        _check_draws(self.repeats, 0, batch_size)
+        """Scores of one or several distorted images; arguments, results and errors as those of `vtamiq.score`."""
+        check_integer("batch_size", batch_size, 1)
         _, versions, single = _sources(self.reference, distorted)
-        return _summary(self.draws(versions, batch_size), single, return_std)
+        with _inference(self.model, self.precision):
+            draws = [self._compare(chunk) for chunk in _chunks(self._cut(versions), batch_size)]
+        return _summary(np.concatenate(draws).reshape(-1, len(self._samples)), single, return_std)
 
-    def draws(self, versions: Iterable[ImageSource], batch_size: int = 1) -> np.ndarray:
-        """Scores (M, repeats) of each version and draw."""
-        scores = [self._compare(chunk) for chunk in _chunks(self._patches(versions), batch_size)]
-        return np.concatenate(scores).reshape(-1, self.repeats)
-
-    def _patches(self, versions: Iterable[ImageSource]) -> Iterator[tuple[int, torch.Tensor]]:
-        """(draw, patches (N, 3, P, P)) of each version and draw; one version is held at a time."""
-        for version in versions:
-            image = read_image(version)
-            check_same_size(self.name, self.reference, version, image)
+    def _cut(self, versions: Iterable[ImageSource]) -> Iterator[tuple[int, PatchSample]]:
+        """Number and sample, of the distorted image alone, of each image and draw; one image is held at a time."""
+        for source in versions:
+            image = _read_like(self.name, self.reference, source)
+            levels = pyramid(image, 1 + int(self._samples[0].scale.max()))
             for draw, sample in enumerate(self._samples):
-                yield draw, patches_at(image, sample)
+                places = sample.position.numpy(), sample.scale.numpy()
+                patches = cut_patches(levels, *places, sample.patches.shape[-1])
+                yield draw, replace(sample, patches=torch.from_numpy(patches)[None])
 
-    def _compare(self, chunk: list[tuple[int, torch.Tensor]]) -> np.ndarray:
-        draws, patches = zip(*chunk, strict=True)
-        embeddings = self._encode(draws, patches)  # (b, 1, D)
-        with torch.inference_mode(), evaluation(self.model), half_precision(embeddings.device, self.precision):
-            q = self.model.compare(self._embeddings[list(draws)], embeddings)[:, 0].double().cpu().numpy()
-        if not self.model.config.zero_anchor:
-            return q
-        copies = [torch.equal(self._samples[draw].patches[0], cut) for draw, cut in chunk]
-        return np.where(copies, 0.0, q)  # as in VTAMIQ.forward: an exact copy is exactly 0
+    def _compare(self, chunk: list[tuple[int, PatchSample]]) -> np.ndarray:
+        draws, samples = [draw for draw, _ in chunk], [sample for _, sample in chunk]
+        reference, distorted = self._embeddings[draws], self._encode(samples)  # (b, 1, D) each
+        # Rounding may depend on the place in a batch: an exact copy has the reference's embedding, so it scores exactly 0.
+        copies = [torch.equal(sample.patches, self._samples[draw].patches) for draw, sample in chunk]
+        distorted[copies] = reference[copies]
+        return self.model.compare(reference, distorted)[:, 0].double().cpu().numpy()
 
-    def _encode(self, draws: Iterable[int], patches: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _encode(self, samples: Sequence[PatchSample]) -> torch.Tensor:
         device = next(self.model.parameters()).device
-        samples = [self._samples[draw] for draw in draws]
-        inputs = (
-            torch.stack(patches)[:, None],
-            *(torch.stack([getattr(s, n) for s in samples]) for n in ("uv", "scale")),
-        )
-        with torch.inference_mode(), evaluation(self.model), half_precision(device, self.precision):
-            return self.model.encode(*(tensor.to(device) for tensor in inputs))
+        return self.model.encode(*(tensor.to(device) for tensor in stack(samples)))
 
 
 def forward(
-    model: VTAMIQ,
-    samples: "Iterable[PatchSample] | Sequence[torch.Tensor]",
-    batch_size: int = 1,
-    precision: str = "float32",
+    model: VTAMIQ, inputs: Sequence[torch.Tensor], batch_size: int = 1, precision: str = "float32"
 ) -> np.ndarray:
-    """Scores (n,) float64 of samples of two images each, `batch_size` at a time; not checked for NaN.
-
-    samples: one by one, or stacked: `patches` (n, 2, N, 3, P, P), `uv` and `scale`, or nothing.
-    """
-    device = next(model.parameters()).device
+    """Scores (n,) float64 of stacked samples of two images each (`stack`), so many at a time; not checked for NaN."""
     scores = []
-    with torch.inference_mode(), evaluation(model), half_precision(device, precision):
-        for inputs in _batches(samples, batch_size):
-            scores.append(model(*(tensor.to(device) for tensor in inputs))[:, 0].float().cpu())
-    return torch.cat(scores).double().numpy() if scores else np.empty(0)
+    with _inference(model, precision) as device:
+        for batch in zip(*(tensor.split(batch_size) for tensor in inputs), strict=True):
+            scores.append(model(*(tensor.to(device, non_blocking=True) for tensor in batch))[:, 0].double().cpu())
+    return torch.cat(scores).numpy()
 
 
-def _batches(samples: Any, batch_size: int) -> Iterator[tuple[torch.Tensor, ...]]:
-    """`patches, uv, scale` of `batch_size` samples at a time."""
-    if isinstance(samples, list) and samples and isinstance(samples[0], torch.Tensor):
-        yield from zip(*(tensor.split(batch_size) for tensor in samples), strict=True)
-        return
-    for chunk in _chunks(samples, batch_size):
-        yield tuple(torch.stack([getattr(sample, name) for sample in chunk]) for name in ("patches", "uv", "scale"))
+def stack(samples: Sequence[PatchSample]) -> list[torch.Tensor]:
+    """`patches` (n, K, N, 3, P, P), `uv` (n, N, 2) and `scale` (n, N) of n samples."""
+    return [torch.stack([getattr(sample, name) for sample in samples]) for name in ("patches", "uv", "scale")]
 
 
-def patches_at(image: np.ndarray, sample: PatchSample) -> torch.Tensor:
-    """Patches (N, 3, P, P) uint8 of another image (H, W, 3) at the places of an aligned sample, as `CAPS` cuts them."""
-    patches = torch.empty_like(sample.patches[0])
-    level = image
-    for scale in range(int(sample.scale.max()) + 1):
-        if scale > 0:
-            level = pool(level)
-        here = sample.scale == scale
-        cut = extract_patches(level, sample.position[here].numpy(), patches.shape[-1])
-        patches[here] = torch.from_numpy(np.rint(cut).astype(np.uint8))
-    return patches
+def collate_draws(items: list[list[torch.Tensor]]) -> list[torch.Tensor]:
+    """Stacked samples of several pairs, one after the other."""
+    return [torch.cat(parts) for parts in zip(*items, strict=True)]
 
 
-def sample_pair(
-    reference: np.ndarray, distorted: np.ndarray, caps: CAPS, repeats: int, seed: int, source: Any
-) -> Iterator[PatchSample]:
-    """The `repeats` samples that the score of one pair of images (H, W, 3) is made from; `source` names it in errors."""
-    for draw in range(repeats):
-        yield _cut(caps, [reference, distorted], source, seed, draw)
-
-
-def _cut(caps: CAPS, images: list[np.ndarray], source: Any, seed: int, draw: int) -> PatchSample:
+def pair_samples(images: Any, caps: CAPS, repeats: int, seed: int, source: Any) -> Iterator[PatchSample]:
+    """The `repeats` samples that the score of an item's images (K, H, W, 3) uses; `source` names it in errors."""
     try:
-        return caps(images, np.random.default_rng([seed, draw]))
+        yield from caps.draws(images, seed, range(repeats))
     except ImageError as error:  # CAPS does not know where its images come from
         raise ImageError(f"{describe(source)}: {error}") from error
+
+
+@contextlib.contextmanager
+def _inference(model: VTAMIQ, precision: str) -> Iterator[torch.device]:
+    """Inference and evaluation mode in that precision, on the model's device."""
+    device = next(model.parameters()).device
+    with torch.inference_mode(), evaluation(model), half_precision(device, precision):
+        yield device
 
 
 def _samples(
     references: list[ImageSource], versions: list[ImageSource], caps: CAPS, repeats: int, seed: int
 ) -> Iterator[PatchSample]:
     """Samples of each pair and draw, pair by pair; a reference shared by all is read once."""
-    shared = read_image(references[0]) if len(references) == 1 else None
     for k, source in enumerate(versions):
-        name = references[0] if shared is not None else references[k]
-        reference = read_image(name) if shared is None else shared
-        image = read_image(source)
-        check_same_size(name, reference, source, image)
-        yield from sample_pair(reference, image, caps, repeats, seed, source)
+        if k < len(references):
+            name, reference = references[k], read_image(references[k])
+        yield from pair_samples([reference, _read_like(name, reference, source)], caps, repeats, seed, source)
+
+
+def _read_like(name: Any, reference: np.ndarray, source: ImageSource) -> np.ndarray:
+    """A distorted image; ImageError unless it has its reference's size."""
+    image = read_image(source)
+    check_same_size(name, reference, source, image)
+    return image
 
 
 def _sources(reference: Any, distorted: Any) -> tuple[list[ImageSource], list[ImageSource], bool]:
@@ -298,6 +269,11 @@ def mean_and_error(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_draws(repeats: int, seed: int, batch_size: int = 1) -> None:
-    for name, value, least in (("repeats", repeats, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            raise ValueError(f"{name} must be an integer, at least {least}, got {value!r}")
+    check_integer("repeats", repeats, 1)
+    check_integer("batch_size", batch_size, 1)
+    check_integer("seed", seed, 0)
+
+
+def check_integer(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name} must be an integer, at least {least}, got {value!r}")

@@ -72,7 +72,7 @@ Labels = LabelScale | None  # None: preferences are taken as they are
 START = "start_predictions.parquet"  # in a run folder, if it was asked for
 SCORING = "scoring"  # draws of tables to come, in a run folder
 PATIENCE = 600  # seconds that a process waits for the main one to claim the run folder
-COMPUTES = 1  # raise when the same settings give other results: runs begun before are then not resumed
+COMPUTES = 2  # raise when the same settings give other results: runs begun before are then not resumed
 TIMEOUT = timedelta(days=1)  # for the other processes, while the main one scores the test rows
 
 
