@@ -90,14 +90,17 @@ def _read_arrays(index: FolderIndex, realigned: bool) -> pd.DataFrame:
             f"{labels} and {names} must have {IMAGES} values each, found {lengths}; values are told by their position, so "
             "filtered copies cannot be used: take the original files"
         )
-    table = pd.DataFrame(arrays).rename(columns=columns | {"orgs": "org", "refnames_all": "ref_path"})
-    numbers = [(folder, n) for folder, (count, _) in FOLDERS.items() for n in range(1, count + 1)]
-    folders = pd.Series([folder for folder, _ in numbers])
-    return table.assign(
-        dist_path=[f"{folder}/img{n}.bmp" for folder, n in numbers],
-        dist_type=pd.factorize(folders)[0] + 1,
-        dist_name=folders.map({folder: name for folder, (_, name) in FOLDERS.items()}),
-        label_source=[f"{labels}:{position}" for position in range(1, IMAGES + 1)],
+    folder = pd.Series(np.repeat(list(FOLDERS), [count for count, _ in FOLDERS.values()]), dtype="str")
+    number = (folder.groupby(folder).cumcount() + 1).astype("str")
+    return (
+        pd.DataFrame(arrays)
+        .rename(columns=columns | {"orgs": "org", "refnames_all": "ref_path"})
+        .assign(
+            dist_path=folder + "/img" + number + ".bmp",
+            dist_type=folder.map({name: type for type, name in enumerate(FOLDERS, start=1)}),
+            dist_name=folder.map({name: title for name, (_, title) in FOLDERS.items()}),
+            label_source=[f"{labels}:{position}" for position in range(1, IMAGES + 1)],
+        )
     )
 
 
@@ -110,24 +113,20 @@ def _load_mat(index: FolderIndex, name: str, wanted: tuple[str, ...]) -> dict[st
             raise DatabaseError(
                 "it is of MATLAB 7.3 (HDF5); take the original, or save it in MATLAB with the option -v7"
             )
-        found = loadmat(io.BytesIO(content))
+        found = loadmat(io.BytesIO(content), simplify_cells=True)
         if missing := [array for array in wanted if array not in found]:
             raise DatabaseError(f"it has no array {', '.join(missing)}")
-        return {array: (_texts if array.startswith("refnames") else _numbers)(found[array]) for array in wanted}
+        return {array: _flat(np.ravel(found[array]), array.startswith("refnames")) for array in wanted}
     except Exception as error:  # scipy raises almost anything on a damaged file
         raise DatabaseError(f"cannot read {path}: {error or type(error).__name__}; is it the original file?") from error
 
 
-def _numbers(array: np.ndarray) -> np.ndarray:
-    if array.dtype.kind not in "biuf":
+def _flat(values: np.ndarray, text: bool) -> np.ndarray:
+    if text:  # what is none becomes "", which no name is
+        return np.array([value.strip() if isinstance(value, str) else "" for value in values], dtype=object)
+    if values.dtype.kind not in "biuf":
         raise DatabaseError("it has something else where numbers are expected")
-    return array.ravel().astype(np.float64)
-
-
-def _texts(cells: np.ndarray) -> np.ndarray:
-    """Names of a cell array; what is no text becomes "", which no name is."""
-    texts = [cell.item() if isinstance(cell, np.ndarray) and cell.size == 1 else cell for cell in cells.ravel()]
-    return np.array([text.strip() if isinstance(text, str) else "" for text in texts], dtype=object)
+    return values.astype(np.float64)
 
 
 def _check_pairing(index: FolderIndex, folder: str, table: pd.DataFrame) -> list[str]:
@@ -144,15 +143,16 @@ def _check_pairing(index: FolderIndex, folder: str, table: pd.DataFrame) -> list
         lines = read_lines(index.root / name, name)
     except ValueError as error:
         raise DatabaseError(str(error)) from error
-    unread = 0
-    for number, line in enumerate(lines, start=1):
-        reference, image = [*(PurePosixPath(word).name.lower() for word in line.split()[:2]), "", ""][:2]
-        belongs = references.get(f"{folder}/{image}")
-        unread += bool(reference) and image not in images
-        if belongs not in (None, reference):
-            raise DatabaseError(
-                f"{name}:{number}: {image} is of {reference}, but by refnames_all.mat of {belongs}; one of the two files "
-                f"is not the original (without {name}, its images are not compared)"
-            )
-    said = f"{name}: {unread} of {sum(map(bool, map(str.strip, lines)))} lines name no image of this folder"
-    return [said] if unread else []
+    lines = pd.Series(lines, index=range(1, len(lines) + 1), dtype="str")
+    words = lines.str.lower().str.extract(r"^\s*(?:\S*/)?(?P<reference>\S+)\s+(?:\S*/)?(?P<image>\S+)")
+    belongs = (f"{folder}/" + words["image"]).map(references)
+    wrong = belongs.notna() & (belongs != words["reference"])
+    if wrong.any():
+        line = wrong.idxmax()
+        raise DatabaseError(
+            f"{name}:{line}: {words['image'][line]} is of {words['reference'][line]}, but by refnames_all.mat of "
+            f"{belongs[line]}; one of the two files is not the original (without {name}, its images are not compared)"
+        )
+    blank = lines.str.strip() == ""
+    unread = (~words["image"].isin(images) & ~blank).sum()
+    return [f"{name}: {unread} of {(~blank).sum()} lines name no image of this folder"] if unread else []

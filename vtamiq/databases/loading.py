@@ -7,16 +7,15 @@
 import logging
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vtamiq.databases.csiq import load_csiq
 from vtamiq.databases.kadid import load_kadid10k
 from vtamiq.databases.kadis import load_kadis700k
 from vtamiq.databases.live import load_live
 from vtamiq.databases.pieapp import load_pieapp
-from vtamiq.databases.pipal import load_pipal
+from vtamiq.databases.pipal import PIPAL_MARKS, load_pipal
 from vtamiq.databases.reading import FolderIndex
 from vtamiq.databases.schema import Database, DatabaseError
 from vtamiq.databases.synthetic import load_synthetic
@@ -24,22 +23,12 @@ from vtamiq.databases.table import load_table
 from vtamiq.databases.tid import load_tid2008, load_tid2013
 from vtamiq.utils.configs import did_you_mean, parse_setting
 
-__all__ = [
-    "LOADERS",
-    "Loader",
-    "data_folder",
-    "find_databases",
-    "load_database",
-    "load_from_text",
-    "parse_options",
-]
-
+__all__ = ["LOADERS", "data_folder", "find_databases", "load_database", "load_from_text", "parse_options"]
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Loader:
+class Loader(NamedTuple):
     """How one database is loaded and recognised.
 
     Attributes:
@@ -47,53 +36,34 @@ class Loader:
         folders: names of its folder in circulation (in any letter case).
         marks: files or folders of which its root has at least one; a folder without them may hold the root one level
             deeper, under one of the same names, as some archives unpack.
-        title: what people call it.
     """
 
     load: Callable[..., Database]
     folders: tuple[str, ...]
-    marks: tuple[str, ...]
-    title: str
+    marks: tuple[str, ...] = ()
 
 
-LOADERS: dict[str, Loader] = {
+LOADERS = {
     "live": Loader(
-        load_live,
-        ("databaserelease2", "LIVE", "LIVEIQA_release2", "LIVE_release2"),
-        ("refnames_all.mat", "refimgs"),
-        "LIVE Image Quality Assessment Database, release 2",
+        load_live, ("databaserelease2", "LIVE", "LIVEIQA_release2", "LIVE_release2"), ("refnames_all.mat", "refimgs")
     ),
-    "csiq": Loader(load_csiq, ("CSIQ",), ("src_imgs", "csiq.DMOS.xlsx"), "Categorical Subjective Image Quality"),
-    "tid2008": Loader(load_tid2008, ("tid2008",), ("mos_with_names.txt",), "Tampere Image Database 2008"),
-    "tid2013": Loader(load_tid2013, ("tid2013",), ("mos_with_names.txt",), "Tampere Image Database 2013"),
-    "kadid10k": Loader(load_kadid10k, ("kadid10k", "kadid-10k", "kadid"), ("dmos.csv",), "KADID-10k"),
+    "csiq": Loader(load_csiq, ("CSIQ",), ("src_imgs", "csiq.DMOS.xlsx")),
+    "tid2008": Loader(load_tid2008, ("tid2008",), ("mos_with_names.txt",)),
+    "tid2013": Loader(load_tid2013, ("tid2013",), ("mos_with_names.txt",)),
+    "kadid10k": Loader(load_kadid10k, ("kadid10k", "kadid-10k", "kadid"), ("dmos.csv",)),
     "kadis700k": Loader(
         load_kadis700k,
         ("kadis700k", "kadis-700k", "kadis"),
         ("kadis700k_ref_imgs.csv", "kadis700k_friqa.csv", "ref_imgs"),
-        "KADIS-700k",
     ),
     "pieapp": Loader(
         load_pieapp,
         ("PieAPP_dataset_CVPR_2018", "all_data_PieAPP_dataset_CVPR_2018", "PieAPP"),
         ("labels", "train_reference_list.txt"),
-        "PieAPP (CVPR 2018)",
     ),
-    "pipal": Loader(
-        load_pipal,
-        ("PIPAL", "PIPAL22", "PIPAL2022"),
-        (
-            "Train_Label",
-            "MOS_Scores_train",
-            "Train_Ref",
-            "Val_Ref",
-            "NTIRE2022_FR_Valid_Ref",
-            "NTIRE2022_FR_Testing_Ref",
-        ),
-        "PIPAL",
-    ),
-    "synthetic": Loader(load_synthetic, ("synthetic",), ("manifest.json",), "made by `python -m vtamiq synthesize`"),
-    "table": Loader(load_table, ("table",), (), "a CSV of your own"),
+    "pipal": Loader(load_pipal, ("PIPAL", "PIPAL22", "PIPAL2022"), PIPAL_MARKS),
+    "synthetic": Loader(load_synthetic, ("synthetic",), ("manifest.json",)),
+    "table": Loader(load_table, ("table",)),
 }
 
 
@@ -188,25 +158,6 @@ def find_databases(data: str | os.PathLike[str] | None = None) -> dict[str, Path
     return found
 
 
-def _find(index: FolderIndex, loader: Loader) -> Path | None:
-    found = (index.get(name) for name in loader.folders)
-    return next((_unpacked(index.root / path, loader) for path in found if path is not None), None)
-
-
-def _unpacked(folder: Path, loader: Loader) -> Path:
-    """The folder itself, or the one inside it that an archive unpacked to."""
-    if not folder.is_dir():
-        return folder
-    index = FolderIndex(folder)
-    if not loader.marks or any(index.get(mark) for mark in loader.marks):
-        return folder
-    for name in loader.folders:
-        inner = index.get(name)
-        if inner is not None and any(FolderIndex(folder / inner).get(mark) for mark in loader.marks):
-            return folder / inner
-    return folder
-
-
 def _search(name: str) -> Path:
     data, loader = data_folder(), LOADERS[name]
     where = f"{data} (VTAMIQ_DATA)" if os.environ.get("VTAMIQ_DATA") else f"{data.absolute()} (VTAMIQ_DATA is not set)"
@@ -217,3 +168,21 @@ def _search(name: str) -> Path:
         names = ", ".join(loader.folders)
         raise DatabaseError(f"database {name} not found in {where}: looked for {names}; or give root=")
     return found
+
+
+def _find(index: FolderIndex, loader: Loader) -> Path | None:
+    found = next((path for name in loader.folders if (path := index.get(name)) is not None), None)
+    return None if found is None else _unpacked(index.root / found, loader)
+
+
+def _unpacked(folder: Path, loader: Loader) -> Path:
+    """The folder itself, or the one inside it that an archive unpacked to."""
+    if not folder.is_dir() or _has_mark(folder, loader):
+        return folder
+    index = FolderIndex(folder)
+    inner = [folder / path for name in loader.folders if (path := index.get(name)) is not None]
+    return next((place for place in inner if _has_mark(place, loader)), folder)
+
+
+def _has_mark(folder: Path, loader: Loader) -> bool:
+    return folder.is_dir() and any(FolderIndex(folder).get(mark) for mark in loader.marks)

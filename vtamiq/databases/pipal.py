@@ -21,7 +21,7 @@ import pandas as pd
 from vtamiq.databases.reading import Facts, FolderIndex, LabelRows
 from vtamiq.databases.schema import Database, DatabaseError
 
-__all__ = ["PIPAL", "load_pipal"]
+__all__ = ["PIPAL", "PIPAL_MARKS", "load_pipal", "parts_of"]
 
 _NO_SCORE = {"score_name": "none published", "higher_better": True, "references": 25}
 
@@ -43,6 +43,7 @@ _FOLDERS = {
     "ntire2022_test": (("NTIRE2022_FR_Testing_Ref",), ("NTIRE2022_FR_Testing_Dis", "NTIRE2022_FR_Testing_Dist")),
 }
 _LABELS = ("Train_Label", "MOS_Scores_train")
+PIPAL_MARKS = (*_LABELS, "Train_Ref", "Val_Ref", "NTIRE2022_FR_Valid_Ref", "NTIRE2022_FR_Testing_Ref")
 _QUARTERS = [f"Distortion_{k}" for k in (1, 2, 3, 4)]
 _GROUPS = {
     0: "traditional distortion", 1: "traditional super-resolution", 2: "PSNR-oriented super-resolution",
