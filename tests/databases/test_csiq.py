@@ -206,7 +206,7 @@ def test_a_stated_size_that_is_too_small_hides_nothing(part):
 @pytest.mark.parametrize(
     ("cell", "value", "message"),
     [
-        ("I9", "#REF!", "dmos must be a finite number, found '#REF!'"),
+        ("I9", "#REF!", "dmos must be a finite number, found ''"),
         ("I9", None, "dmos must be a finite number, found ''"),
         ("H9", "n/a", "dmos_std must be a finite number, found 'n/a'"),
         ("G9", 1.5, "expected level 1 to 5, found '1.5'"),

@@ -13,9 +13,7 @@ Journal of Electronic Imaging 19(1), 2010.
 """
 
 from pathlib import Path
-from typing import Any
 
-import openpyxl
 import pandas as pd
 
 from vtamiq.databases.reading import Facts, FolderIndex, LabelRows
@@ -96,41 +94,30 @@ def _read_export(index: FolderIndex, name: str, strict: bool) -> LabelRows:
 def _read_workbook(index: FolderIndex, name: str, strict: bool) -> LabelRows:
     """The rows of the sheet below the row of its header, wherever that is; DatabaseError if there is none."""
     cells = _cells(index.root / name, name)
-    top = next((i for i, row in enumerate(cells) if set(COLUMNS) <= {cell.lower() for cell in row}), None)
+    words = cells.apply(lambda column: column.str.lower())
+    top = next((row for row in words.index if set(COLUMNS) <= set(words.loc[row])), None)
     if top is None:
         raise DatabaseError(f"{name}: no row of sheet {SHEET} has the words {', '.join(COLUMNS)}")
-    words = [cell.lower() for cell in cells[top]]
-    columns = [words.index(column) for column in COLUMNS]
-    found = [(n, [row[i] for i in columns]) for n, row in enumerate(cells[top + 1 :], start=top + 2)]
-    found = [(n, values) for n, values in found if any(values)]
-    if not found:
+    header = words.loc[top].tolist()
+    table = cells.loc[top + 1 :, [header.index(column) for column in COLUMNS]].set_axis(COLUMNS, axis=1)
+    table = table[(table != "").any(axis=1)]
+    if table.empty:
         raise DatabaseError(f"{name}: sheet {SHEET} is empty below its header; is the copy complete?")
-    table = pd.DataFrame([values for _, values in found], columns=list(COLUMNS), dtype="str")
-    return LabelRows(index, table.assign(label_source=[f"{name}:{n}" for n, _ in found]), strict=strict)
+    return LabelRows(index, table.assign(label_source=f"{name}:" + table.index.astype("str")), strict=strict)
 
 
-def _cells(path: Path, name: str) -> list[list[str]]:
-    """All rows of the sheet, from the first, as text of equal width."""
+def _cells(path: Path, name: str) -> pd.DataFrame:
+    """All cells of the sheet as text, whole numbers without a decimal point; rows are numbered from 1."""
     try:
-        with path.open("rb") as file:  # openpyxl leaves a file open that it cannot read
-            book = openpyxl.load_workbook(file, read_only=True, data_only=True)
-            sheets = {sheet.title.strip().lower(): sheet for sheet in book.worksheets}
-            if SHEET not in sheets:
-                raise DatabaseError(f"{name} has no sheet {SHEET}, only {', '.join(book.sheetnames)}")
-            sheets[SHEET].reset_dimensions()  # some programs state a size that is too small
-            rows = [[_text(value) for value in row] for row in sheets[SHEET].iter_rows(values_only=True)]
+        with path.open("rb") as file, pd.ExcelFile(file, engine="openpyxl") as book:
+            sheet = next((title for title in book.sheet_names if title.strip().lower() == SHEET), None)
+            if sheet is None:
+                raise DatabaseError(f"{name} has no sheet {SHEET}, only {', '.join(book.sheet_names)}")
+            cells = pd.read_excel(book, sheet_name=sheet, header=None, dtype="str", na_filter=False)
     except DatabaseError:
         raise
     except Exception as error:  # zip, XML and openpyxl raise almost anything on a damaged file
         raise DatabaseError(
             f"cannot read {path}: {error or type(error).__name__}; is it the original workbook?"
         ) from error
-    width = max(map(len, rows), default=0)
-    return [row + [""] * (width - len(row)) for row in rows]
-
-
-def _text(value: Any) -> str:
-    """A cell as text; whole numbers without a decimal point."""
-    if value is None:
-        return ""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+    return cells.fillna("").apply(lambda column: column.str.strip()).set_axis(range(1, len(cells) + 1))

@@ -15,7 +15,6 @@ on reading. Those are our versions of the 25 distortions, and the published scor
 not the same. H. Lin, V. Hosu, D. Saupe, DeepFL-IQA, arXiv:2001.08113, 2020.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +25,7 @@ import pandas as pd
 from vtamiq.databases.reading import Facts, FolderIndex, LabelRows
 from vtamiq.databases.schema import Database, DatabaseError
 from vtamiq.images.distortions import DISTORTIONS, LEVELS, find_distortion
+from vtamiq.utils.digests import digest
 
 __all__ = ["KADIS700K", "METRICS", "load_kadis700k"]
 
@@ -154,5 +154,5 @@ def _locate(rows: LabelRows, render: bool, check_images: bool) -> None:
 def _seeds(references: pd.Series, seed: int) -> np.ndarray:
     """uint64 of each row: the first eight bytes, little-endian, of the SHA-256 of "<seed> <slug>"."""
     rows, slugs = pd.factorize(references)
-    digests = (hashlib.sha256(f"{seed} {slug}".encode()).digest() for slug in slugs)
-    return np.fromiter((int.from_bytes(digest[:8], "little") for digest in digests), np.uint64, len(slugs))[rows]
+    seeds = [int.from_bytes(bytes.fromhex(digest(f"{seed} {slug}")), "little") for slug in slugs]
+    return np.array(seeds, dtype=np.uint64)[rows]

@@ -15,7 +15,7 @@ Sabir, A. C. Bovik, A statistical evaluation of recent full reference image qual
 """
 
 import io
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import pandas as pd

@@ -17,24 +17,23 @@ MAX_READ = 5_000  # references; the 140,000 of KADIS-700k are known by name only
 
 
 def reference_digests(database: Database) -> dict[str, set[str]]:
-    """ref_id → digests of the reference's file and of the photograph that it was made from, as far as they are known;
-    empty for databases of more than 5,000 references."""
+    """ref_id → digests of the reference's file and of the image that it was made from, as far as they are known; empty
+    for databases of more than 5,000 references."""
     pairs = database.pairs.drop_duplicates("ref_id")
     if len(pairs) > MAX_READ:
         return {}
-    paths = zip(pairs["ref_id"], pairs["ref_path"], strict=True)
-    found = {ref_id: _digest(database.root / path) for ref_id, path in paths}
-    if "ref_sha256" in pairs:
-        for ref_id, digest in zip(pairs["ref_id"], pairs["ref_sha256"], strict=True):
-            found[ref_id] |= {digest} - {""}
-    return found
+    sources = pairs.get("ref_sha256", [""] * len(pairs))
+    return {
+        ref_id: {_digest(database.root / path), source} - {""}
+        for ref_id, path, source in zip(pairs["ref_id"], pairs["ref_path"], sources, strict=True)
+    }
 
 
-def _digest(path: Path) -> set[str]:
+def _digest(path: Path) -> str:
     try:
-        return {digest_file(path)}
+        return digest_file(path)
     except OSError:  # whoever needs the image says what is wrong with it
-        return set()
+        return ""
 
 
 def pictures_of(database: Database, role: str = "train") -> dict[str, Any]:

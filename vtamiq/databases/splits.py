@@ -107,11 +107,7 @@ def shared_pictures(first: str, second: str) -> str | None:
 
 def worth_testing(database: Database) -> Database:
     """The pairs that say something of a model: those with a score, and of synthetic ones only those that a distortion
-    has changed, since every metric gets the others right.
-
-    Raises:
-        DatabaseError: there are none.
-    """
+    has changed, since every metric gets the others right. DatabaseError if there are none."""
     score = database.pairs["score"]
     ranks = database.pairs.filter(regex="^rank_")  # a single metric may take a changed picture for a perfect one
     best = database.pairs["score_hi" if database.higher_better else "score_lo"]  # NaN, which nothing equals, if open

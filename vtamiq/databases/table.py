@@ -77,18 +77,16 @@ def load_table(
 
 def _read_optional(rows: LabelRows) -> None:
     """Numbers and words of the optional columns that are there."""
-    for column in ("dist_type", "level"):
-        if column in rows.table:
-            rows.number(column, blank=True)
-            whole = rows.table[column].isna() | (rows.table[column] % 1 == 0) & (rows.table[column].abs() < 2**15)
-            rows.refuse(~whole, f"{column} must be a whole number below 32768, found {{{column}}}")
-            rows.table[column] = rows.table[column].astype("Int16")
+    for column in [name for name in ("dist_type", "level") if name in rows.table]:
+        rows.number(column, blank=True)
+        whole = rows.table[column].isna() | (rows.table[column] % 1 == 0) & (rows.table[column].abs() < 2**15)
+        rows.refuse(~whole, f"{column} must be a whole number below 32768, found {{{column}}}")
+        rows.table[column] = rows.table[column].astype("Int16")
     if "score_std" in rows.table:
         rows.number("score_std", blank=True)
         rows.refuse(rows.table["score_std"] < 0, "a standard deviation cannot be {score_std}")
     if "subset" in rows.table:
-        subset = rows.table["subset"].str.lower()
-        rows.table["subset"] = subset.mask(subset == "", "none")
+        rows.table["subset"] = rows.table["subset"].str.lower().replace("", "none")
         known = rows.table["subset"].isin([*SUBSETS, "none"])
         rows.refuse(~known, "subset must be train, val, test or none, found {subset!r}")
 

@@ -91,13 +91,12 @@ def _add_spread(rows: LabelRows) -> None:
         return
     spread = LabelRows.read(rows.index, SPREAD, ("std",), header="none", separator=None, strict=rows.strict)
     line, std_line = (part.table["label_source"].str.rpartition(":")[2] for part in (rows, spread))
-    lines = [
-        {*numbers, *(said.split(":")[1] for said in part.omissions)}
-        for part, numbers in ((rows, line), (spread, std_line))
-    ]
-    if lines[0] != lines[1]:  # blank lines count: one more above would give every image its neighbour's value
+    every, std_every = (
+        {*kept, *(said.split(":")[1] for said in part.omissions)} for part, kept in ((rows, line), (spread, std_line))
+    )
+    if every != std_every:  # blank lines count: one more above would give every image its neighbour's value
         raise DatabaseError(
-            f"{LABELS} has {len(lines[0])} lines and {SPREAD} {len(lines[1])}, or blank ones elsewhere, in "
+            f"{LABELS} has {len(every)} lines and {SPREAD} {len(std_every)}, or blank ones elsewhere, in "
             f"{rows.index.root}: nothing tells which belong together; restore both, or remove {SPREAD} to go without "
             "standard deviations"
         )
