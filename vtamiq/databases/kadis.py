@@ -15,7 +15,6 @@ on reading. Those are our versions of the 25 distortions, and the published scor
 not the same. H. Lin, V. Hosu, D. Saupe, DeepFL-IQA, arXiv:2001.08113, 2020.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +23,7 @@ import pandas as pd
 
 from vtamiq.databases.reading import Facts, FolderIndex, LabelRows
 from vtamiq.databases.schema import Database, DatabaseError
-from vtamiq.images.distortions import DISTORTIONS, LEVELS, find_distortion
+from vtamiq.images.distortions import DISTORTIONS, LEVELS
 from vtamiq.utils.digests import digest
 
 __all__ = ["KADIS700K", "METRICS", "load_kadis700k"]
@@ -49,7 +48,6 @@ def load_kadis700k(
     score: str = "vsi",
     render: bool = False,
     seed: int = 0,
-    types: Sequence[int | str] | None = None,
 ) -> Database:
     """Load KADIS-700k; arguments and errors as for `load_database`, and:
 
@@ -60,8 +58,7 @@ def load_kadis700k(
             for each.
         score: the column of scores, a key of `METRICS`.
         render: pairs have recipes, distorted images need not exist.
-        seed: of the recipes; all pairs of a photograph share one that is derived from this and the photograph's name.
-        types: distortions to keep, by number, tag or name; None for all.
+        seed: random seed of the recipes; all pairs of a reference share one derived from this and the reference's name.
     """
     if labels not in ("friqa", "none"):
         raise DatabaseError(f"labels must be 'friqa' or 'none', got {labels!r}")
@@ -73,29 +70,12 @@ def load_kadis700k(
         facts = replace(KADIS700K, score_name=METRICS[score], higher_better=score not in _LOWER_BETTER)
     else:
         rows, extra, facts = _read_references(index, strict), [], KADIS700K
-    if types is not None:
-        facts = _choose(rows, facts, types)
     rows.table["dist_name"] = rows.table["dist_type"].map({type: d.name for type, d in DISTORTIONS.items()})
     _locate(rows, render, check_images)
     if render:
         rows.table["recipe_seed"] = _seeds(rows.table["ref_id"], seed)
         extra = [*extra, "recipe_seed"]
     return rows.database(facts, check_images=check_images and not render, extra=extra, synthetic=True)
-
-
-def _choose(rows: LabelRows, facts: Facts, types: Sequence[int | str]) -> Facts:
-    """Keep the rows of some types; the facts of what stays."""
-    try:
-        chosen = [find_distortion(type).type for type in ([types] if isinstance(types, int | str) else types)]
-    except ValueError as error:
-        raise DatabaseError(f"types: {error}") from error
-    rows.check_counts(facts, rows.table)  # those of the whole, before a part of it is chosen
-    kept = rows.table["dist_type"].isin(chosen)
-    if not kept.any():
-        raise DatabaseError(f"no pair in {rows.index.root} is of one of the types {chosen}")
-    rows.omissions.append(f"{facts.name}: {(~kept).sum()} pairs of other types were left out as asked")
-    rows.table = rows.table[kept].reset_index(drop=True)
-    return replace(facts, references=None, pairs=None)
 
 
 def _read_scores(index: FolderIndex, score: str, strict: bool) -> LabelRows:

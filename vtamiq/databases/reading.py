@@ -122,14 +122,9 @@ class LabelRows:
         return cls(index, table, strict=strict, omissions=omissions)
 
     def refuse(self, bad: Any, why: str) -> None:
-        """Refuse the rows of a boolean mask: an error that names the first, or (if not strict) an omission each.
+        """Refuse the rows of a boolean mask for a reason in which "{column}" stands for the row's value.
 
-        Args:
-            bad: mask, one value per row of the table.
-            why: the reason; "{column}" stands for the row's value.
-
-        Raises:
-            DatabaseError: a row is bad; if not strict, only if no other row is left.
+        Raises DatabaseError naming the first; if not strict, each is an omission, unless no row would be left.
         """
         bad = np.asarray(bad, dtype=bool)
         if not bad.any():
@@ -170,9 +165,7 @@ class LabelRows:
     def extract(self, column: str, pattern: str, expected: str, numeric: Sequence[str] = ()) -> None:
         """Add the named groups of a pattern that the whole column must match, without regard to letter case.
 
-        Args:
-            expected: how the error message describes the pattern.
-            numeric: groups that become Int16.
+        Errors call the pattern `expected`. The groups `numeric` become Int16.
         """
         rows, values = pd.factorize(self.table[column])  # large tables have few different ones
         groups = pd.Series(values, dtype="str").str.extract(f"^(?:{pattern})$", flags=re.IGNORECASE)
@@ -185,9 +178,7 @@ class LabelRows:
     def locate(self, column: str, *folders: str) -> None:
         """Turn a column of names into paths as they are on disk, relative to the root; missing files are refused.
 
-        Args:
-            folders: that the names are relative to, the first that has the file counts; none is the root. A template
-                such as "{folder}" is filled in with the row's values.
+        Names are relative to the first of `folders` that has the file (none: the root); "{column}" in these is filled in.
         """
         folders = folders or ("",)
         keys = list(dict.fromkeys([column, *(name for folder in folders for name in _fields(folder))]))
@@ -217,8 +208,7 @@ class LabelRows:
     def check_images(self, *columns: str) -> None:
         """Refuse rows whose images are damaged, as far as their header and their end tell, or differ in size.
 
-        Args:
-            columns: of paths; none is references and distorted images.
+        Images of `columns` are opened, by default references and distorted images.
         """
         columns = columns or ("ref_path", "dist_path")
         sizes = {path: self._size(path) for column in columns for path in self.table[column].unique()}
@@ -244,15 +234,9 @@ class LabelRows:
     def database(
         self, facts: Facts, *, check_images: bool = True, extra: Sequence[str] = (), **fields: Any
     ) -> Database:
-        """The finished database from the columns of the table that the schema knows.
+        """The finished database, with the columns of the schema and `extra` ones; `fields` are attributes of `Database`.
 
-        Args:
-            check_images: open every image once, see the method of that name.
-            extra: further columns that the pairs shall have.
-            fields: further attributes of `Database`.
-
-        Raises:
-            DatabaseError: as `refuse`, or (if strict) the counts are not those of a complete copy.
+        Raises DatabaseError as `refuse`, or (if strict) if the counts are not those of a complete copy.
         """
         if check_images:
             self.check_images()

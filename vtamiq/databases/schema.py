@@ -335,10 +335,9 @@ class Database:
 
 @dataclass(frozen=True)
 class LabelScale:
-    """Published scores as distortions: 0 is the best score that was seen in training, 1 the worst.
+    """Published scores as distortions: 0 is the best score that was seen in training, 1 the worst; nothing is clipped.
 
     This is the one place where the direction of scores is handled: it is that of best and worst.
-    Scores beyond those seen in training leave [0, 1]; nothing is clipped.
     """
 
     best: float
