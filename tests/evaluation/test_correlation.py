@@ -245,9 +245,9 @@ def test_bootstrap_is_the_plain_resampling_of_pairs():
     rows = np.random.default_rng(3).integers(60, size=(200, 60))
     srocc = [stats.spearmanr(prediction[r], score[r]).statistic for r in rows]
     plcc = [stats.pearsonr(prediction[r], score[r]).statistic for r in rows]
-    ours = bootstrap_intervals(prediction, score, resamples=200, confidence=0.9, seed=3)
-    assert ours["srocc"] == pytest.approx(tuple(np.quantile(srocc, [0.05, 0.95])))
-    assert ours["plcc"] == pytest.approx(tuple(np.quantile(plcc, [0.05, 0.95])))
+    ours = bootstrap_intervals(prediction, score, resamples=200, seed=3)
+    assert ours["srocc"] == pytest.approx(tuple(np.quantile(srocc, [0.025, 0.975])))
+    assert ours["plcc"] == pytest.approx(tuple(np.quantile(plcc, [0.025, 0.975])))
 
 
 def test_bootstrap_within_correlations():
@@ -259,13 +259,11 @@ def test_bootstrap_within_correlations():
         correlations(distortion, 100 - dmos, higher_better=True, bootstrap=300, seed=s)["srocc_low"] for s in (5, 6)
     )
     assert same == ours["srocc_low"] != other
-    wide = correlations(distortion, 100 - dmos, higher_better=True, bootstrap=300, confidence=0.99, seed=5)
-    assert wide["srocc_low"] < ours["srocc_low"]
     assert "srocc_low" not in correlations(distortion, dmos, higher_better=False)
 
 
 def test_bootstrap_in_blocks_has_all_the_resamples():
-    rows = np.concatenate(list(module._resampled_rows(300_000, 7, 0)))
+    rows = np.concatenate(list(module._drawn_rows(300_000, 7, 0)))
     assert rows.shape == (7, 300_000)
     assert 0 <= rows.min() < rows.max() < 300_000
 
@@ -300,7 +298,5 @@ def test_bad_options_are_refused():
         logistic_fit(*pairs, parameters=3)
     with pytest.raises(ValueError, match="at least one resample is needed, got -2"):
         correlations(*pairs, higher_better=True, bootstrap=-2)
-    with pytest.raises(ValueError, match=r"between 0 and 1, got 95"):
-        bootstrap_intervals(*pairs, confidence=95)
     with pytest.raises(TypeError, match="higher_better"):
         correlations(*pairs)

@@ -1,13 +1,7 @@
-"""How well predictions agree with scores: SROCC, KROCC, PLCC and RMSE, without and after the usual logistic fit.
+"""How well predictions agree with scores: signed SROCC, KROCC, PLCC and RMSE, before and after the usual logistic fit.
 
-    correlations(q, mos, higher_better=True)["srocc"]                    # q is lower-better, as VTAMIQ predicts
-    correlations(ssim, dmos, lower_better=False, higher_better=False)    # a higher-better metric against DMOS
-
-The unit of a quality metric is a convention, hence the fit: a monotonic regression from predictions to scores before PLCC
-and RMSE. Five parameters: Sheikh, Sabir and Bovik, IEEE Trans. Image Process. 15(11), 2006; four: the VQEG's
-validation of
-video quality models, phase I, 2000. Correlations are signed: a model that puts the images in reverse order gets -1,
-not 1.
+correlations(q, mos, higher_better=True)["srocc"]                    # q is lower-better, as VTAMIQ predicts
+correlations(ssim, dmos, lower_better=False, higher_better=False)    # a higher-better metric against DMOS
 """
 
 from collections.abc import Iterator
@@ -19,16 +13,24 @@ from numpy.typing import ArrayLike
 from scipy.optimize import least_squares
 from scipy.stats import kendalltau, rankdata
 
-__all__ = ["MIN_GROUPS", "LogisticFit", "bootstrap_intervals", "correlations", "group_rows", "logistic_fit"]
+__all__ = [
+    "MIN_GROUPS", "LogisticFit", "bootstrap_intervals", "correlations", "drawn_groups", "group_rows", "interval",
+    "logistic_fit", "pearson",
+]  # fmt: skip
+
+
+MIN_GROUPS = 5  # fewer cannot be resampled to any purpose: of one group, every resample is the same
 
 
 @dataclass(frozen=True)
 class LogisticFit:
     """A fitted logistic; call it on predictions to get them in the units of the scores.
 
-    params: p0 … p3 or p0 … p4 of `logistic_fit`, NaN after a failed fit. rmse: root mean squared residual, in the units
-    of the scores, NaN after a failed fit. success, message: whether there is a fit, and what the solver says of it or why
-    there was nothing to fit; a failed fit turns every prediction into NaN.
+    Attributes:
+        params: p0 … p3 or p0 … p4 of `logistic_fit`; all NaN after a failed fit.
+        rmse: root mean squared residual in the units of the scores; NaN after a failed fit.
+        success: whether there is a fit; a failed one turns every prediction into NaN.
+        message: what the solver says, or why there was nothing to fit.
     """
 
     params: tuple[float, ...]
@@ -37,7 +39,7 @@ class LogisticFit:
     message: str
 
     def __call__(self, prediction: ArrayLike) -> np.ndarray:
-        """Predictions of any shape -> float64 of the same shape."""
+        """Map predictions of any shape to float64 of the same shape."""
         return _logistic(np.asarray(self.params), np.asarray(prediction, dtype=np.float64))
 
 
@@ -50,26 +52,25 @@ def correlations(
     parameters: int = 5,
     bootstrap: int = 0,
     groups: ArrayLike | None = None,
-    confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Agreement of predictions (n,) with scores (n,), positive where they agree whatever their two directions.
 
-    lower_better: direction of the prediction. higher_better: direction of the score (True for MOS, False for DMOS).
-    parameters: 5 or 4, of the logistic fit. bootstrap: number of resamples for intervals at the level `confidence`
-    (`bootstrap_intervals`), 0 for none. groups: (n,) labels that are drawn as wholes, None to draw single pairs.
+    Args:
+        higher_better: direction of the score: True for MOS, False for DMOS.
+        lower_better: direction of the prediction.
+        parameters: 5 or 4, of the logistic fit.
+        bootstrap, groups, seed: for 95 % intervals by `bootstrap_intervals`; 0 resamples for none.
 
-    Returns a dictionary of
-    - `srocc`, `krocc` (Kendall's tau-b), `plcc`: correlations as they are, no fit;
-    - `rmse`: no fit, after scaling prediction and score to [0, 1] each (by their own minimum and maximum);
-    - `plcc_fitted`, `rmse_fitted`: after `logistic_fit`, RMSE in the units of the score. `plcc_fitted` bears the sign of
-      `plcc`, since the fit itself would turn a reversed prediction round; both are NaN if the fit failed;
-    - `n`; `fit`, the `LogisticFit` from predictions as given to scores as given;
-    - `degenerate`: True if the predictions or the scores are all equal. No correlation is defined then and every value
-      is NaN, which is no error: a network's first epoch may well end that way;
-    - with `bootstrap`: `srocc_low`, `srocc_high`, `plcc_low`, `plcc_high`.
+    Returns:
+        `srocc`, `krocc` (Kendall's tau-b) and `plcc` without a fit; `rmse` without a fit, both sides scaled to [0, 1] by
+        their minimum and maximum; `plcc_fitted` (with the sign of `plcc`) and `rmse_fitted` (in the units of the score)
+        after `logistic_fit`, NaN if that failed; `n`; `fit`, the `LogisticFit`; `degenerate`, True if all predictions or
+        all scores are equal, which makes every value NaN; with `bootstrap`, `srocc_low`, `srocc_high`, `plcc_low`,
+        `plcc_high`.
 
-    Raises ValueError for values that are not finite, different lengths and fewer than three pairs.
+    Raises:
+        ValueError: values that are not finite, different lengths, or fewer than three pairs.
     """
     prediction, score = _check_pairs(prediction, score)
     turned = -prediction if lower_better == higher_better else prediction
@@ -77,14 +78,14 @@ def correlations(
     result = dict.fromkeys(("srocc", "krocc", "plcc", "rmse", "plcc_fitted", "rmse_fitted"), float("nan"))
     result |= {"n": len(score), "fit": fit, "degenerate": _constant(prediction) or _constant(score)}
     if not result["degenerate"]:
-        result["srocc"] = float(_pearson(rankdata(turned), rankdata(score)))
+        result["srocc"] = float(pearson(rankdata(turned), rankdata(score)))
         result["krocc"] = float(kendalltau(turned, score).statistic)
-        result["plcc"] = float(_pearson(turned, score))
+        result["plcc"] = float(pearson(turned, score))
         result["rmse"] = _rmse(_min_max(turned), _min_max(score))
         result["rmse_fitted"] = fit.rmse
         result["plcc_fitted"] = _plcc_fitted(fit(prediction), score, result["plcc"])
     if bootstrap:
-        intervals = bootstrap_intervals(turned, score, groups, resamples=bootstrap, confidence=confidence, seed=seed)
+        intervals = bootstrap_intervals(turned, score, groups, resamples=bootstrap, seed=seed)
         for name, (low, high) in intervals.items():
             result |= {f"{name}_low": low, f"{name}_high": high}
     return result
@@ -96,34 +97,60 @@ def bootstrap_intervals(
     groups: ArrayLike | None = None,
     *,
     resamples: int = 1000,
-    confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """Percentile intervals of SROCC and PLCC (no fit) of (n,) pairs drawn with replacement: {"srocc": (low, high), …}.
+    """95 % percentile intervals of SROCC and PLCC (no fit) of (n,) pairs drawn with replacement: {"srocc": (low, high), …}.
 
-    Predictions and scores are taken as they are, without turning. Pairs are drawn one by one: where many share a
-    reference
-    image, they are not independent and the intervals are too narrow. With `groups` (n,), for example the reference of
-    each
-    pair, whole groups are drawn instead; fewer than 5 groups give (NaN, NaN), since their resamples hardly differ.
-    A resample of equal values has no correlation and is left out; (NaN, NaN) if none is left.
+    Directions are taken as they are. Pairs of one reference are not independent: drawn one by one, their intervals are too
+    narrow. With `groups` (n,), such as the reference of each pair, whole groups are drawn; fewer than 5 give (NaN, NaN).
+    A resample of equal values has no correlation and is left out.
     """
     prediction, score = _check_pairs(prediction, score)
     if resamples < 1:
         raise ValueError(f"at least one resample is needed, got {resamples}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
-    srocc, plcc = [], []
-    draws = (
-        _resampled_rows(len(score), resamples, seed)
-        if groups is None
-        else _drawn_groups(groups, len(score), resamples, seed)
-    )
+    if groups is None:
+        draws = _drawn_rows(len(score), resamples, seed)
+    else:
+        draws = (rows[None] for rows in drawn_groups(groups, len(score), resamples, seed))
+    srocc, plcc = [np.empty(0)], [np.empty(0)]
     for rows in draws:
-        plcc.append(_pearson(prediction[rows], score[rows]))
-        srocc.append(_pearson(rankdata(prediction[rows], axis=1), rankdata(score[rows], axis=1)))
-    drawn = (("srocc", srocc), ("plcc", plcc))
-    return {name: _percentiles(np.concatenate([np.empty(0), *r]), confidence) for name, r in drawn}
+        plcc.append(pearson(prediction[rows], score[rows]))
+        srocc.append(pearson(rankdata(prediction[rows], axis=1), rankdata(score[rows], axis=1)))
+    return {name: interval(np.concatenate(values)) for name, values in (("srocc", srocc), ("plcc", plcc))}
+
+
+def _drawn_rows(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Blocks of row numbers (resamples of the block, n), about a million at once to bound the memory."""
+    rng = np.random.default_rng(seed)
+    block = max(1, 1_000_000 // n)
+    for start in range(0, resamples, block):
+        yield rng.integers(n, size=(min(block, resamples - start), n))
+
+
+def drawn_groups(groups: ArrayLike, n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Row numbers of each resample of whole groups, whose sizes may differ; none of fewer than `MIN_GROUPS` groups."""
+    members = group_rows(groups, n)
+    rng = np.random.default_rng(seed)
+    for _ in range(resamples if len(members) >= MIN_GROUPS else 0):
+        yield np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
+
+
+def group_rows(groups: ArrayLike | None, n: int) -> list[np.ndarray]:
+    """Row numbers of every group of n images, labelled (n,); None is one group. ValueError for another shape."""
+    if groups is None:
+        return [np.arange(n)]
+    groups = np.asarray(groups)
+    if groups.shape != (n,):
+        raise ValueError(f"{n} images need {n} groups, got the shape {groups.shape}")
+    _, codes = np.unique(groups, return_inverse=True)
+    return np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1]) if n else []
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % percentile interval of the finite values; (NaN, NaN) without any."""
+    values = values[np.isfinite(values)]
+    low, high = np.quantile(values, [0.025, 0.975]) if len(values) else (np.nan, np.nan)
+    return float(low), float(high)
 
 
 # ------------------------------------------------------------------------------------------------------------ the fit
@@ -135,18 +162,15 @@ _MAX_SLOPE = 6.0  # the middle four fifths of the rise take at least 0.73 standa
 
 
 def logistic_fit(prediction: ArrayLike, score: ArrayLike, *, parameters: int = 5) -> LogisticFit:
-    """Least-squares logistic from predictions (n,) to scores (n,), both in any units and of either direction.
+    """Fit a least-squares logistic from predictions (n,) to scores (n,), in any units and of either direction.
 
-    Five parameters: p0 (1/2 − 1/(1 + exp(p1 (x − p2)))) + p3 x + p4. Four: the same without p3 x, its offset being p3;
-    that is the VQEG's (b1 − b2)/(1 + exp(−(x − b3)/b4)) + b2 with b1, b2 = p3 ± p0/2, b3 = p2 and b4 = 1/p1.
+    Five parameters (Sheikh, Sabir and Bovik, IEEE Trans. Image Process. 15(11), 2006):
+    p0 (1/2 − 1/(1 + exp(p1 (x − p2)))) + p3 x + p4. Four (VQEG, validation of video quality models, phase I, 2000): the
+    same without p3 x, its offset being p3; b1, b2 = p3 ± p0/2, b3 = p2 and b4 = 1/p1 in the VQEG's notation.
 
-    The curve is monotonic: p0 is not negative, and p1 and p3 have the sign of the linear trend (p1 is also bounded, to 6
-    per standard deviation of the prediction), so that a fit can straighten a metric but never reorder images. Of the fits
-    from a few starts the best is taken; with five parameters it is never worse than the straight line.
-
-    A fit that fails (no spread in the data, fewer points than parameters) comes back with `success` False; one that the
-    solver left on its way down a flat valley counts, and its message says so. Raises ValueError for the same bad input as
-    `correlations`.
+    The curve is monotonic in the direction of the linear trend, so that a fit can straighten a metric but never reorder
+    images. The best of a few starts is taken; with five parameters it is never worse than the straight line. Without spread
+    in the data or enough points, the fit comes back with `success` False. Raises ValueError as `correlations` does.
     """
     if parameters not in (4, 5):
         raise ValueError(f"the logistic has 4 or 5 parameters, not {parameters}")
@@ -156,7 +180,7 @@ def logistic_fit(prediction: ArrayLike, score: ArrayLike, *, parameters: int = 5
     if _constant(prediction) or _constant(score):
         return _failed(parameters, f"all {'predictions' if _constant(prediction) else 'scores'} are equal")
 
-    trend = -1.0 if _pearson(prediction, score) < 0 else 1.0
+    trend = -1.0 if pearson(prediction, score) < 0 else 1.0
     x = trend * (prediction - prediction.mean()) / prediction.std()
     y = (score - score.mean()) / score.std()
     solution = _fit_standardised(x, y, linear=parameters == 5)
@@ -185,7 +209,7 @@ def _jacobian(params: np.ndarray, x: np.ndarray) -> np.ndarray:
 def _fit_standardised(x: np.ndarray, y: np.ndarray, *, linear: bool):
     """The best of several bounded fits of a rising logistic; x and y have mean 0 and standard deviation 1."""
     span = np.ptp(x)
-    line = max(0.0, float(_pearson(x, y)))  # rounding may put a flat trend just below zero
+    line = max(0.0, float(pearson(x, y)))  # rounding may put a flat trend just below zero
     lower = [0.0, 0.0, x.min() - span, *([0.0] if linear else []), -np.inf]
     upper = [_MAX_HEIGHT, _MAX_SLOPE, x.max() + span, *([np.inf] if linear else []), np.inf]
     starts = [  # height, slope, centre, share of the straight line
@@ -215,7 +239,6 @@ def _fit_standardised(x: np.ndarray, y: np.ndarray, *, linear: bool):
 
 
 def _original_units(params: np.ndarray, prediction: np.ndarray, score: np.ndarray, trend: float) -> np.ndarray:
-    """Carry the parameters of the standardised fit over to the units of the data."""
     height, slope, centre, *line = params
     scale = trend * prediction.std()
     rise = score.std() * line[0] / scale if len(line) == 2 else 0.0
@@ -227,9 +250,6 @@ def _original_units(params: np.ndarray, prediction: np.ndarray, score: np.ndarra
 def _failed(parameters: int, why: str) -> LogisticFit:
     nan = float("nan")
     return LogisticFit((nan,) * parameters, nan, False, why)
-
-
-# ------------------------------------------------------------------------------------------------------ small helpers
 
 
 def _check_pairs(prediction: ArrayLike, score: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -249,7 +269,7 @@ def _check_pairs(prediction: ArrayLike, score: ArrayLike) -> tuple[np.ndarray, n
     return arrays[0], arrays[1]
 
 
-def _pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Pearson correlation along the last axis; NaN where one side is constant."""
     constant = (np.ptp(a, axis=-1) == 0) | (np.ptp(b, axis=-1) == 0)  # seen before the mean brings rounding in
     a = a - a.mean(axis=-1, keepdims=True)
@@ -266,7 +286,7 @@ def _constant(values: np.ndarray) -> bool:
 def _plcc_fitted(fitted: np.ndarray, score: np.ndarray, plcc: float) -> float:
     if np.ptp(fitted) <= 1e-12 * np.ptp(score):  # the best curve is flat: it explains nothing
         return 0.0
-    return float(np.copysign(_pearson(fitted, score), plcc))
+    return float(np.copysign(pearson(fitted, score), plcc))
 
 
 def _min_max(values: np.ndarray) -> np.ndarray:
@@ -275,41 +295,3 @@ def _min_max(values: np.ndarray) -> np.ndarray:
 
 def _rmse(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.sqrt(np.square(a - b).mean()))
-
-
-def _resampled_rows(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Blocks of row numbers (resamples of the block, n), about a million at once to bound the memory."""
-    rng = np.random.default_rng(seed)
-    block = max(1, 1_000_000 // n)
-    for start in range(0, resamples, block):
-        yield rng.integers(n, size=(min(block, resamples - start), n))
-
-
-MIN_GROUPS = 5  # fewer cannot be resampled to any purpose: of one group, every resample is the same
-
-
-def group_rows(groups: ArrayLike | None, n: int) -> list[np.ndarray]:
-    """Row numbers of every group of n images, labelled (n,); None is one group. ValueError for another shape."""
-    if groups is None:
-        return [np.arange(n)]
-    groups = np.asarray(groups)
-    if groups.shape != (n,):
-        raise ValueError(f"{n} images need {n} groups, got the shape {groups.shape}")
-    _, codes = np.unique(groups, return_inverse=True)
-    return np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1]) if n else []
-
-
-def _drawn_groups(groups: ArrayLike, n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Row numbers (1, number of rows) of each resample of whole groups, whose sizes may differ."""
-    members = group_rows(groups, n)
-    rng = np.random.default_rng(seed)
-    for _ in range(resamples if len(members) >= MIN_GROUPS else 0):
-        yield np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])[None]
-
-
-def _percentiles(values: np.ndarray, confidence: float) -> tuple[float, float]:
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return float("nan"), float("nan")
-    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)

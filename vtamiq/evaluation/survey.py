@@ -24,7 +24,7 @@ TOLERANCE = 0.001  # published values have four digits; PSNR leaves nothing to c
 def survey(
     data: str | os.PathLike[str] | None = None, names: Sequence[str] | None = None, *, check_images: bool = True
 ) -> pd.DataFrame:
-    """Every database that is found in a folder, loaded as far as it can be.
+    """Load every database that is found in a folder, as far as it can be.
 
     Args:
         data: the folder, None for `data_folder()`.
@@ -36,39 +36,24 @@ def survey(
         `better` (higher or lower), `lowest`, `highest`, `mean`, `status` ("complete"; "partial", if rows were left out or
         something is not as published; "unusable"; "not found", if it was named), and `problems`, a list of sentences.
 
-    Raises DatabaseError if there is no such folder, or a name is that of no database.
+    Raises:
+        DatabaseError: there is no such folder, or a name is that of no database.
     """
     data = data_folder() if data is None else Path(data)
     found = find_databases(data)
-    wanted = list(found) if names is None else [_known(name) for name in names]
+    wanted = list(found) if names is None else [name.lower() for name in names]
     rows = []
     for name in wanted:
+        if name not in LOADERS:
+            raise DatabaseError(f"unknown database {name!r}{did_you_mean(name, LOADERS)}")
         if name in found:
             place = {"folder": found[name].relative_to(data).as_posix()}
             rows += [place | row for row in _look(name, found[name], check_images)]
         else:
             rows.append({"database": name, "status": "not found", "problems": []})
-    columns = [
-        "database",
-        "folder",
-        "pairs",
-        "references",
-        "preferences",
-        "score",
-        "better",
-        "lowest",
-        "highest",
-        "mean",
-    ]
-    return pd.DataFrame(rows, columns=[*columns, "status", "problems"]).astype(
-        {"pairs": "Int64", "references": "Int64", "preferences": "Int64"}
-    )
-
-
-def _known(name: str) -> str:
-    if name.lower() not in LOADERS:
-        raise DatabaseError(f"unknown database {name!r}{did_you_mean(name.lower(), LOADERS)}")
-    return name.lower()
+    counts = dict.fromkeys(("pairs", "references", "preferences"), "Int64")
+    columns = ["database", "folder", *counts, "score", "better", "lowest", "highest", "mean", "status", "problems"]
+    return pd.DataFrame(rows, columns=columns).astype(counts)
 
 
 def _look(name: str, folder: Path, check_images: bool) -> list[dict]:
@@ -129,7 +114,7 @@ def check_known_answer(
     cache: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> dict[str, object]:
-    """PSNR on a whole database against published correlations: tests files, pairing, direction and correlations at once.
+    """Compare PSNR's correlations on a whole database with published ones, which tests files, pairing and direction.
 
     Args:
         name, root: as for `load_database`; the copy must be complete. LIVE is taken with its old DMOS, as published.
@@ -145,17 +130,11 @@ def check_known_answer(
     options = {"realigned": False} if name == "live" else {}
     database = load_database(name, root, **options)
     predictions = iqm_predictions(database, ["psnr"], workers=workers, cache=cache, progress=progress)
-    result = evaluate(predictions, bootstrap=0).iloc[0]
-    known = known_answer(name) or {"srocc": math.nan, "krocc": math.nan}
-    agrees = None
-    if not math.isnan(known["srocc"]):
-        agrees = all(abs(result[value] - known[value]) <= TOLERANCE for value in known)
-    return {
-        "database": name,
-        "n": len(database),
-        "srocc": float(result["srocc"]),
-        "srocc_published": known["srocc"],
-        "krocc": float(result["krocc"]),
-        "krocc_published": known["krocc"],
-        "agrees": agrees,
-    }
+    measured = evaluate(predictions, bootstrap=0).iloc[0]
+    known = known_answer(name)
+    result: dict[str, object] = {"database": name, "n": len(database)}
+    for value in ("srocc", "krocc"):
+        result[value] = float(measured[value])
+        result[f"{value}_published"] = known[value] if known else math.nan
+    result["agrees"] = all(abs(measured[value] - known[value]) <= TOLERANCE for value in known) if known else None
+    return result

@@ -1,8 +1,7 @@
 """From prediction tables to result tables: per database and distortion, across databases, metric against metric.
 
-Everything starts from a table with one row per pair (`vtamiq.scoring.predictions`, `vtamiq.evaluation.baselines`), so
-that VTAMIQ and
-conventional metrics are measured by the same code on the same images.
+VTAMIQ (`vtamiq.scoring.predictions`) and conventional metrics (`vtamiq.evaluation.baselines`) make tables of one kind, a
+row per pair, and are measured by the same code on the same images.
 """
 
 import json
@@ -32,18 +31,10 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-_VALUES = ("srocc", "krocc", "plcc", "rmse", "plcc_fitted", "rmse_fitted", "plcc_fitted4", "rmse_fitted4")
-_MEASURED_ON = (
-    "database",
-    "score_name",
-    "split",
-    "stage",
-    "trained_on",
-    "checkpoint",
-    "num_patches",
-    "repeats",
-    "seed",
-)
+_VALUES = ("srocc", "krocc", "plcc", "rmse", "plcc_fitted", "rmse_fitted", "plcc_fitted4", "rmse_fitted4", "srocc_low",
+           "srocc_high", "plcc_low", "plcc_high")  # fmt: skip
+_MEASURED_ON = ("database", "score_name", "split", "stage", "trained_on", "checkpoint", "num_patches", "repeats",
+                "seed")  # fmt: skip
 _PAIR = ["database", "ref_path", "dist_path"]
 
 
@@ -58,91 +49,39 @@ def evaluate(
     """Correlations of predictions with scores in every group of rows.
 
     Args:
-        predictions: prediction table (`predict`); a column `lower_better` (default True) gives the
-            direction of `q`, so that classical metrics can be evaluated by the same code.
+        predictions: prediction table (`predict`); its column `lower_better` (default True) is the direction of `q`.
         by: columns that make the groups; add "dist_name" or "ref_id" for a breakdown.
-        bootstrap: resamples for the 95 % interval of SROCC; 0 leaves it out.
-        resample: "pairs" are drawn one by one; "references" are drawn with all their pairs, which are not independent.
-            The latter says what other pictures might give; NaN below five of them. Percentile intervals of few references
-            are too narrow: of ten or fewer, the true value lies within less often than the 95 % say.
+        bootstrap: resamples for 95 % intervals; 0 leaves them out.
+        resample: "pairs" are drawn one by one; "references" with all their pairs, which are not independent: that says
+            what other scenes might give. NaN below five references; of ten or fewer, the intervals are too narrow.
 
     Returns:
-        One row per group: the `by` columns, what else its rows share (database, split, patches, …), n, srocc, krocc,
-        plcc,
-        rmse (before the fit, both min–max scaled), plcc_fitted, rmse_fitted (after the 5-parameter logistic, in score
-        units), plcc_fitted4, rmse_fitted4 (after that of 4 parameters), srocc_low, srocc_high, synthetic. Correlations
-        are
-        signed: positive means that the prediction agrees. `degenerate` (constant values) and `fit_success`, `fit_message`
-        say why a value may be NaN; `fit`, `fit4` are the fitted parameters as JSON. Groups of fewer than 3 rows are
-        listed
-        with n and NaN.
+        One row per group: the `by` columns, what else its rows share (database, split, patches, …), n, srocc, krocc, plcc,
+        rmse (before the fit, both min–max scaled), plcc_fitted, rmse_fitted (after the logistic of 5 parameters, in score
+        units), plcc_fitted4, rmse_fitted4 (of 4 parameters), srocc_low, srocc_high, plcc_low, plcc_high, synthetic.
+        Correlations are signed: positive means that the prediction agrees. `degenerate` (constant values), `fit_success`
+        and `fit_message` say why a value is NaN; `fit`, `fit4` are the fitted parameters as JSON. Groups of fewer than 3
+        rows are listed with n and NaN.
 
     Raises:
         ValueError: a missing column, an empty table, or a non-finite prediction or score.
     """
-    by = [by] if isinstance(by, str) else list(by)
-    if not by:
-        raise ValueError("name at least one column to group by")
+    by = _names(by)
     if resample not in ("pairs", "references"):
         raise ValueError(f"resample must be 'pairs' or 'references', got {resample!r}")
     _check(predictions, [*by, "higher_better", "synthetic", *(["ref_id"] if resample == "references" else [])])
     rows = []
-    for key, group in predictions.groupby(by, sort=False, dropna=False, observed=True):
-        row = (
-            dict(zip(by, key, strict=True))
-            | _measured_on(group, by)
-            | {"n": len(group)}
-            | dict.fromkeys([*_VALUES, "srocc_low", "srocc_high", "plcc_low", "plcc_high"], np.nan)
-            | {"degenerate": None, "fit": None, "fit4": None, "fit_success": False}
-            | {"fit_message": f"{len(group)} rows are too few"}
-        )
+    for key, group in _groups(predictions, by):
+        shared = [name for name in _MEASURED_ON if name in group and name not in by]
+        row = key | {name: group[name].iloc[0] for name in shared if group[name].nunique(dropna=False) == 1}
+        row["n"] = len(group)
+        row |= dict.fromkeys(_VALUES, np.nan)
+        row |= {"degenerate": None, "fit": None, "fit4": None, "fit_success": False}
+        row["fit_message"] = f"{len(group)} rows are too few"
         if len(group) >= 3:
             row |= _correlate(group, bootstrap, resample, seed)
         rows.append(row | {"synthetic": bool(group["synthetic"].any())})
     return pd.DataFrame(rows)
-
-
-def _check(predictions: pd.DataFrame, columns: Sequence[str]) -> None:
-    missing = [name for name in [*columns, "q", "score"] if name not in predictions]
-    if missing:
-        raise ValueError(f"the prediction table has no column {', '.join(missing)}; it has {', '.join(predictions)}")
-    if predictions.empty:
-        raise ValueError("the prediction table is empty")
-    bad = predictions.index[~np.isfinite(predictions[["q", "score"]].to_numpy(dtype=float)).all(axis=1)]
-    if len(bad):
-        raise ValueError(
-            f"{len(bad)} rows have no finite prediction and score; first: {predictions.loc[bad[0]].to_dict()}"
-        )
-
-
-def _measured_on(group: pd.DataFrame, by: Sequence[str]) -> dict[str, object]:
-    """What the rows of a group have in common beside the columns they are grouped by."""
-    names = [name for name in _MEASURED_ON if name in group and name not in by]
-    return {name: group[name].iloc[0] for name in names if group[name].nunique(dropna=False) == 1}
-
-
-def _one_direction(group: pd.DataFrame) -> dict[str, bool]:
-    """`lower_better` and `higher_better` of all rows."""
-    lower_better = group["lower_better"] if "lower_better" in group else pd.Series([True])
-    directions = {"lower_better": lower_better, "higher_better": group["higher_better"]}
-    for name, values in directions.items():
-        if values.isna().any():
-            raise ValueError(f"{values.isna().sum()} rows do not say their direction `{name}`")
-        if values.nunique() != 1:
-            raise ValueError(f"rows of one group disagree in `{name}`; group by what distinguishes them")
-    return {name: bool(values.iloc[0]) for name, values in directions.items()}
-
-
-def contents_of(group: pd.DataFrame) -> np.ndarray:
-    """What must be resampled together: all pairs of one content of one database."""
-    content = group["ref_id"].astype(str)
-    if "content" in group:
-        content = group["content"].astype(object).fillna(content).astype(str)
-    return (
-        (group["database"].astype(str) + "/" + content).to_numpy(dtype=str)
-        if "database" in group
-        else content.to_numpy(dtype=str)
-    )
 
 
 def _correlate(group: pd.DataFrame, bootstrap: int, resample: str, seed: int) -> dict[str, Any]:
@@ -151,7 +90,7 @@ def _correlate(group: pd.DataFrame, bootstrap: int, resample: str, seed: int) ->
     groups = contents_of(group) if resample == "references" else None
     result = correlations(*values, **directions, bootstrap=bootstrap, groups=groups, seed=seed)
     four = correlations(*values, **directions, parameters=4)
-    fit, fit4 = result.pop("fit"), four["fit"]
+    fit, fit4 = result["fit"], four["fit"]
     return result | {
         "plcc_fitted4": four["plcc_fitted"],
         "rmse_fitted4": four["rmse_fitted"],
@@ -162,13 +101,58 @@ def _correlate(group: pd.DataFrame, bootstrap: int, resample: str, seed: int) ->
     }
 
 
+def _names(by: str | Sequence[str]) -> list[str]:
+    return [by] if isinstance(by, str) else list(by)
+
+
+def _groups(predictions: pd.DataFrame, by: list[str]):
+    """({column: value}, rows) of every group, in the order in which they come."""
+    for key, group in predictions.groupby(by, sort=False, dropna=False, observed=True):
+        yield dict(zip(by, key, strict=True)), group
+
+
+def _check(predictions: pd.DataFrame, columns: Sequence[str]) -> None:
+    missing = [name for name in [*columns, "q", "score"] if name not in predictions]
+    if missing:
+        raise ValueError(f"the prediction table has no column {', '.join(missing)}; it has {', '.join(predictions)}")
+    if predictions.empty:
+        raise ValueError("the prediction table is empty")
+    bad = predictions[~np.isfinite(predictions[["q", "score"]].to_numpy(dtype=float)).all(axis=1)]
+    if len(bad):
+        raise ValueError(f"{len(bad)} rows have no finite prediction and score; first: {bad.iloc[0].to_dict()}")
+
+
+def _one_direction(group: pd.DataFrame) -> dict[str, bool]:
+    """`lower_better` and `higher_better` of all rows."""
+    directions = {"lower_better": True}
+    for name in ("lower_better", "higher_better"):
+        if name not in group and name in directions:
+            continue
+        if group[name].isna().any():
+            raise ValueError(f"{group[name].isna().sum()} rows do not say their direction `{name}`")
+        if group[name].nunique() != 1:
+            raise ValueError(f"rows of one group disagree in `{name}`; group by what distinguishes them")
+        directions[name] = bool(group[name].iloc[0])
+    return directions
+
+
+def contents_of(group: pd.DataFrame) -> np.ndarray:
+    """Label (n,) of each pair's scene, whose pairs must be resampled together: scenes of two databases are two."""
+    scene = group["ref_id"].astype(str)
+    if "content" in group:
+        scene = group["content"].astype(object).fillna(scene).astype(str)
+    if "database" in group:
+        scene = group["database"].astype(str) + "/" + scene
+    return scene.to_numpy(dtype=str)
+
+
 def evaluate_within(
     predictions: pd.DataFrame, within: str | Sequence[str] = "ref_id", by: str | Sequence[str] = ("database",)
 ) -> pd.DataFrame:
     """Correlations within groups such as references or distortions, averaged over them.
 
-    A metric can order the versions of each picture well and still not compare pictures, or the other way round. Some
-    databases (PIPAL) may only be comparable within a reference.
+    A metric can order the distorted images of each reference well and still not compare scenes, or the other way round.
+    Scores of some databases (PIPAL) may only be comparable within a reference.
 
     Args:
         within: columns of the small groups, for example "ref_id", "dist_name" or ["dist_type", "level"].
@@ -179,39 +163,33 @@ def evaluate_within(
         over the small groups; `groups`, how many were averaged; `left_out`, how many have fewer than 3 pairs or constant
         values; `accuracy`, the share of pairs within the small groups that the prediction orders as the scores do.
 
-    Raises ValueError as `evaluate` does.
+    Raises:
+        ValueError: as `evaluate`.
     """
-    by, within = ([name] if isinstance(name, str) else list(name) for name in (by, within))
+    by, within = _names(by), _names(within)
     _check(predictions, [*by, *within, "higher_better", "synthetic"])
     rows = []
-    for key, group in predictions.groupby(by, sort=False, dropna=False, observed=True):
+    for key, group in _groups(predictions, by):
         parts = []
-        for _, part in group.groupby(within, sort=False, dropna=False, observed=True):
+        for _, part in _groups(group, within):
             values = part["q"].to_numpy(dtype=float), part["score"].to_numpy(dtype=float)
             if len(part) >= 3 and all(map(np.ptp, values)):
                 parts.append(correlations(*values, **_one_direction(part)))
         table = pd.DataFrame(parts, columns=["srocc", "krocc", "plcc"])
         codes = group.groupby(within, sort=False, dropna=False, observed=True).ngroup().to_numpy()
-        ordered = pairwise_accuracy(group["q"], group["score"], codes, **_one_direction(group))
-        rows.append(
-            dict(zip(by, key, strict=True))
-            | {
-                "within": " × ".join(within),
-                "srocc_mean": table["srocc"].mean(),
-                "srocc_median": table["srocc"].median(),
-            }
-            | {"srocc_std": table["srocc"].std(ddof=1), "srocc_min": table["srocc"].min()}
-            | {"krocc_mean": table["krocc"].mean(), "plcc_mean": table["plcc"].mean()}
-            | {"groups": len(table), "left_out": int(codes.max()) + 1 - len(table)}
-            | {"accuracy": ordered["accuracy"], "synthetic": bool(group["synthetic"].any())}
-        )
+        row = key | {"within": " × ".join(within)}
+        row |= {f"srocc_{name}": table["srocc"].agg(name) for name in ("mean", "median", "std", "min")}
+        row |= {"krocc_mean": table["krocc"].mean(), "plcc_mean": table["plcc"].mean()}
+        row |= {"groups": len(table), "left_out": int(codes.max()) + 1 - len(table)}
+        row["accuracy"] = pairwise_accuracy(group["q"], group["score"], codes, **_one_direction(group))["accuracy"]
+        rows.append(row | {"synthetic": bool(group["synthetic"].any())})
     return pd.DataFrame(rows)
 
 
 def cross_database(predictions: pd.DataFrame, value: str = "srocc", rows: str = "trained_on") -> pd.DataFrame:
     """Matrix of a correlation: trained on (rows) × tested on (columns), in the order in which they come.
 
-    Databases that show pictures from one source are no independent test; each such pair is warned about in the log.
+    Databases whose references have one source are no independent test; each such pair is warned about in the log.
 
     Args:
         predictions: rows of several models and databases, with columns `trained_on` and `database`.
@@ -238,19 +216,18 @@ def significance(
         by: columns that make the groups within which metrics are compared.
 
     Returns:
-        One row per group and two metrics: `first`, `second`, their SROCC, the difference with its 95 % interval and p,
-        the
+        One row per group and two metrics: `first`, `second`, their SROCC, the difference with its 95 % interval and p, the
         F-test of the residuals, and the number of images and references. No correction for many comparisons is made.
 
     Raises:
         ValueError: as `evaluate`; a metric lacks images that another one has, or has one twice; only one metric.
     """
-    by = [by] if isinstance(by, str) else list(by)
+    by = _names(by)
     _check(predictions, [*by, *_PAIR, "ref_id", "metric", "higher_better"])
     if predictions["metric"].isna().any():
         raise ValueError(f"{predictions['metric'].isna().sum()} rows do not say which metric they are of")
     rows = []
-    for key, group in predictions.groupby(by, sort=False, dropna=False, observed=True):
+    for key, group in _groups(predictions, by):
         metrics = {name: part.set_index(_PAIR) for name, part in group.groupby("metric", sort=False)}
         first = next(iter(metrics.values()))
         for name, part in metrics.items():
@@ -258,13 +235,13 @@ def significance(
                 raise ValueError(f"{name} has not been measured once on each of the same {len(first)} images")
         for one, other in combinations(metrics, 2):
             a, b = metrics[one], metrics[other].loc[metrics[one].index]
+            directions = _one_direction(a)
             compared = compare_metrics(
-                a["q"], b["q"], a["score"], contents_of(a.reset_index()),
-                higher_better=_one_direction(a)["higher_better"],
-                lower_better=(_one_direction(a)["lower_better"], _one_direction(b)["lower_better"]),
+                a["q"], b["q"], a["score"], contents_of(a.reset_index()), higher_better=directions["higher_better"],
+                lower_better=(directions["lower_better"], _one_direction(b)["lower_better"]),
                 resamples=bootstrap, seed=seed,
             )  # fmt: skip
-            rows.append(dict(zip(by, key, strict=True)) | {"first": one, "second": other} | compared)
+            rows.append(key | {"first": one, "second": other} | compared)
     if not rows:
         raise ValueError("the table has one metric only; a comparison needs two")
     return pd.DataFrame(rows)
@@ -273,7 +250,7 @@ def significance(
 def evaluate_preferences(
     predictions: pd.DataFrame, database: Database, *, perfect: float | None = None
 ) -> pd.DataFrame:
-    """Predictions against pairwise preferences: for PieAPP, its own way of measuring.
+    """Predictions against pairwise preferences, as PieAPP measures.
 
     Args:
         predictions: rows of one metric on `database`.
@@ -291,23 +268,18 @@ def evaluate_preferences(
     """
     if database.preferences is None:
         raise ValueError(f"{database.name} has no preferences")
-    bad = {
-        "are of another database": predictions["database"] != database.name,
-        "have no finite prediction": ~np.isfinite(predictions["q"]),
-    }
-    bad["predict an image twice: give the rows of one metric"] = predictions.duplicated(["ref_path", "dist_path"])
-    for what, rows_so in bad.items():
-        if rows_so.any():
-            raise ValueError(f"{rows_so.sum()} rows {what}")
-    lower_better = _one_direction(predictions)["lower_better"]
-    q = predictions.set_index(["ref_path", "dist_path"])["q"] * (1 if lower_better else -1)
+    _refuse(predictions["database"] != database.name, "are of another database")
+    _refuse(~np.isfinite(predictions["q"]), "have no finite prediction")
+    twice = predictions.duplicated(["ref_path", "dist_path"])
+    _refuse(twice, "predict an image twice: give the rows of one metric")
+    sign = 1 if _one_direction(predictions)["lower_better"] else -1
+    q = sign * predictions.set_index(["ref_path", "dist_path"])["q"]
     asked = database.preferences
     for side in ("a", "b"):
         index = pd.MultiIndex.from_frame(asked[["ref_path", f"{side}_path"]])
         of_side = q.reindex(index).to_numpy(dtype=float)
         if perfect is not None:
-            copy = (asked[f"{side}_path"] == asked["ref_path"]).to_numpy()
-            of_side = np.where(copy, perfect if lower_better else -perfect, of_side)
+            of_side = np.where(asked[f"{side}_path"] == asked["ref_path"], sign * perfect, of_side)
         asked = asked.assign(**{f"q_{side}": of_side})
     rows = []
     for subset, part in asked.groupby("subset", sort=False):
@@ -321,28 +293,31 @@ def evaluate_preferences(
     return table.assign(synthetic=database.synthetic or simulated)
 
 
+def _refuse(rows: pd.Series, what: str) -> None:
+    if rows.any():
+        raise ValueError(f"{rows.sum()} rows {what}")
+
+
 def beside_published(results: pd.DataFrame) -> pd.DataFrame:
     """Measured results with published ones of the same databases below, told apart by `origin`.
+
+    Published rows are absolute values. Their PLCCs after a fit may be a little higher than ours for the same predictions:
+    our logistic is monotonic.
 
     Args:
         results: of `evaluate`, by at least `database` and `metric`.
 
     Returns:
-        `database, metric, method, score_name, origin, srocc, krocc, plcc, n, protocol, source`; published rows are
-        absolute
-        values, their protocol and source as in `vtamiq.evaluation.published`. Sorted by database and metric, measured
-        rows first.
-        Published PLCCs after a fit may be a little higher than ours for the same predictions: our logistic is monotonic.
+        `database, metric, method, score_name, origin, srocc, krocc, plcc, n, protocol, source`, sorted by database and
+        metric, measured rows first.
     """
-    columns = ["database", "metric", "srocc", "krocc", "plcc"]
-    missing = [name for name in columns if name not in results]
+    values = ["srocc", "krocc", "plcc"]
+    missing = [name for name in ("database", "metric", *values) if name not in results]
     if missing:
         raise ValueError(f"the results have no column {', '.join(missing)}; group evaluate() by database and metric")
     kept = [name for name in ("method", "score_name") if name in results]
-    measured = results[[*columns, *kept, "n"]].assign(
-        origin="measured", protocol="signed, PLCC without fit", source="this run"
-    )
+    columns = ["database", "metric", *kept, "origin", *values, "n", "protocol", "source"]
+    measured = results.assign(origin="measured", protocol="signed, PLCC without fit", source="this run")[columns]
     published = published_results().query("database in @results.database").assign(origin="published")
     table = pd.concat([measured, published], ignore_index=True) if len(published) else measured
-    table = table.sort_values(["database", "metric", "origin"], kind="stable", ignore_index=True)
-    return table[["database", "metric", *kept, "origin", "srocc", "krocc", "plcc", "n", "protocol", "source"]]
+    return table.sort_values(["database", "metric", "origin"], kind="stable", ignore_index=True)[columns]
