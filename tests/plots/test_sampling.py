@@ -195,10 +195,6 @@ class TestPatches:
         assert (shown(sparse.axes[1]) == 250).all(axis=-1).sum() == 64**2 - 26
         assert not [text for text in texts(sparse) if ": row" in text]
 
-    def test_uv_indexing_without_a_grid(self, images):
-        with pytest.raises(ValueError, match="at least 1 cell, got 0"):
-            plots.uv_indexing(images[0], CAPS(num_patches=3)(images, 0), 0)
-
 
 # ----------------------------------------------------------------------------------------------------- images and numbers
 

@@ -108,17 +108,16 @@ class TestSaving:
         assert png.stat().st_size < 1_000_000
 
     @pytest.mark.parametrize(
-        ("name", "data", "formats", "message"),
+        ("name", "formats", "message"),
         [
-            *((name, None, None, "name must be") for name in ("", "a/b", "fig.svg", "../fig", "fig.pdf")),
-            ("a", [1, 2], None, "data must be a DataFrame or a mapping, got list"),
-            ("a", None, ["jpg"], "must be some of svg, png, pdf, got"),
-            ("a", None, "svg", "must be some of svg, png, pdf, got 'svg'"),
+            *((name, None, "name must be") for name in ("", "a/b", "fig.svg", "../fig", "fig.pdf")),
+            ("a", ["jpg"], "must be some of svg, png, pdf, got"),
+            ("a", "svg", "must be some of svg, png, pdf, got 'svg'"),
         ],
     )
-    def test_refusals_leave_no_file(self, name, data, formats, message, tmp_path):
+    def test_refusals_leave_no_file(self, name, formats, message, tmp_path):
         with pytest.raises(ValueError, match=message):
-            save_figure(Figure(), tmp_path, name, data, formats=formats)
+            save_figure(Figure(), tmp_path, name, formats=formats)
         assert not list(tmp_path.iterdir())
 
 

@@ -1,4 +1,7 @@
-"""Charts of scores and results. Say in the title what the scores are, above all if they are synthetic labels."""
+"""Charts of scores and results. Say in the title what the scores are, above all if they are synthetic labels.
+
+A table without a column that is drawn, without rows, or with two rows for one point raises a ValueError.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -260,11 +263,8 @@ def agreement_matrix(matrix: pd.DataFrame, *, title: str | None = None) -> Figur
     """Draw a square table of Spearman correlations with its numbers, for example how far metrics agree.
 
     Args:
-        matrix: (n, n), rows and columns of the same names in the same order, values in [-1, 1].
+        matrix: (n, n) with names, values in [-1, 1].
     """
-    names = list(matrix.columns)
-    if not names or list(matrix.index) != names:
-        raise ValueError(f"rows and columns must have the same names, got {list(matrix.index)} and {names}")
     values = matrix.to_numpy(dtype=float)
     if not (np.abs(values) <= 1 + 1e-9).all():  # NaN fails too
         raise ValueError("correlations must lie in [-1, 1]")
@@ -277,7 +277,7 @@ def agreement_matrix(matrix: pd.DataFrame, *, title: str | None = None) -> Figur
     _draw_cells(ax, matrix, texts, 6.5, vmin=low, vmax=1, cbar_kws=bar)
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
-    ax.set_xticks(ax.get_xticks(), labels=names, rotation=45, ha="left", rotation_mode="anchor")
+    ax.set_xticks(ax.get_xticks(), labels=matrix.columns, rotation=45, ha="left", rotation_mode="anchor")
     ax.set(xlabel="", ylabel="")
     return figure
 
@@ -343,9 +343,6 @@ def ablation_curve(
         series: column that tells lines apart, such as the database.
         labels: column → name on its axis, where it is to be another one.
         logarithmic: the setting in powers of 2, the cost in powers of 10.
-
-    Raises:
-        ValueError: a missing column, an empty table, or two rows for one point of a line.
     """
     panels = [value, cost] if cost else [value]
     check_columns(table, [x, *panels, *(interval or ()), *([series] if series else [])])
@@ -389,9 +386,6 @@ def variants(
         interval: two columns with the ends of an interval around each value.
         baseline: the variant that all others are compared with; a line marks its value.
         label: of the value axis.
-
-    Raises:
-        ValueError: a missing column, an empty table, a baseline that is no variant, or two rows for one variant.
     """
     check_columns(table, ["variant", value, *(interval or ())])
     _check_single(table, ["variant"])
@@ -434,7 +428,7 @@ def repeated_runs(
 ) -> Figure:
     """Draw a metric over runs with other seeds or splits: every run as a point, over a box from quartile to quartile.
 
-    The line in the box is the median, whiskers reach to the lowest and the highest run.
+    The line in the box is the median, whiskers reach to the extremes.
 
     Args:
         table: a row per run, group and series; runs where the metric is NaN are left out.
@@ -442,9 +436,6 @@ def repeated_runs(
         group: column that shares out the horizontal axis.
         series: column that tells boxes of one group apart.
         joined: column that tells runs apart: a line joins what one run has in neighbouring boxes of a group.
-
-    Raises:
-        ValueError: a missing column, or an empty table.
     """
     check_columns(table, [value, group, series, *([joined] if joined else [])])
     groups, kinds = list(table[group].unique()), list(table[series].unique())

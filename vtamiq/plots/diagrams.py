@@ -89,26 +89,11 @@ class _Box:
     width: float
     height: float
 
-    @property
-    def left(self) -> tuple[float, float]:
-        return self.x - self.width / 2, self.y
-
-    @property
-    def right(self) -> tuple[float, float]:
-        return self.x + self.width / 2, self.y
-
-    @property
-    def top(self) -> tuple[float, float]:
-        return self.x, self.y + self.height / 2
-
-    @property
-    def bottom(self) -> tuple[float, float]:
-        return self.x, self.y - self.height / 2
-
-    @property
-    def corner(self) -> tuple[float, float]:
-        """Lower left, as Matplotlib wants it."""
-        return self.left[0], self.bottom[1]
+    left = property(lambda self: (self.x - self.width / 2, self.y))
+    right = property(lambda self: (self.x + self.width / 2, self.y))
+    top = property(lambda self: (self.x, self.y + self.height / 2))
+    bottom = property(lambda self: (self.x, self.y - self.height / 2))
+    corner = property(lambda self: (self.left[0], self.bottom[1]))  # lower left, as Matplotlib wants it
 
 
 class _Sheet:
@@ -382,7 +367,7 @@ def _draw_diffnet(sheet: _Sheet, panels: Mapping[str, list[_Part]], widths: Sequ
 
 @styled
 def vit_diagram(model: VTAMIQ) -> Figure:
-    """The patch encoder as it is: how patches become tokens, what a block does, and where the class token comes out."""
+    """Draw the patch encoder: how patches become tokens, what a block does, and where the class token comes out."""
     encoder = model.encoder
     block = encoder.blocks[0]
     if not all(hasattr(block, name) for name in ("norm1", "attn", "ls1", "norm2", "mlp", "ls2")):

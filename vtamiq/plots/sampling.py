@@ -49,29 +49,34 @@ def patch_canvas(image: np.ndarray, sample: PatchSample, *, index: int = 0, scal
         ValueError: the patches reach beyond the image, or the sample has no such image.
     """
     check_uint8_rgb(image, "image")
-    patches, position, scales = patches_of_image(sample, index)
+    top_left, _ = _footprints(image, sample, index)
+    patches, _, scales = patches_of_image(sample, index)
     canvas = np.zeros((*image.shape[:2], 4), np.uint8)
-    for s in sorted(set(scales.tolist()), reverse=True):
-        if scale in (None, s):
-            cut = patches[scales == s].repeat(2**s, axis=1).repeat(2**s, axis=2)  # (n, side, side, 3)
-            rows, columns = (position[scales == s].T * 2**s)[..., None] + np.arange(cut.shape[1])  # (n, side) each
-            if rows.max() >= image.shape[0] or columns.max() >= image.shape[1]:
-                raise ValueError(f"patches reach beyond the image of {image.shape[:2]}: the sample is of another one")
-            canvas[rows[:, :, None], columns[:, None, :], :3] = cut
-            canvas[rows[:, :, None], columns[:, None, :], 3] = 255
+    for s in sorted(set(scales.tolist()) if scale is None else {scale}, reverse=True):
+        chosen = scales == s
+        cut = patches[chosen].repeat(2**s, axis=1).repeat(2**s, axis=2)  # (n, side, side, 3)
+        rows, columns = top_left[chosen].T[..., None] + np.arange(cut.shape[1])  # (n, side) each
+        canvas[rows[:, :, None], columns[:, None, :], :3] = cut
+        canvas[rows[:, :, None], columns[:, None, :], 3] = 255
     return canvas
 
 
 def patch_coverage(image: np.ndarray, sample: PatchSample, *, index: int = 0) -> np.ndarray:
     """Count the patches that see each pixel, (H, W) int; arguments and errors as for `patch_canvas`."""
-    _, position, scales = patches_of_image(sample, index)
-    top_left, side = position * 2 ** scales[:, None], sample.patches.shape[-1] * 2 ** scales[:, None]
-    if (top_left + side > image.shape[:2]).any():
-        raise ValueError(f"patches reach beyond the image of {image.shape[:2]}: the sample is of another one")
+    top_left, side = _footprints(image, sample, index)
     edges = np.zeros((image.shape[0] + 1, image.shape[1] + 1), np.int64)  # running sums turn corners into squares
     for corner, sign in (((0, 0), 1), ((0, 1), -1), ((1, 0), -1), ((1, 1), 1)):
         np.add.at(edges, tuple((top_left + side * corner).T), sign)
     return edges.cumsum(axis=0).cumsum(axis=1)[:-1, :-1]
+
+
+def _footprints(image: np.ndarray, sample: PatchSample, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Top left corners (N, 2) and sides (N, 1) of the patches in pixels of the full image."""
+    _, position, scales = patches_of_image(sample, index)
+    top_left, side = position * 2 ** scales[:, None], sample.patches.shape[-1] * 2 ** scales[:, None]
+    if (top_left + side > image.shape[:2]).any():
+        raise ValueError(f"patches reach beyond the image of {image.shape[:2]}: the sample is of another one")
+    return top_left, side
 
 
 def patches_of_image(sample: PatchSample, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -208,9 +213,7 @@ def uv_indexing(image: np.ndarray, sample: PatchSample, grid: int, *, class_toke
         grid: G, cells per side of the position table (`model.encoder.grid`).
         class_token_position: whether row 0 belongs to the class token, so that patches start at row 1.
     """
-    if grid < 1:
-        raise ValueError(f"needs a grid of at least 1 cell, got {grid}")
-    _, position, scale = patches_of_image(sample, 0)
+    corners, sides = _footprints(image, sample, 0)
     uv = (sample.uv if sample.uv.ndim == 2 else sample.uv[0]).numpy()
     cell = np.minimum((uv * grid).astype(int), grid - 1) @ (grid, 1)  # (N,), row by row
     numbered, first = len(uv) <= MAX_NUMBERS, int(class_token_position)
@@ -224,7 +227,6 @@ def uv_indexing(image: np.ndarray, sample: PatchSample, grid: int, *, class_toke
     left, right = figure.subplots(1, 2, width_ratios=(wide, 1))
     make_bare(left)
     make_bare(right)
-    corners, sides = position * 2 ** scale[:, None], sample.patches.shape[-1] * 2**scale
     left.imshow(255 - (255 - image) // 2)
     left.add_collection(_marked_patches(corners, sides, colours, numbered))
     _draw_table(right, shade.reshape(grid, grid, 3), first)
@@ -241,7 +243,7 @@ def uv_indexing(image: np.ndarray, sample: PatchSample, grid: int, *, class_toke
 def _marked_patches(corners: np.ndarray, sides: np.ndarray, colours: list[str], numbered: bool) -> PolyCollection:
     faces = [f"{colour}{'59' if numbered else '8C'}" for colour in colours]
     width = 1 if numbered else 0.3
-    squares = _squares(corners, sides[:, None, None], edgecolor=colours, facecolor=faces, linewidth=width)
+    squares = _squares(corners, sides[:, None], edgecolor=colours, facecolor=faces, linewidth=width)
     if numbered:
         squares.set_path_effects([withStroke(linewidth=2.6, foreground="white")])  # seen on grounds of their colour
     return squares
@@ -269,7 +271,7 @@ def _number_cells(
     step = 0.07 * min(1, 14 / len(row))
     for n, k in enumerate(row):
         right.text(1.04, 0.02 + step * n, f"{n + 1}: row {k}", size=7, color=colours[n], va="top")
-    _number_points(left, corners + sides[:, None] / 2, sides / 2, colours)
+    _number_points(left, corners + sides / 2, sides[:, 0] / 2, colours)
     _number_points(right, uv, np.full(len(uv), 0.012), colours)
 
 

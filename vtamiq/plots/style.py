@@ -60,12 +60,7 @@ def common_style() -> AbstractContextManager[None]:
 
 
 def read_style(path: str | Path) -> dict[str, Any]:
-    """Read the settings of a Matplotlib style file; unknown ones are logged as warnings.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: no text, a setting with a bad value, or no setting at all.
-    """
+    """Read the settings of a Matplotlib style file; ValueError if it has none, or one with a bad value."""
     try:
         settings = rc_params_from_file(str(Path(path)), fail_on_error=True, use_default_template=False)
     except ValueError as error:
@@ -133,12 +128,10 @@ def save_figure(
         The paths, the one of the data last.
 
     Raises:
-        ValueError: a name with a folder or ending, an unknown format, or data of another type.
+        ValueError: a name with a folder or ending, or an unknown format.
     """
     if not name or Path(name).name != name or name.endswith((".svg", ".png", ".pdf", ".csv", ".json")):
         raise ValueError(f"name must be a plain file name without ending, got {name!r}")
-    if not (data is None or isinstance(data, pd.DataFrame | Mapping)):
-        raise ValueError(f"data must be a DataFrame or a mapping, got {type(data).__name__}")
     formats = _check_formats(formats)
     with common_style():
         drawn = {kind: _draw(figure, kind, dpi) for kind in formats} if dpi else _draw_small(figure, formats)
