@@ -138,17 +138,16 @@ class TestCounts:
         pd.testing.assert_frame_equal(*tables, check_exact=True)
 
     @pytest.mark.parametrize(
-        ("samplings", "counts", "draws", "message"),
+        ("counts", "draws", "message"),
         [
-            ({}, [4], 2, "name samplings"),
-            ({"a": CAPS()}, [], 2, "name samplings"),
-            ({"a": CAPS()}, [4, 4], 2, "once each"),
-            ({"a": CAPS()}, [4], 1, "at least 2"),
+            ([], 2, "once each"),
+            ([4, 4], 2, "once each"),
+            ([4], 1, "at least 2"),
         ],
     )
-    def test_refused(self, small, samplings, counts, draws, message):
+    def test_refused(self, small, counts, draws, message):
         with pytest.raises(ValueError, match=message):
-            score_counts(VTAMIQ(TINY), small, samplings, counts, draws=draws)
+            score_counts(VTAMIQ(TINY), small, {"a": CAPS()}, counts, draws=draws)
 
     def test_table_by_hand(self):
         """Four pairs, two draws: one in the right order, one with the first two swapped (SROCC 0.8)."""

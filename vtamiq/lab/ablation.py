@@ -1,8 +1,7 @@
 """What each part of the method is worth: the number of patches in the test, and parts of network and sampling left out.
 
-Fewer patches need no training: `score_counts` scores the same pairs again and again, `count_table` and `count_seconds`
-say what came of it and what it took here. A part left out needs one: `choose_variants` names settings for `compare`,
-`run_predictions` collects what their runs predicted, and `component_table` compares all with one.
+Fewer patches need no training: `score_counts`, then `count_table` and `count_seconds`. A part left out does:
+`choose_variants` for `compare`, then `run_predictions` and `component_table`.
 """
 
 import time
@@ -103,10 +102,10 @@ def score_counts(
         Columns of `predict`, `sampling` and `draw`; a row for each pair, sampling, number and draw.
 
     Raises:
-        ValueError: nothing to vary, a number twice, less than two draws, or as `predict`.
+        ValueError: a number twice, less than two draws, or as `predict`.
     """
-    if not samplings or not counts or len(set(counts)) < len(counts):
-        raise ValueError(f"name samplings, and numbers of patches once each, got {list(samplings)} and {list(counts)}")
+    if not counts or len(set(counts)) < len(counts):
+        raise ValueError(f"name numbers of patches once each, got {list(counts)}")
     if draws < 2:
         raise ValueError(f"the spread between draws needs at least 2 of them, got {draws}")
     options = {"batch_size": batch_size, "workers": workers, "progress": progress}
@@ -126,13 +125,10 @@ def count_table(
     """Evaluate the scores of `score_counts` by sampling and number of patches.
 
     Returns:
-        A row per `sampling` and `num_patches`: `database`, `score_name`, `synthetic`, `n` pairs, `draws`; `srocc` of a
-        single draw, `srocc_low` and `srocc_high`, all three means over draws of what `evaluate` gives; `srocc_std`
-        between draws (ddof 1); `spread`, the standard deviation of one pair's scores between draws (root mean square over
-        pairs) over that of the pairs' mean scores: 0 where draws agree; `gflops` per pair (`vtamiq.model.complexity`).
-
-    Raises:
-        ValueError: as `evaluate`.
+        A row per `sampling` and `num_patches`: `database`, `score_name`, `synthetic`, `n` pairs, `draws`; `srocc`,
+        `srocc_low` and `srocc_high` of a single draw, means over draws; `srocc_std` between draws; `spread`, the standard
+        deviation of one pair's scores between draws (root mean square over pairs) over that of the pairs' mean scores;
+        `gflops` per pair.
     """
     each = evaluate(predictions, [*_COUNT, "draw"], bootstrap=bootstrap, resample=resample, seed=seed)
     table = each.groupby(_COUNT, sort=False).agg(
@@ -163,8 +159,8 @@ def count_seconds(
         repeats: of which the median counts, after one for warming up.
 
     Returns:
-        A row per `sampling` and `num_patches`: `sampling_seconds` for drawing and cutting the patches, `network_seconds`
-        on the device where the model is, their sum `seconds`, and the name of that `device`.
+        A row per `sampling` and `num_patches`: `sampling_seconds`, `network_seconds`, their sum `seconds`, and `device`,
+        where the model is.
     """
     device = next(model.parameters()).device
     rows = []

@@ -150,9 +150,8 @@ def predict_all(
         cache: folder that keeps what is finished: candidate by candidate, and metrics in chunks of pairs.
 
     Returns:
-        Columns of `predict` and: `method`, the name of a row of result tables; `metric`, "VTAMIQ" or the metric's key;
-        `trained_on` and `checkpoint` (empty for conventional metrics); `lower_better`; `perfect`, the value of a perfect
-        copy (NaN if it varies); `split` ("held out").
+        Columns of `predict` and: `method`, a name for tables; `metric`, "VTAMIQ" or the metric's key; `trained_on` and
+        `checkpoint` (empty for conventional metrics); `perfect`, the value of a perfect copy (NaN if it varies).
 
     Raises:
         ValueError: nothing to test, two candidates of one name (see `tell_apart`), or rows without a score.
@@ -222,14 +221,7 @@ def lookup_rows(training: Database | None, databases: Iterable[Database]) -> lis
 def training_marks(
     predictions: pd.DataFrame, candidates: Iterable[Candidate], databases: Iterable[Database]
 ) -> pd.DataFrame:
-    """How each method's training relates to each database, for `heatmap`: one of `MARKS`, or "".
-
-    Args:
-        predictions: of `predict_all`, and of `lookup_rows`.
-
-    Returns:
-        Methods × databases, in order of appearance.
-    """
+    """How each method's training relates to each database (methods × databases), for `heatmap`: one of `MARKS`, or ""."""
     seen = {each.name: {entry["database"] for entry in each.seen or ()} for each in candidates}
     labelled_by = {each.name: set(each.pairs.filter(regex="^rank_")) for each in databases}
     rows = predictions[["method", "metric", "trained_on", "database"]].drop_duplicates(["method", "database"])

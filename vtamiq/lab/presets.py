@@ -216,17 +216,13 @@ class Workspace:
         return tell_apart([load_candidate(folder, name, num_patches=num_patches) for name, folder in found])
 
     def databases(self, names: str = "", database: str = "", seed: int = 0) -> list[Database]:
-        """Databases to test on: only pairs with a score, and of synthetic ones only pairs that a distortion has changed,
-        since every metric gets the others right.
+        """Databases to test on, reduced to pairs that are `worth_testing`.
 
         Args:
             names: of `load_database`, with commas between, each with options if need be, as in
                 "tid2013,live:realigned=false,table:root=data/mine:higher_better=true"; empty for the test part of `parts`
                 and the demo textures.
             database, seed: as for `parts`.
-
-        Raises:
-            DatabaseError: one is not found, or has no scores.
         """
         if names.strip():
             loaded = [load_from_text(text, self.root) for text in names.split(",")]
