@@ -333,7 +333,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("look", [capture, occlusion, repair, channel_attention])
     def test_what_is_no_vtamiq(self, sample, look):
-        with pytest.raises(ValueError, match="model must be a VTAMIQ, got Linear"):
+        with pytest.raises(TypeError, match="model must be a VTAMIQ, got Linear"):
             look(torch.nn.Linear(2, 2), sample)
 
     @pytest.mark.parametrize("look", [capture, occlusion, repair, channel_attention])
@@ -456,21 +456,11 @@ class TestWeights:
         heads = [torch.cat([first, torch.zeros_like(first)], 1)], [torch.cat([gradients[0]] * 2, 1)]
         np.testing.assert_allclose(gradient_rollout(*heads), [[[1.5, 0], [0.5, 1]]])  # mean over heads
 
-    @pytest.mark.parametrize("bad", [[], [torch.zeros(1, 2, 3)], [torch.zeros(1, 1, 2, 3)],
-                                     [torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 3, 3)]])  # fmt: skip
-    def test_maps_that_are_none(self, bad):
-        with pytest.raises(ValueError, match=r"there is no block|every block must have maps"):
-            rollout(bad)
-        with pytest.raises(ValueError, match=r"there is no block|every block must have maps"):
-            gradient_rollout(bad, bad)
-
     def test_gradients_that_were_not_asked_for(self, model, sample):
         captured = capture(model, sample)
         assert captured.gradient == ()
         with pytest.raises(ValueError, match="gradient=True"):
             gradient_rollout(captured.attention, captured.gradient)
-        with pytest.raises(ValueError, match="belong together"):
-            gradient_rollout(captured.attention, captured.attention[:1])
 
     def test_order_of_patches_is_kept(self, model, sample):
         order = torch.randperm(10, generator=torch.Generator().manual_seed(0))
@@ -793,7 +783,7 @@ class TestMaps:
             look(model, images[0], "no-such-file.png")
         with pytest.raises(ImageError, match="smaller than a patch"):
             look(model, images[0][:8], images[1][:8])
-        with pytest.raises(ValueError, match="model must be a VTAMIQ, got str"):
+        with pytest.raises(TypeError, match="model must be a VTAMIQ, got str"):
             look("model", *images)
 
 

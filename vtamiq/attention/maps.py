@@ -10,7 +10,8 @@ Shapes: K images (image 0 the reference), N patches, P patch side, L blocks, A h
 patches), R tokens ahead of the patches, D width, H W image.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
@@ -29,27 +30,10 @@ from vtamiq.model.network import VTAMIQ
 from vtamiq.utils.configs import did_you_mean
 
 __all__ = [
-    "METHODS",
-    "SIGNED",
-    "Capture",
-    "Maps",
-    "attention_maps",
-    "average_maps",
-    "capture",
-    "channel_attention",
-    "even_shares",
-    "gradient_rollout",
-    "head_maps",
-    "kept_models",
-    "occlusion",
-    "paint",
-    "patch_difference",
-    "patch_weights",
-    "repair",
-    "rollout",
-    "token_attention",
-    "token_shares",
-]
+    "METHODS", "SIGNED", "Capture", "Maps", "attention_maps", "average_maps", "capture", "channel_attention", "even_shares",
+    "gradient_rollout", "head_maps", "kept_models", "occlusion", "paint", "patch_difference", "patch_weights", "repair",
+    "rollout", "token_attention", "token_shares",
+]  # fmt: skip
 
 METHODS = ("attention", "rollout", "gradient", "occlusion", "quality", "difference")
 SIGNED = ("occlusion", "quality")  # in units of q, above 0 where a place makes the score worse; others are >= 0
@@ -80,10 +64,10 @@ def capture(model: VTAMIQ, sample: PatchSample, *, gradient: bool = False) -> Ca
         gradient: also differentiate the sum of the K−1 scores by every entry of every map.
 
     Raises:
-        ValueError: the model is no VTAMIQ, the sample does not fit it, or a block has another layer than timm's
-            self-attention.
+        ValueError: the sample does not fit the model, or a block has another layer than timm's self-attention.
+        TypeError: the model is no VTAMIQ.
     """
-    twin = _twin_of(model)
+    twin = _twin(check_model(model), {})
     seen: list[list[Tensor]] = []
     for number, block in enumerate(twin.encoder.blocks):
         attention, maps = block.attn, []
@@ -115,16 +99,6 @@ def _check_maps(number: int, attention: nn.Module, maps: list[Tensor], images: i
         raise ValueError(f"{kind}: its maps are {shape}, expected {(images, attention.num_heads, 'T', 'T')}")
     if maps[0].min() < 0 or not (rows - 1).abs().max() < 0.01:  # room for half precision
         raise ValueError(f"{kind}: its rows sum to {rows.min():g} … {rows.max():g}, not to 1")
-
-
-def _twin_of(model: VTAMIQ) -> VTAMIQ:
-    return _twin(_checked(model), {})
-
-
-def _checked(model: VTAMIQ) -> VTAMIQ:
-    if not isinstance(model, VTAMIQ):
-        raise ValueError(f"model must be a VTAMIQ, got {type(model).__name__}")
-    return model
 
 
 def _twin(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
@@ -190,13 +164,9 @@ def rollout(attention: Sequence[Tensor]) -> np.ndarray:
     Every block passes on half of what it got (the residual) and mixes the other half by its mean attention over heads:
     R = Â_L ⋯ Â_1, Â = (A + I)/2 (Abnar & Zuidema 2020, arXiv:2005.00928).
 
-    Args:
-        attention: of the blocks from the first to the last, (K, A, T, T) each; `Capture.attention`.
-
-    Raises:
-        ValueError: there is no block, or their maps differ in shape.
+    `attention` has (K, A, T, T) for each block, the first one first: `Capture.attention`.
     """
-    steps = [maps.double().mean(1) for maps in _check_blocks(attention)]
+    steps = [maps.double().mean(1) for maps in attention]
     return _multiply([(step + torch.eye(step.shape[-1], dtype=torch.float64)) / 2 for step in steps])
 
 
@@ -206,38 +176,17 @@ def gradient_rollout(attention: Sequence[Tensor], gradient: Sequence[Tensor]) ->
     R starts as the identity; each block adds Ā R, where Ā is the mean over heads of the positive part of attention times
     gradient (Chefer, Gur & Wolf 2021, arXiv:2103.15679, section 3, self-attention).
 
-    Args:
-        attention, gradient: of the blocks, (K, A, T, T) each; `Capture.attention` and `Capture.gradient`.
-
-    Raises:
-        ValueError: there is no block, or maps or gradients differ in shape or number.
+    Both have (K, A, T, T) for each block: `Capture.attention` and `Capture.gradient`, or ValueError without the latter.
     """
-    attention, gradient = _check_blocks(attention), _check_blocks(gradient)
-    if len(attention) != len(gradient) or attention[0].shape != gradient[0].shape:
-        raise ValueError(
-            f"attention and gradient must belong together, got {len(attention)} of {tuple(attention[0].shape)} and "
-            f"{len(gradient)} of {tuple(gradient[0].shape)}"
-        )
+    if len(gradient) != len(attention):
+        raise ValueError("gradients must be asked for with capture(..., gradient=True)")
     products = [(a.double() * g.double()).clamp(min=0).mean(1) for a, g in zip(attention, gradient, strict=True)]
     return _multiply([product + torch.eye(product.shape[-1], dtype=torch.float64) for product in products])
 
 
 def _multiply(steps: list[Tensor]) -> np.ndarray:
     """The last times … times the first, (K, T, T)."""
-    product = steps[0]
-    for step in steps[1:]:
-        product = step @ product
-    return product.numpy()
-
-
-def _check_blocks(maps: Sequence[Tensor]) -> list[Tensor]:
-    maps = list(maps)
-    if not maps:
-        raise ValueError("there is no block; gradients must be asked for with capture(..., gradient=True)")
-    for part in maps:
-        if part.ndim != 4 or part.shape[-1] != part.shape[-2] or part.shape != maps[0].shape:
-            raise ValueError(f"every block must have maps (K, heads, T, T) alike, got {[tuple(m.shape) for m in maps]}")
-    return maps
+    return functools.reduce(lambda product, step: step @ product, steps).numpy()
 
 
 def even_shares(weights: np.ndarray) -> np.ndarray:
@@ -259,7 +208,7 @@ def occlusion(model: VTAMIQ, sample: PatchSample) -> np.ndarray:
         ValueError: the sample has other than two images, or places of its own for each.
     """
     _check_pair(sample)
-    twin, count = _twin_of(model), sample.patches.shape[1]
+    twin, count = _twin(check_model(model), {}), sample.patches.shape[1]
     patches, uv, scale = _inputs(twin, sample)
     whole = twin(patches, uv, scale)[0, 0]
     without = []
@@ -281,9 +230,9 @@ def repair(model: VTAMIQ, sample: PatchSample) -> np.ndarray:
         ValueError: the sample has other than two images, or places of its own for each.
     """
     _check_pair(sample)
-    twin, count = _twin_of(model), sample.patches.shape[1]
+    twin, count = _twin(check_model(model), {}), sample.patches.shape[1]
     patches, uv, scale = _inputs(twin, sample)
-    reference, distorted = _split(twin.encode(patches, uv, scale))
+    reference, distorted = twin.encode(patches, uv, scale).split(1, dim=1)  # (1, 1, D) each
     whole = twin.compare(reference, distorted)[0, 0]
     gain = np.zeros(count)
     differ = (sample.patches[0] != sample.patches[1]).flatten(1).any(1).nonzero()[:, 0]
@@ -305,10 +254,6 @@ def patch_difference(sample: PatchSample) -> np.ndarray:
     _check_pair(sample)
     reference, distorted = sample.patches.double() / 255
     return (reference - distorted).abs().flatten(1).mean(1).numpy()
-
-
-def _split(embedding: Tensor) -> tuple[Tensor, Tensor]:
-    return embedding[:, :1], embedding[:, 1:]
 
 
 def _at_once(tokens: int) -> int:
@@ -506,10 +451,9 @@ def attention_maps(
         raise ValueError(f"no method {method!r}{did_you_mean(method, METHODS)}; there are {', '.join(METHODS)}")
     if chosen and method != "attention":
         raise ValueError(f'{", ".join(chosen)} is for method="attention", {method!r} has no use for it')
-    model = check_model(None) if model is None else model
-    options = {"draws": draws, "until": until, "max_draws": max_draws, "seed": seed}
     weigh = lambda sample: patch_weights(model, sample, method, **chosen)  # noqa: E731
-    averaged = _averaged(weigh, model, reference, distorted, caps, options)
+    options = {"draws": draws, "until": until, "max_draws": max_draws, "seed": seed}
+    averaged = _averaged(weigh, model, reference, distorted, caps, **options)
     return (averaged.maps, averaged.stability) if return_stability else averaged.maps
 
 
@@ -524,7 +468,6 @@ def head_maps(
     seed: int = 0,
 ) -> Maps:
     """Attention of one token in every block and head, maps (L, A, 2, H, W); the rest as in `attention_maps`."""
-    model = check_model(None) if model is None else model
 
     def weigh(sample: PatchSample) -> np.ndarray:
         captured = capture(model, sample)
@@ -532,7 +475,7 @@ def head_maps(
         rows = [maps[:, :, token, captured.prefix :].transpose(0, 1) for maps in captured.attention]  # (A, K, N) each
         return even_shares(torch.stack(rows).double().numpy())
 
-    return _averaged(weigh, model, reference, distorted, caps, {"draws": draws, "seed": seed})
+    return _averaged(weigh, model, reference, distorted, caps, draws=draws, seed=seed)
 
 
 def _averaged(
@@ -541,11 +484,11 @@ def _averaged(
     reference: ImageSource,
     distorted: ImageSource,
     caps: CAPS | None,
-    options: Mapping[str, Any],
+    **options: Any,
 ) -> Maps:
     pair = read_images([reference, distorted])
     try:
-        return average_maps(weigh, pair, caps_for(_checked(model), caps), **options)
+        return average_maps(weigh, pair, caps_for(check_model(model), caps), **options)
     except ImageError as error:  # CAPS does not know where its images come from
         raise ImageError(f"{describe(distorted)}: {error}") from error
 
@@ -587,12 +530,12 @@ def channel_attention(model: VTAMIQ, sample: PatchSample) -> pd.DataFrame:
     Raises:
         ValueError: the model has no DiffNet, or the sample has other than two images or does not fit the model.
     """
-    twin = _twin_of(model)
+    twin = _twin(check_model(model), {})
     if not model.config.num_groups:
         raise ValueError("the model has no DiffNet (num_groups=0), so there is no channel attention")
     if len(sample.patches) != 2:
         raise ValueError(f"a sample of two images is needed, reference and distorted, got {len(sample.patches)}")
-    reference, distorted = _split(twin.encode(*_inputs(twin, sample)))
+    reference, distorted = twin.encode(*_inputs(twin, sample)).split(1, dim=1)
     tables = []
 
     def keep(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
