@@ -336,14 +336,13 @@ class TestTrain:
     def calls(self, here, monkeypatch):
         """Stands in for training: notes how it is called."""
         calls = []
-        for name in ("repeat", "k_fold", "grid"):
 
-            def call(chain, out, *args, _name=name, **kwargs):
-                calls.append((_name, chain, str(out), args, kwargs))
-                table = pd.DataFrame({"metric": ["srocc"], "mean": [0.51239], "n": [2]})
-                return repeats.Repeats(out, table, table)
+        def run_many(plan, out, **options):
+            calls.append(([run.folder for run in plan], str(out), options))
+            table = pd.DataFrame({"metric": ["srocc"], "mean": [0.51239], "n": [2]})
+            return repeats.Runs(out, table, table)
 
-            monkeypatch.setattr(repeats, name, call)
+        monkeypatch.setattr(repeats, "run_many", run_many)
         return calls
 
     def test_trains_and_goes_on(self, here, capsys):
@@ -356,8 +355,6 @@ class TestTrain:
         assert written == changed(Chain.load("run.yaml"), {"steps.0.data.seed": 4})
         assert main(["train", "run.yaml"]) == 2  # another split in the same folder
         assert "holds another run (other data" in capsys.readouterr().err
-        assert main(["train", "run.yaml", "--set-aside"]) == 0
-        assert len([path for path in Path("runs/run").iterdir() if path.is_dir()]) == 2
 
     def test_check_trains_nothing(self, here, capsys):
         assert main(["train", "run.yaml", "--check"]) == 0
@@ -368,7 +365,7 @@ class TestTrain:
 
     def test_check_of_many_runs(self, here, capsys):
         for options, runs in (
-            (["--repeats", "2"], ["run_00", "run_01"]),
+            (["--runs", "2"], ["run_00", "run_01"]),
             (["--folds", "3"], ["fold_00", "fold_01", "fold_02"]),
             (["--grid", "seed=1,2"], ["seed=1", "seed=2"]),
             (["--grid", "seed=1", "--folds", "2"], ["seed=1/fold_00", "seed=1/fold_01"]),
@@ -392,11 +389,11 @@ class TestTrain:
         monkeypatch.setattr(chain, "run_chain", lambda chain, out, **options: asked.append((chain, str(out), options)))
         monkeypatch.setenv("LOCAL_RANK", "1")
         options = ["--devices", "-1", "--num-nodes", "2", "--strategy", "ddp", "--accelerator", "gpu"]
-        assert main(["train", "run.yaml", "--out", "o", *options, "--precision", "bf16-mixed", "--set-aside"]) == 0
+        assert main(["train", "run.yaml", "--out", "o", *options, "--precision", "bf16-mixed"]) == 0
         ((given, out, options),) = asked
         assert (given.devices, given.num_nodes, given.strategy, given.accelerator) == (-1, 2, "ddp", "gpu")
         assert given.steps[0].stage.precision == "bf16-mixed"
-        assert (out, options) == ("o", {"set_aside": True, "progress": False})
+        assert (out, options) == ("o", {"progress": False})
 
     def test_only_the_first_process_prints(self, here, monkeypatch, capsys):
         monkeypatch.setenv("RANK", "1")
@@ -404,31 +401,28 @@ class TestTrain:
         assert capsys.readouterr() == ("", "")
 
     def test_many_runs(self, calls, capsys):
-        assert main(["train", "run.yaml", "--repeats", "3", "--gpus", "0,2"]) == 0
+        assert main(["train", "run.yaml", "--runs", "3", "--gpus", "0,2"]) == 0
         assert capsys.readouterr().out.splitlines()[1].split() == ["srocc", "0.5124", "2"]
         assert main(["train", "run.yaml", "--folds", "5", "--workers", "2", "--out", "o"]) == 0
         values = ["--grid", "steps.0.stage.epochs=1,2", "--grid", "steps.0.data.ratios=[0.6,0.2,0.2]"]
-        assert main(["train", "run.yaml", *values, "--repeats", "2"]) == 0
-        assert [(name, out, args) for name, _, out, args, _ in calls] == [
-            ("repeat", str(Path("runs/run")), (3,)),
-            ("k_fold", "o", (5,)),
+        assert main(["train", "run.yaml", *values, "--runs", "2"]) == 0
+        options = {"progress": False, "workers": None, "gpus": ()}
+        assert calls == [
+            ([f"run_0{k}" for k in range(3)], str(Path("runs/run")), options | {"gpus": (0, 2)}),
+            ([f"fold_0{k}" for k in range(5)], "o", options | {"workers": 2}),
             (
-                "grid",
+                [f"epochs={epochs},ratios=0.6-0.2-0.2/run_0{k}" for epochs in (1, 2) for k in (0, 1)],
                 str(Path("runs/run")),
-                ({"steps.0.stage.epochs": [1, 2], "steps.0.data.ratios": [[0.6, 0.2, 0.2]]},),
+                options,
             ),
         ]
-        options = {"set_aside": False, "progress": False, "workers": None, "gpus": ()}
-        assert [kwargs for *_, kwargs in calls] == [
-            options | {"gpus": (0, 2)}, options | {"workers": 2}, options | {"repeats": 2, "folds": 0}
-        ]  # fmt: skip
 
     def test_failed_runs_are_another_exit_status(self, here, monkeypatch, capsys):
         def fail(*_, **__):
             raise repeats.RunsFailed("1 of 3 runs failed: run_01")
 
-        monkeypatch.setattr(repeats, "repeat", fail)
-        assert main(["train", "run.yaml", "--repeats", "3"]) == 1
+        monkeypatch.setattr(repeats, "run_many", fail)
+        assert main(["train", "run.yaml", "--runs", "3"]) == 1
         assert capsys.readouterr().err == "vtamiq: 1 of 3 runs failed: run_01\n"
 
     @pytest.mark.parametrize(
@@ -457,7 +451,7 @@ class TestTrain:
         ("argv", "message"),
         [
             ([], "required: FILE"),
-            (["a.yaml", "--repeats", "2", "--folds", "2"], "either --repeats or --folds"),
+            (["a.yaml", "--runs", "2", "--folds", "2"], "either --runs or --folds"),
             (["a.yaml", "--workers", "2"], "--workers and --gpus are for"),
             (["a.yaml", "--gpus", "0,x"], "expected numbers with commas between, such as 0,1, got '0,x'"),
         ],

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from vtamiq.model.network import VTAMIQ
     from vtamiq.training.chain import Chain
-    from vtamiq.training.repeats import Repeats
+    from vtamiq.training.repeats import PlannedRun
 
 TRAINED = "runs/demo/03_weak_pretraining/run/model"  # what `make reproduce` leaves for --model
 SHOWN_PROBLEMS = 3  # of a database
@@ -222,7 +222,7 @@ The run folder can be interrupted at any time: the same command goes on, and loa
 file count from the current folder. Several devices: --devices 4; several machines: the same command on each, by torchrun
 or SLURM, with --num-nodes.
 
---repeats, --folds and --grid train the last stage many times, those before it once. runs.csv in the run folder has the
+--runs, --folds and --grid train the last stage many times, those before it once. runs.csv in the run folder has the
 results of all runs, summary.csv the statistics. The exit status is 1 if some runs failed; the others are finished then."""
 
 
@@ -235,16 +235,15 @@ def add_train(commands: "argparse._SubParsersAction") -> None:
     add("--set", action="append", default=[], metavar="NAME=VALUE",
         help="a value instead of that in FILE, as in steps.0.stage.epochs=3; repeatable")  # fmt: skip
     add("--check", action="store_true", help="load everything, print what would be trained, and end")
-    add("--set-aside", action="store_true", help="rename run folders of other settings, not refuse")
     add("--devices", type=int, metavar="N", help="GPUs or processes on each machine, -1 for all")
     add("--num-nodes", type=positive, metavar="M", help="machines")
     add("--strategy", metavar="NAME", help="auto, ddp, fsdp or another one of Lightning")
     add("--accelerator", metavar="NAME", help="auto, cpu or gpu")
     add("--precision", metavar="TYPE", help="of all stages: 32-true, bf16-mixed or 16-mixed")
-    add("--repeats", type=positive, metavar="N", help="train the last stage on N random splits")
+    add("--runs", type=positive, metavar="N", help="train the last stage on N random splits")
     add("--folds", type=positive, metavar="K", help="train the last stage for each of K folds")
     add("--grid", action="append", default=[], metavar="NAME=V1,V2",
-        help="train every combination of values, with --repeats or --folds if given; repeatable")  # fmt: skip
+        help="train every combination of values, with --runs or --folds if given; repeatable")  # fmt: skip
     add("--workers", type=int, metavar="N", help="so many runs at once (default: one for each of --gpus)")
     add("--gpus", type=numbers, default=(), metavar="0,1", help="GPUs that runs at once take in turns")
 
@@ -258,20 +257,20 @@ def run_train(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.file is None:
         arguments.refuse("the following arguments are required: FILE (or --example, which prints one)")
-    if arguments.repeats and arguments.folds:
-        arguments.refuse("give either --repeats or --folds")
-    arguments.many = bool(arguments.repeats or arguments.folds or arguments.grid)
+    if arguments.runs and arguments.folds:
+        arguments.refuse("give either --runs or --folds")
+    arguments.many = bool(arguments.runs or arguments.folds or arguments.grid)
     if (arguments.workers is not None or arguments.gpus) and not arguments.many:
-        arguments.refuse("--workers and --gpus are for --repeats, --folds and --grid")
+        arguments.refuse("--workers and --gpus are for --runs, --folds and --grid")
     chain = _chain(arguments)
-    if not chain.writes_here:  # the first process says it
+    if not chain.places.main:  # the first process says it
         logging.getLogger("vtamiq").setLevel(logging.ERROR)
     try:
         said = _check(chain, arguments) if arguments.check else _train(chain, arguments)
     except RunsFailed as error:
         print(f"vtamiq: {error}", file=sys.stderr)
         return 1
-    if chain.writes_here:
+    if chain.places.main:
         print(said)
     return 0
 
@@ -281,7 +280,7 @@ def _chain(arguments: argparse.Namespace) -> "Chain":
     from vtamiq.training.chain import Chain
     from vtamiq.utils.configs import changed, parse_setting
 
-    chain = Chain.load(arguments.file, dict(map(parse_setting, arguments.set)))
+    chain = changed(Chain.load(arguments.file), dict(map(parse_setting, arguments.set)))
     names = ("devices", "num_nodes", "strategy", "accelerator")
     settings = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if arguments.precision is not None:
@@ -295,9 +294,7 @@ def _check(chain: "Chain", arguments: argparse.Namespace) -> str:
 
     if not arguments.many:
         return _text(check_chain(chain), CHECK_COLUMNS)
-    settings = dict(map(_parse_values, arguments.grid)) or None
-    table = check_many(chain, settings=settings, repeats=arguments.repeats or 1, folds=arguments.folds or 0)
-    return _text(table, ("run", *CHECK_COLUMNS))
+    return _text(check_many(_plan(chain, arguments)), ("run", *CHECK_COLUMNS))
 
 
 def _train(chain: "Chain", arguments: argparse.Namespace) -> str:
@@ -305,28 +302,29 @@ def _train(chain: "Chain", arguments: argparse.Namespace) -> str:
     import pandas as pd
 
     from vtamiq.training.chain import run_chain
+    from vtamiq.training.repeats import run_many
 
     out = Path(arguments.out or f"runs/{Path(arguments.file).stem}")
-    options = {"set_aside": arguments.set_aside, "progress": chain.writes_here and sys.stderr.isatty()}
+    progress = chain.places.main and sys.stderr.isatty()
     if arguments.many:
-        result = _train_many(chain, out, arguments, options | {"workers": arguments.workers, "gpus": arguments.gpus})
+        plan = _plan(chain, arguments)
+        result = run_many(plan, out, workers=arguments.workers, gpus=arguments.gpus, progress=progress)
         said = _text(result.summary, result.summary.columns)
         return f"{said}\n{out}: {len(result.table)} runs, see runs.csv and summary.csv"
-    run_chain(chain, out, **options)
-    if not chain.writes_here:
+    run_chain(chain, out, progress=progress)
+    if not chain.places.main:
         return ""
     return f"{_text(pd.read_csv(out / 'chain.csv'), TRAIN_COLUMNS)}\n{out}: trained, see chain.csv"
 
 
-def _train_many(chain: "Chain", out: Path, arguments: argparse.Namespace, options: dict) -> "Repeats":
+def _plan(chain: "Chain", arguments: argparse.Namespace) -> "list[PlannedRun]":
+    """The runs of --runs, --folds and --grid."""
     from vtamiq.training.repeats import grid, k_fold, repeat
 
     if arguments.grid:
-        settings = dict(map(_parse_values, arguments.grid))
-        return grid(chain, out, settings, repeats=arguments.repeats or 1, folds=arguments.folds or 0, **options)
-    if arguments.folds:
-        return k_fold(chain, out, arguments.folds, **options)
-    return repeat(chain, out, arguments.repeats, **options)
+        values = dict(map(_parse_values, arguments.grid))
+        return grid(chain, values, num_runs=arguments.runs or 1, folds=arguments.folds or 0)
+    return k_fold(chain, arguments.folds) if arguments.folds else repeat(chain, arguments.runs)
 
 
 def _parse_values(text: str) -> tuple[str, list]:

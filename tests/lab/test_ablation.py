@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import t as student_t
 from scipy.stats import ttest_rel
 
-from tests.small import TINY, small_database, small_table, vary
+from tests.small import TINY, small_database, small_table
 from vtamiq.caps import CAPS, caps_for
 from vtamiq.databases.pairs import PairImages
 from vtamiq.lab import ablation
@@ -34,7 +34,7 @@ from vtamiq.model.config import VTAMIQConfig
 from vtamiq.model.network import VTAMIQ
 from vtamiq.scoring.predictions import predict
 from vtamiq.training.chain import Chain, Data, Step, load_data
-from vtamiq.training.repeats import compare
+from vtamiq.training.repeats import compare, run_many
 from vtamiq.training.stage import Optimizer, Stage
 from vtamiq.utils.configs import changed
 
@@ -262,16 +262,12 @@ class TestComponents:
 def test_variants_are_trained_tested_and_compared(tmp_path):
     text = small_table_in(tmp_path)
     chain = replace(CHAIN, steps=(Step(Data(text), STAGE),))
-    runs = compare(chain, tmp_path / "out", choose_variants("no DiffNet"), repeats=2, root=tmp_path, progress=False)
+    plan = compare(chain, choose_variants("no DiffNet"), num_runs=2)
+    runs = run_many(plan, tmp_path / "out", root=tmp_path, progress=False)
     assert runs.table[["variant", "run"]].to_numpy().tolist() == [
         [v, k] for v in ("base", "no DiffNet") for k in (0, 1)
     ]
     assert (tmp_path / "out" / "no_DiffNet" / "run_01" / "00_fine_tuning" / "result.json").is_file()
-    other = vary(STAGE, lr=1e-4)  # what was trained before is set aside, and not read
-    chain = replace(chain, steps=(Step(Data(text), other),))
-    options = {"repeats": 2, "root": tmp_path, "progress": False, "set_aside": True}
-    runs = compare(chain, tmp_path / "out", choose_variants("no DiffNet"), **options)
-    assert len(list((tmp_path / "out" / "base" / "run_00").glob("00_fine_tuning*"))) == 2
     rows = run_predictions(runs, load_data(chain.steps[-1].data, tmp_path))
     assert rows.groupby(["variant", "run"]).size().tolist() == runs.table["n"].tolist()
     table = component_table(rows).set_index("variant")

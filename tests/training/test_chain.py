@@ -23,13 +23,15 @@ from vtamiq.model.config import VTAMIQConfig
 from vtamiq.model.initialise import start_from_scratch
 from vtamiq.model.network import VTAMIQ
 from vtamiq.training import chain as chain_module
+from vtamiq.training.apart import launch
 from vtamiq.training.chain import (
     Chain,
     Data,
+    FoldSplit,
+    RandomSplit,
     Step,
     check_chain,
     example,
-    launch,
     load_data,
     run_chain,
     start_model,
@@ -87,8 +89,8 @@ class TestYAML:
     )
     def test_round_trip_is_exact(self, tmp_path_factory, rate, ratios, database, seed, model):
         steps = (
-            Step(Data(database, ratios=ratios, seed=seed), vary(STAGE, lr=rate)),
-            Step(Data(database, seed=seed, split="folds", folds=4, fold=3)),
+            Step(Data(database, RandomSplit(ratios=ratios), seed=seed), vary(STAGE, lr=rate)),
+            Step(Data(database, FoldSplit(folds=4, fold=3), seed=seed)),
         )
         chain = Chain(model=model, seed=seed, steps=steps)
         path = tmp_path_factory.mktemp("yaml") / "a.yaml"
@@ -127,15 +129,15 @@ class TestYAML:
              "steps[0].stage.loss must be ScoreLoss | PreferenceLoss, got 3"),
             ("steps: [{data: {database: a}, stage: {epochs: 0}}]", "steps[0].stage.epochs must be at least 1, got 0"),
             ("steps: [{data: {database: a}, stage: {caps: {patches: 3}}}]", "steps[0].stage.caps.patches: CAPS has no"),
-            ("steps: [{data: {database: a, split: randon}}]", "steps[0].data.split must be one of random, distributed"),
-            ("steps: [{data: {database: a, ratios: [0.8, 0.2]}}]", "steps[0].data.ratios must be three positive shares"),
-            ("steps: [{data: {database: a, split: folds, fold: 5}}]", "steps[0].data.fold must be from 0 to folds - 1"),
+            ("steps: [{data: {database: a, split: randon}}]", "steps[0].data.split must be one of random, folds, dist"),
+            ("steps: [{data: {database: a, ratios: [0.8, 0.2]}}]", "steps[0].data.split.ratios must be three"),
+            ("steps: [{data: {database: a, split: folds, fold: 5}}]", "steps[0].data.split.fold must be from 0 to"),
             ("steps: [{data: {database: a, fold: 3}}]",
-             "steps[0].data.fold acts with split='folds' only; leave it at 0, got 3"),
+             "steps[0].data.fold: Data has no field `fold`"),
             ("steps: [{data: {database: a, split: original, folds: 4}}]",
-             "steps[0].data.folds acts with split='folds' only; leave it at 5, got 4"),
+             "steps[0].data.folds: Data has no field `folds`"),
             ("steps: [{data: {database: a, split: folds, ratios: [0.8, 0.1, 0.1]}}]",
-             "steps[0].data.ratios acts with split='random' only; leave it at (0.6, 0.2, 0.2), got (0.8, 0.1, 0.1)"),
+             "steps[0].data.ratios: Data has no field `ratios`"),
             ("steps: [{data: {database: ''}}]", "steps[0].data.database must name a database"),
             ("steps: [{stage: {epochs: 1}}]", "steps[0].data is missing: a step needs a database"),
             ("steps: [{data: {database: a}, stage: {name: a/b}}]", "steps[0].stage.name is part of a folder's name"),
@@ -160,6 +162,21 @@ class TestYAML:
             Chain.load(path)
         assert str(error.value).startswith(f"{path}: {message}")
 
+    @pytest.mark.parametrize(
+        ("text", "split"),
+        [
+            ("split: random, ratios: [0.5, 0.3, 0.2], folds: 5, fold: 0", RandomSplit(ratios=(0.5, 0.3, 0.2))),
+            ("ratios: [0.5, 0.3, 0.2]", RandomSplit(ratios=(0.5, 0.3, 0.2))),
+            ("split: folds, ratios: [0.6, 0.2, 0.2], folds: 4, fold: 3", FoldSplit(folds=4, fold=3)),
+            ("split: original, ratios: [0.6, 0.2, 0.2], folds: 5, fold: 0", "original"),
+            ("split: {kind: folds, fold: 2}, folds: 3", FoldSplit(folds=3, fold=2)),
+        ],
+    )
+    def test_settings_may_stand_beside_their_split(self, text, split, tmp_path):
+        """As in the files that a run folder of 2025 has, which name the settings of every split."""
+        (tmp_path / "a.yaml").write_text(f"steps: [{{data: {{database: a, {text}}}}}]")
+        assert Chain.load(tmp_path / "a.yaml").steps[0].data == Data("a", split)
+
     def test_files_that_are_no_text_or_not_there(self, tmp_path):
         (tmp_path / "a.yaml").write_bytes(b"seed: \xff\xfe")
         with pytest.raises(ValueError, match=r"a\.yaml"):
@@ -182,8 +199,9 @@ class TestChanged:
         [
             ("seed", 4, lambda c: c.seed),
             ("steps.-1.stage.caps.num_patches", 64, lambda c: c.steps[1].stage.caps.num_patches),
-            ("steps[1].data.ratios", (0.5, 0.25, 0.25), lambda c: c.steps[1].data.ratios),
-            ("steps.1.data.ratios", [0.5, 0.25, 0.25], lambda c: list(c.steps[1].data.ratios)),
+            ("steps[1].data.split.ratios", (0.5, 0.25, 0.25), lambda c: c.steps[1].data.split.ratios),
+            ("steps.1.data.ratios", [0.5, 0.25, 0.25], lambda c: list(c.steps[1].data.split.ratios)),
+            ("steps.1.data.split", "original", lambda c: c.steps[1].data.split),
             ("model.num_groups", 0, lambda c: c.model["num_groups"]),
             ("model.mlp_dropout", 0.5, lambda c: c.model["mlp_dropout"]),  # not among the fields that were given
         ],
@@ -208,10 +226,6 @@ class TestChanged:
     def test_refusals(self, name, message):
         with pytest.raises(ValueError, match=message):
             changed(TWO, {name: "text"})
-
-    def test_with_the_file(self, tmp_path):
-        TWO.save(tmp_path / "a.yaml")
-        assert Chain.load(tmp_path / "a.yaml", {"seed": 9}) == replace(TWO, seed=9)
 
 
 # ---------------------------------------------------------------------------------------------------------------- data
@@ -385,31 +399,17 @@ class TestRun:
         assert [digest_weights(run.model) for run in again] == [digest_weights(run.model) for run in runs]
         assert (out / "chain.csv").read_bytes() == before
 
-    def test_what_is_changed_is_trained_again_with_what_follows(self, done, apart, root, tmp_path):
+    def test_what_is_changed_is_refused_and_what_was_added_is_trained(self, done, apart, root, tmp_path):
         out = tmp_path / "chain"
         shutil.copytree(done[1], out)
         later = changed(apart, {"steps.1.stage.optimizer.lr": 2e-3})
         with pytest.raises(ValueError, match=r"01_second holds another run .other stage"):
             run_chain(later, out, root=root, progress=False)
         assert Chain.load(out / "chain.yaml") == apart
-        trained = []
-        run = chain_module.train
-
-        def train(*args, **kwargs):
-            trained.append((kwargs["out"].name, (kwargs["out"] / "result.json").is_file()))
-            return run(*args, **kwargs)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(chain_module, "train", train)
-            runs = run_chain(later, out, root=root, progress=False, set_aside=True)
-        assert [digest_weights(r.model) for r in runs][:1] == [digest_weights(done[0][0].model)]
-        assert Chain.load(out / "chain.yaml") == later
-        aside = [path.name for path in out.iterdir() if "second." in path.name]
-        assert len(aside) == 1
-        earlier = changed(apart, {"steps.0.stage.optimizer.lr": 2e-3})
-        runs = run_chain(earlier, out, root=root, progress=False, set_aside=True)
-        assert runs[1].record["start"] == digest_weights(runs[0].model) != digest_weights(done[0][0].model)
-        assert len([path for path in out.iterdir() if "." in path.name and path.is_dir()]) == 3
+        longer = replace(apart, steps=(*apart.steps, replace(apart.steps[1], stage=replace(STAGE, name="third"))))
+        runs = run_chain(longer, out, root=root, progress=False)
+        assert runs[2].record["start"] == digest_weights(done[0][1].model)
+        assert Chain.load(out / "chain.yaml") == longer
 
     def test_interrupted_stage_goes_on(self, done, apart, root, tmp_path, monkeypatch):
         run = chain_module.train
@@ -457,9 +457,8 @@ class TestUnseen:
     def test_no_picture_is_tested_that_an_earlier_stage_saw(self, root, caplog):
         chain = chain_of(("first", {"seed": 1}), ("second", {"seed": 3}))
         with caplog.at_level(logging.WARNING):
-            planned = chain_module._plan(chain, start_model(chain), lambda data: load_data(data, root))
-        first, second = planned
-        full = Data(DATABASE, seed=3).parts(load_data(first.step.data, root))
+            first, second = chain_module._plan(chain, start_model(chain), lambda data: load_data(data, root))
+        full = Data(DATABASE, seed=3).parts(load_data(Data(DATABASE), root))
         saw = set(first.training.references) | set(first.validation.references)
         assert second.training.references == full[0].references
         assert second.test.references == [r for r in full[2].references if r not in saw]
@@ -493,7 +492,7 @@ class TestUnseen:
         (alone,) = chain_module._plan(chain, start_model(chain), lambda data: load_data(data, root))
         whole = changed(apart, {"steps.1.data.seed": 10})
         second = chain_module._plan(whole, start_model(whole), lambda data: load_data(data, root))[1]
-        full = Data(DATABASE, seed=10).parts(load_data(second.step.data, root))[1]
+        full = Data(DATABASE, seed=10).parts(load_data(Data(DATABASE), root))[1]
         assert alone.validation.references == second.validation.references != full.references
         assert alone.test.references == second.test.references
 
@@ -593,10 +592,10 @@ class TestLaunch:
         assert [run.stage.name for run in runs] == ["first", "second"]
         assert all(len(run.history) == 1 for run in runs)
         assert runs[1].record["start"] == digest_weights(runs[0].model)
-        assert any("trained, see chain.csv" in line for line in lines)
+        assert lines == (tmp_path / "chain" / "log.txt").read_text().splitlines()
         assert len(pd.read_csv(tmp_path / "chain" / "chain.csv")) == 2
 
     def test_what_went_wrong_there_is_said_here(self, root, tmp_path):
         broken = chain_of(("first", {"database": "table:root=nowhere:higher_better=false"}))
-        with pytest.raises(RuntimeError, match=r"(?s)ended with status 2:.*nowhere"):
+        with pytest.raises(RuntimeError, match="nowhere"):
             launch(broken, tmp_path / "chain", root=root)

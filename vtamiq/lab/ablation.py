@@ -25,7 +25,7 @@ from vtamiq.model.modes import evaluation
 from vtamiq.model.network import VTAMIQ
 from vtamiq.scoring.predictions import predict
 from vtamiq.training.chain import Chain, start_model
-from vtamiq.training.repeats import Repeats
+from vtamiq.training.repeats import Runs
 from vtamiq.utils.configs import changed, did_you_mean, parse_setting
 from vtamiq.utils.processes import one_thread_per_process
 
@@ -241,7 +241,7 @@ def variant_costs(chain: Chain, variants: Mapping[str, Mapping[str, Any]], root:
     return pd.DataFrame(rows, columns=["variant", "num_blocks", "parameters", "gflops"])
 
 
-def run_predictions(runs: Repeats, database: Database) -> pd.DataFrame:
+def run_predictions(runs: Runs, database: Database) -> pd.DataFrame:
     """Collect what all runs of `compare` predict for their test pairs, without pairs that a distortion left unchanged.
 
     Args:

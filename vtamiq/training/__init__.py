@@ -5,8 +5,9 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "chain": ["Chain", "Data", "Step", "run_chain"],
-        "repeats": ["repeat"],
+        "chain": ["Chain", "Data", "FoldSplit", "RandomSplit", "Step", "check_chain", "load_data", "run_chain"],
+        "apart": ["launch"],
+        "repeats": ["compare", "grid", "k_fold", "repeat", "run_many"],
         "run": ["Run", "train"],
         "stage": ["Optimizer", "PreferenceLoss", "Runtime", "Schedule", "ScoreLoss", "Stage"],
     },

@@ -9,22 +9,21 @@
         stage: {name: fine_tuning, epochs: 20, optimizer: {lr: 5e-5}}
 
 Names that are left out have the defaults of the classes below. Relative paths count from the current folder. Run folder:
-`chain.yaml`, a run folder of `vtamiq.training.run` for every stage (`00_pretraining`, `01_fine_tuning`), and
-`chain.csv`, the
-table of what each stage gained.
+`chain.yaml`; a run folder of `vtamiq.training.run` for every stage (`00_pretraining`, `01_fine_tuning`); `chain.csv`,
+the table of what each stage gained.
 """
 
+import functools
 import logging
 import re
-import subprocess
-import sys
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 import yaml
@@ -42,16 +41,17 @@ from vtamiq.model.initialise import start_from_scratch
 from vtamiq.model.network import VTAMIQ
 from vtamiq.training.run import START, Devices, Run, check_stage, train
 from vtamiq.training.stage import Stage
-from vtamiq.utils.configs import build, changed, conform, did_you_mean, plain, read_yaml, require
+from vtamiq.utils.configs import build, conform, did_you_mean, plain, read_yaml, require
 from vtamiq.utils.files import write_table, write_text
 
 __all__ = [
     "Chain",
     "Data",
+    "FoldSplit",
+    "RandomSplit",
     "Step",
     "check_chain",
     "example",
-    "launch",
     "load_data",
     "load_once",
     "run_chain",
@@ -60,56 +60,94 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("random", "distributed", "original", "folds", "all")
 _PAIR = ["ref_path", "dist_path"]
 VALUES = ("n", "srocc", "krocc", "plcc", "rmse", "plcc_fitted", "rmse_fitted")  # of `evaluate`, on the test part
 
 
 @dataclass(frozen=True)
+class RandomSplit:
+    """Contents drawn at random by `Database.split`: shares of training, validation and test."""
+
+    kind: str = "random"
+    ratios: tuple[float, ...] = (0.6, 0.2, 0.2)
+
+    def __post_init__(self):
+        conform(self)
+        require(self, "kind", self.kind == "random", "must be 'random'")
+        fits = len(self.ratios) == 3 and min(self.ratios) > 0 and abs(sum(self.ratios) - 1) < 1e-9
+        rule = 'must be three positive shares with sum 1 (train, validation, test; without a test: split "all")'
+        require(self, "ratios", fits, rule)
+
+
+@dataclass(frozen=True)
+class FoldSplit:
+    """One of several folds of the contents: part `fold` of `folds` is tested."""
+
+    kind: str = "folds"
+    folds: int = 5
+    fold: int = 0
+
+    def __post_init__(self):
+        conform(self)
+        require(self, "kind", self.kind == "folds", "must be 'folds'")
+        require(self, "folds", self.folds >= 2, "must be at least 2")
+        require(self, "fold", 0 <= self.fold < self.folds, f"must be from 0 to folds - 1 = {self.folds - 1}")
+
+
+@dataclass(frozen=True)
 class Data:
-    """What a stage is trained, validated and tested on. All splits are by content, so that no picture is in two parts.
+    """What a stage is trained, validated and tested on. All splits are by content: no scene is in two parts.
 
     Attributes:
         database: as `load_from_text` takes it ("live:realigned=false", "data/mine"), or "demo:photos" or
             "demo:textures", also with options ("demo:photos:preset=smoke").
-        split: "random": `Database.split` by `ratios`, of train, validation and test; "distributed": the one that the
-            database comes with; "original": the fixed one of the original authors; "folds": test on part `fold` of
-            `folds`; "all": nothing is tested, all is for training and validation.
-        validation: share of the contents that are not tested which is for validation, where the split says nothing of
-            it: "folds", "all", and databases that come with a train and a test part only.
-        seed: of whatever is drawn: a random split, folds, validation contents, simulated preferences.
+        split: a `RandomSplit` or a `FoldSplit`, by name or with settings; "distributed", which the database comes with;
+            "original", which the authors used; or "all", where nothing is tested. In YAML, settings may stand beside the
+            name: `split: random, ratios: [0.8, 0.1, 0.1]`.
+        validation: share of the contents not tested that is for validation, where the split says nothing of it: in folds,
+            "all", and splits into training and test only.
+        seed: of a random split, folds, validation contents and simulated preferences.
         label: what the scores of a synthetic database are, see `load_synthetic`.
-        simulate: preferences to simulate from the scores for each reference (`vtamiq.databases.simulated`), for a
-        stage that learns
-            from preferences; 0 takes those of the database.
+        simulate: preferences to simulate from the scores for each reference (`vtamiq.databases.simulated`), for a stage
+            that learns from preferences; 0 takes those of the database.
     """
 
     database: str = ""
-    split: str = "random"
-    ratios: tuple[float, ...] = (0.6, 0.2, 0.2)
-    folds: int = 5
-    fold: int = 0
+    split: RandomSplit | FoldSplit | str = RandomSplit()
     validation: float = 0.2
     seed: int = 0
     label: str = "consensus"
     simulate: int = 0
 
     def __post_init__(self):
+        named = {kind.kind: kind for kind in (RandomSplit, FoldSplit)}
+        if isinstance(self.split, str) and self.split in named:
+            object.__setattr__(self, "split", named[self.split]())
         conform(self)
         require(self, "database", bool(self.database.strip()), "must name a database")
-        require(self, "split", self.split in SPLITS, f"must be one of {', '.join(SPLITS)}")
-        fits = len(self.ratios) == 3 and min(self.ratios) > 0 and abs(sum(self.ratios) - 1) < 1e-9
-        rule = 'must be three positive shares with sum 1 (train, validation, test; without a test: split "all")'
-        require(self, "ratios", fits, rule)
-        require(self, "folds", self.folds >= 2, "must be at least 2")
-        require(self, "fold", 0 <= self.fold < self.folds, f"must be from 0 to folds - 1 = {self.folds - 1}")
+        known = not isinstance(self.split, str) or self.split in ("distributed", "original", "all")
+        require(self, "split", known, "must be one of random, folds, distributed, original, all")
         require(self, "validation", 0 < self.validation < 1, "must lie between 0 and 1")
         for name in ("seed", "simulate"):
             require(self, name, getattr(self, name) >= 0, "must not be negative")
-        for name, split in (("ratios", "random"), ("folds", "folds"), ("fold", "folds")):
-            default = getattr(Data, name)
-            acts = self.split == split or getattr(self, name) == default
-            require(self, name, acts, f"acts with split={split!r} only; leave it at {default!r}")
+
+    @classmethod
+    def upgraded(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Move settings that stand beside the name of their split into it."""
+        values = dict(values)
+        split = values.get("split", "random")
+        chosen = split.get("kind", "random") if isinstance(split, Mapping) else split
+        for kind in (RandomSplit, FoldSplit):
+            names = [name for name in ("ratios", "folds", "fold") if name in values and hasattr(kind, name)]
+            beside = {name: values.pop(name) for name in names}
+            if kind.kind == chosen and beside:
+                own = split if isinstance(split, Mapping) else {"kind": chosen}
+                values["split"] = {**own, **beside}
+            else:  # older files name the defaults of all splits; other values are refused as unknown
+                values |= {
+                    name: value for name, value in beside.items() if not np.array_equal(value, getattr(kind, name))
+                }
+        return values
 
     def parts(self, database: Database) -> tuple[Database, Database, Database | None]:
         """(training, validation, test) parts of the loaded database; test is None for the split "all".
@@ -118,12 +156,13 @@ class Data:
             DatabaseError: the database has no such split, or too few contents for it.
         """
         shares = (1 - self.validation, self.validation)
+        if isinstance(self.split, RandomSplit):
+            return database.split(self.split.ratios, self.seed)
+        if isinstance(self.split, FoldSplit):
+            folds, fold = self.split.folds, self.split.fold
+            return fold_split(database, folds, fold, validation=self.validation, seed=self.seed)
         if self.split == "all":
             return *database.split(shares, self.seed), None
-        if self.split == "folds":
-            return fold_split(database, self.folds, self.fold, validation=self.validation, seed=self.seed)
-        if self.split == "random":
-            return database.split(self.ratios, self.seed)
         parts = database.distributed_split() if self.split == "distributed" else original_split(database)
         return parts if len(parts) == 3 else (*parts[0].split(shares, self.seed), parts[1])
 
@@ -154,9 +193,9 @@ class Chain:
     Attributes:
         model: fields of `VTAMIQConfig`, a mapping or the configuration itself. If `start` has a network of its own, they
             are changes to its configuration, such as other dropout rates.
-        start: weights. "" for random ones (`vtamiq.model.initialise`); "timm" to download the ViT that the model
-        names; a ViT as
-            .npz in the JAX layout; the folder of a finished run or of `save_pretrained`; a checkpoint of the authors'.
+        start: weights. "" for random ones (`vtamiq.model.initialise`); "timm" to download the ViT that the model names; a
+            ViT as .npz in the JAX layout; the folder of a finished run or of `save_pretrained`; a checkpoint file of the
+            authors.
         seed: of the first weights. Stages and data have seeds of their own.
         steps: one or more.
         accelerator, devices, num_nodes, strategy: what to run on, as for `train`.
@@ -185,11 +224,8 @@ class Chain:
         require(self, "num_nodes", self.num_nodes >= 1, "must be at least 1")
 
     @classmethod
-    def load(cls, path: str | Path, settings: Mapping[str, Any] | None = None) -> "Chain":
+    def load(cls, path: str | Path) -> "Chain":
         """Read a chain from YAML.
-
-        Args:
-            settings: values to use instead of those in the file, as for `changed`.
 
         Raises:
             ValueError: naming the file, the place in it and what is wrong there: no YAML, a name twice, an unknown name
@@ -199,29 +235,22 @@ class Chain:
         content = Path(path).read_bytes()
         try:
             values = read_yaml(content)
-            chain = build(cls, {} if values is None else values, "")
+            return build(cls, {} if values is None else values, "")
         except yaml.YAMLError as error:
             mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
             where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
             raise ValueError(f"{path}: {where}{problem or error}") from error
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        return changed(chain, settings or {})
 
     def save(self, path: str | Path) -> None:
         """Write the chain as YAML, with every field; `load` gives it back."""
-        # In ASCII: PyYAML loses some characters else.
-        write_text(path, yaml.safe_dump(plain(self), sort_keys=False))
+        write_text(path, yaml.safe_dump(plain(self), sort_keys=False))  # in ASCII: PyYAML loses some characters else
 
     @property
     def places(self) -> Devices:
         """What it runs on."""
         return Devices(self.accelerator, self.devices, self.num_nodes, self.strategy)
-
-    @property
-    def writes_here(self) -> bool:
-        """Whether this process is the only one of the run, or the one of them that writes and prints."""
-        return self.places.main
 
     @property
     def folders(self) -> list[str]:
@@ -243,18 +272,23 @@ def start_model(chain: Chain, root: str | Path = ".") -> VTAMIQ:
     Raises:
         CheckpointError: the weights are not there, damaged or of another network.
     """
-    if chain.start in ("", "timm") or chain.start.endswith(".npz"):
+    path = Path(root) / chain.start
+    if chain.start in ("", "timm") or path.suffix == ".npz":
         config = VTAMIQConfig(**chain.model)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(chain.seed)
             if not chain.start:
                 return start_from_scratch(VTAMIQ(config), chain.seed)
-            return VTAMIQ.from_vit(config, pretrained=chain.start == "timm" or Path(root) / chain.start)
-    path = Path(root) / chain.start
+            return VTAMIQ.from_vit(config, pretrained=chain.start == "timm" or path)
     if path.is_file():
         return VTAMIQ.from_original(path, **chain.model)
-    finished = (path / "result.json").is_file()
-    model = Run.load(path).model if finished else VTAMIQ.from_pretrained(path if path.is_dir() else chain.start)
+    if (path / "chain.yaml").is_file():
+        raise CheckpointError(f"{chain.start} is the folder of a chain: start from one of its stages, such as 00_…")
+    if (path / "run.json").is_file():
+        if not (path / "result.json").is_file():
+            raise CheckpointError(f"{chain.start} holds a run that is not finished")
+        path /= "model"
+    model = VTAMIQ.from_pretrained(path if path.is_dir() else chain.start)
     return _reconfigured(model, chain) if chain.model else model
 
 
@@ -270,7 +304,7 @@ def _reconfigured(model: VTAMIQ, chain: Chain) -> VTAMIQ:
 
 
 def load_data(data: Data, root: str | Path = ".") -> Database:
-    """The whole database, with simulated preferences if they are asked for; `root` is what paths are relative to.
+    """The whole database, with simulated preferences if they are wanted; `root` is what paths are relative to.
 
     Raises:
         DatabaseError: as `load_from_text`.
@@ -291,6 +325,14 @@ def load_data(data: Data, root: str | Path = ".") -> Database:
     return replace(database, preferences=preferences)
 
 
+def load_once(root: str | Path = ".") -> Callable[[Data], Database]:
+    """`load_data` that loads each database once, however many stages or runs split it."""
+    load = functools.cache(functools.partial(load_data, root=root))
+    return lambda data: load(
+        Data(data.database, label=data.label, simulate=data.simulate, seed=data.seed if data.simulate else 0)
+    )
+
+
 # ------------------------------------------------------------------------------------------------------------- the plan
 
 
@@ -298,11 +340,35 @@ def load_data(data: Data, root: str | Path = ".") -> Database:
 class _Planned:
     """A step with its parts, after what must not be validated or tested on was left out."""
 
-    step: Step
+    number: int
+    folder: str
+    start: str
+    stage: Stage
     training: Database
     validation: Database
     test: Database | None
     left_out: int  # test pairs
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a row says of a step, trained or not."""
+        preferences = self.training.preferences if self.stage.learns_preferences else None
+        return {
+            "step": self.number,
+            "name": self.stage.name,
+            "folder": self.folder,
+            "start": self.start,
+            "labels": "scores" if preferences is None else "preferences",
+            "database": self.training.name,
+            "score": self.training.score_name,
+            "synthetic": self.training.synthetic,
+            "train": len(self.training),
+            "val": len(self.validation),
+            "test": 0 if self.test is None else len(self.test),
+            "left_out": self.left_out,
+            "preferences": 0 if preferences is None else len(preferences),
+            "epochs": self.stage.epochs,
+        }
 
 
 def _plan(chain: Chain, model: VTAMIQ, load: Callable[[Data], Database]) -> list[_Planned]:
@@ -311,14 +377,17 @@ def _plan(chain: Chain, model: VTAMIQ, load: Callable[[Data], Database]) -> list
     trained = [entry for entry in seen if entry.get("role") == "train"]
     if model.seen is None:
         log.warning("it is not known which pictures %s was trained on; they may be among those tested", chain.start)
-    for number, step in enumerate(chain.steps):
-        place = f"steps[{number}] ({step.stage.name})"
-        parts = training, validation, test = _placed(place, lambda data: data.parts(load(data)), step.data)
-        _placed(place, _check_labels, step, training, validation)
-        validation = _without(validation, trained, "validation", place)
-        test = None if test is None else _without(test, seen, "test", place)
-        _placed(place, check_stage, model, step.stage, training, validation, test, chain.places)
-        planned.append(_Planned(step, training, validation, test, 0 if test is None else len(parts[2]) - len(test)))
+    start = chain.start or "random"
+    for number, (step, folder) in enumerate(zip(chain.steps, chain.folders, strict=True)):
+        with _told(place := f"steps[{number}] ({step.stage.name})"):
+            training, validation, whole_test = step.data.parts(load(step.data))
+            _check_labels(step.stage, training, validation)
+            validation = _without(validation, trained, "validation", place)
+            test = None if whole_test is None else _without(whole_test, seen, "test", place)
+            check_stage(model, step.stage, training, validation, test, chain.places)
+        left_out = 0 if test is None else len(whole_test) - len(test)
+        planned.append(_Planned(number, folder, start, step.stage, training, validation, test, left_out))
+        start = folder
         if test is not None:
             _warn_of_relatives(seen, test, place)
         if number + 1 < len(chain.steps):
@@ -327,17 +396,18 @@ def _plan(chain: Chain, model: VTAMIQ, load: Callable[[Data], Database]) -> list
     return planned
 
 
-def _placed(place: str, function: Callable, *arguments: Any) -> Any:
-    """The result of a call whose errors are told with the place they belong to."""
+@contextmanager
+def _told(place: str) -> Iterator[None]:
+    """Errors of the block are told with the place that they belong to."""
     try:
-        return function(*arguments)
+        yield
     except ValueError as error:
         kind = type(error) if isinstance(error, DatabaseError | CheckpointError) else ValueError
         raise kind(f"{place}: {error}") from error
 
 
-def _check_labels(step: Step, training: Database, validation: Database) -> None:
-    if step.stage.learns_preferences:
+def _check_labels(stage: Stage, training: Database, validation: Database) -> None:
+    if stage.learns_preferences:
         for part in (training, validation):
             if part.preferences is None:
                 raise DatabaseError(f"{part.name} has no preferences; `simulate: 200` makes some from its scores")
@@ -346,7 +416,7 @@ def _check_labels(step: Step, training: Database, validation: Database) -> None:
     missing = int(validation.pairs["score"].isna().sum())
     if missing:
         raise DatabaseError(f"{validation.name}: {missing} of {len(validation)} validation rows have no score")
-    for name in step.stage.auxiliary:
+    for name in stage.auxiliary:
         if name not in training.pairs:
             raise DatabaseError(f"{training.name} has no column {name!r} to learn{did_you_mean(name, training.pairs)}")
 
@@ -355,14 +425,12 @@ def _without(part: Database, seen: Sequence[Mapping[str, Any]], name: str, place
     kept = unseen(part, seen)
     if kept is None:
         raise DatabaseError(
-            f"{place}: an earlier stage has seen every picture of the {name} part of {part.name} ({len(part)} pairs); "
+            f"an earlier stage has seen every picture of the {name} part of {part.name} ({len(part)} pairs); "
             'give both the same split and seed, or take another database (or split "all", for no test)'
         )
     if len(kept) < len(part):
-        log.warning(
-            "%s: %d of %d %s pairs of %s are left out: an earlier stage has seen their pictures",
-            place, len(part) - len(kept), len(part), name, part.name,
-        )  # fmt: skip
+        text = "%s: %d of %d %s pairs of %s are left out: an earlier stage has seen their pictures"
+        log.warning(text, place, len(part) - len(kept), len(part), name, part.name)
     return kept
 
 
@@ -382,59 +450,22 @@ def check_chain(
     """What would be trained: weights, databases and splits are loaded as for a run, and nothing is trained or written.
 
     Returns:
-        One row per step: `name`, `folder`, `start`, `labels`, `database`, `score`, `synthetic`, pairs for `train`, `val`
-        and `test` (0 for no test), `left_out` (test pairs that an earlier stage saw), `preferences` for training,
-        `epochs`,
-        numbers of references (`train_references`, …), `parameters` of the network.
+        One row per step: `step`, `name`, `folder`, `start`, `labels`, `database`, `score`, `synthetic`, pairs for
+        `train`, `val` and `test` (0 for no test), `left_out` (test pairs that an earlier stage saw), `preferences` for
+        training, `epochs`, numbers of references (`train_references`, …), `parameters` of the network.
 
     Raises:
         ValueError: whatever would stop `run_chain`, but for run folders that hold something else.
     """
-    model = _placed("start", start_model, chain, root)
-    planned = _plan(chain, model, load or load_once(root))
-    return pd.DataFrame(
-        {"step": number}
-        | _about(chain, number, part)
-        | {f"{name}_references": 0 if p is None else len(p.references) for name, p in _parts(part).items()}
-        | {"parameters": sum(p.numel() for p in model.parameters())}
-        for number, part in enumerate(planned)
-    )
-
-
-def _parts(part: _Planned) -> dict[str, Database | None]:
-    return {"train": part.training, "val": part.validation, "test": part.test}
-
-
-def _about(chain: Chain, number: int, part: _Planned) -> dict[str, Any]:
-    """What a row says of a step, trained or not."""
-    by_preferences = part.step.stage.learns_preferences
-    return (
-        {
-            "name": part.step.stage.name,
-            "folder": chain.folders[number],
-            "start": chain.folders[number - 1] if number else chain.start or "random",
-            "labels": "preferences" if by_preferences else "scores",
-            "database": part.training.name,
-            "score": part.training.score_name,
-            "synthetic": part.training.synthetic,
-        }
-        | {name: 0 if p is None else len(p) for name, p in _parts(part).items()}
-        | {"left_out": part.left_out, "preferences": len(part.training.preferences) if by_preferences else 0}
-        | {"epochs": part.step.stage.epochs}
-    )
-
-
-def load_once(root: str | Path = ".") -> Callable[[Data], Database]:
-    """`load_data` that loads each database once, however many stages or runs split it."""
-    loaded: dict[tuple, Database] = {}
-
-    def load(data: Data) -> Database:
-        key = data.database, data.label, data.simulate, data.seed if data.simulate else 0
-        if key not in loaded:
-            loaded[key] = load_data(data, root)
-        return loaded[key]
-
-    return load
+    with _told("start"):
+        model = start_model(chain, root)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    rows = []
+    for step in _plan(chain, model, load or load_once(root)):
+        parts = {"train": step.training, "val": step.validation, "test": step.test}
+        references = {f"{name}_references": 0 if p is None else len(p.references) for name, p in parts.items()}
+        rows.append({**step.about, **references, "parameters": size})
+    return pd.DataFrame(rows)
 
 
 # -------------------------------------------------------------------------------------------------------------- the run
@@ -445,15 +476,13 @@ def run_chain(
     out: str | Path,
     *,
     root: str | Path = ".",
-    set_aside: bool = False,
     progress: bool = True,
     load: Callable[[Data], Database] | None = None,
 ) -> list[Run]:
     """Train all stages, each from the best weights of the one before, or go on with what `out` holds of them.
 
-    Finished stages are loaded and an interrupted one goes on. What makes a stage another one (its settings, its data, the
-    weights that it starts from) is told by `train`, so that a changed stage leaves those before it as they
-    are, and those after it have to be trained again.
+    Finished stages are loaded and an interrupted one is resumed. A stage that was changed is refused by `train`, and so
+    are those after it, whose weights would start from others.
 
     No stage is tested on pictures that an earlier one, or the start, was trained or validated on, nor validated on any
     that an earlier one was trained on: such pairs are left out, with a warning that counts them.
@@ -461,7 +490,6 @@ def run_chain(
     Args:
         out: run folder; see above for what it holds afterwards.
         root: what paths in the chain are relative to.
-        set_aside: what to do where `out` holds another run: rename that folder and train anew, instead of refusing.
         load: how databases are loaded; default `load_data`, each once.
 
     Returns:
@@ -470,83 +498,43 @@ def run_chain(
     Raises:
         ValueError: a database, a split or the start is wrong, an earlier stage has seen all that a later one would be
             tested on, or `out` holds another run.
-        KeyboardInterrupt: after Ctrl-C; the same call goes on.
+        KeyboardInterrupt: after Ctrl-C; the same call resumes.
     """
-    out, first = Path(out), chain.writes_here
-    model = _placed("start", start_model, chain, root)
+    out, main = Path(out), chain.places.main
+    with _told("start"):
+        model = start_model(chain, root)
     planned = _plan(chain, model, load or load_once(root))
-    if first and not (out / "chain.yaml").exists():
+    if main and not (out / "chain.yaml").exists():
         chain.save(out / "chain.yaml")
-    options = asdict(chain.places)
     runs, rows = [], []
-    for number, (part, name) in enumerate(zip(planned, chain.folders, strict=True)):
+    for step in planned:
         run = train(
-            model, part.step.stage, part.training, part.validation, part.test,
-            out=out / name, set_aside=set_aside, progress=progress, score_start=True, **options,
+            model, step.stage, step.training, step.validation, step.test,
+            out=out / step.folder, progress=progress, score_start=True, **asdict(chain.places),
         )  # fmt: skip
         runs.append(run)
-        if first:
-            rows.append({"step": number} | _about(chain, number, part) | _result(run, part))
+        if main:
+            rows.append(step.about | _result(run, step.test))
             write_table(pd.DataFrame(rows), out / "chain.csv")
         model = VTAMIQ.from_pretrained(run.folder / "model")  # not `run.model`, which the next stage would change
-    if first:
+    if main:
         chain.save(out / "chain.yaml")
     return runs
 
 
-def launch(
-    chain: Chain,
-    out: str | Path,
-    *,
-    root: str | Path = ".",
-    set_aside: bool = False,
-    report: Callable[[str], Any] = log.info,
-) -> list[Run]:
-    """`run_chain` in a process of its own, from where a training can be spread over several devices: in a notebook, whose
-    own process Lightning could not start again. It is `python -m vtamiq train`.
-
-    Args:
-        report: called with each line that the process writes.
-
-    Returns:
-        The run of every step.
-
-    Raises:
-        RuntimeError: the training failed, with the last lines that it wrote.
-        KeyboardInterrupt: after Ctrl-C, when the training has ended too; the same call goes on.
-    """
-    out = Path(out).absolute()
-    plan = out / "asked.yaml"
-    chain.save(plan)
-    command = [sys.executable, "-m", "vtamiq", "train", str(plan), "--out", str(out)]
-    lines: deque[str] = deque(maxlen=20)
-    with subprocess.Popen(
-        [*command, *(["--set-aside"] if set_aside else [])],
-        cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    ) as process:  # fmt: skip
-        try:
-            for line in process.stdout:
-                lines.append(line.rstrip())
-                report(lines[-1])
-        except BaseException:
-            process.terminate()
-            raise
-    if process.returncode:
-        raise RuntimeError(f"the training ended with status {process.returncode}:\n" + "\n".join(lines))
-    return [Run.load(out / name) for name in chain.folders]
-
-
-def _result(run: Run, part: _Planned) -> dict[str, Any]:
+def _result(run: Run, test: Database | None) -> dict[str, Any]:
     """What a row of `chain.csv` says of a finished stage: the best epoch, and how the test went.
 
     `srocc_start` is the SROCC of the weights that the stage started from on the same test rows, `srocc_gain` what the
-    stage
-    has gained over them. Synthetic pairs that a distortion left unchanged are not tested on.
+    stage has gained over them. Synthetic pairs that a distortion left unchanged are not tested on.
     """
     row = {name: run.result.get(name) for name in ("best_epoch", "val_srocc", "seconds")}
     row |= {"n": 0} | dict.fromkeys([*VALUES[1:], "srocc_start", "srocc_gain"], float("nan"))
-    tested = _tested(part)
-    if tested is None:
+    if test is None:
+        return row
+    try:
+        tested = worth_testing(test).pairs[_PAIR]
+    except DatabaseError:  # nobody has scored them
         return row
     after, before = (
         evaluate(table.merge(tested, on=_PAIR, validate="one_to_one"), ["split"], bootstrap=0).iloc[0]
@@ -554,11 +542,3 @@ def _result(run: Run, part: _Planned) -> dict[str, Any]:
     )
     gain = {"srocc_start": before["srocc"], "srocc_gain": after["srocc"] - before["srocc"]}
     return row | {name: after[name] for name in VALUES} | gain
-
-
-def _tested(part: _Planned) -> pd.DataFrame | None:
-    """Paths of the test pairs that say something; None if there are none, or nobody has scored them."""
-    try:
-        return None if part.test is None else worth_testing(part.test).pairs[_PAIR]
-    except DatabaseError:
-        return None
