@@ -80,7 +80,6 @@ def whole(parts, tmp_path_factory):
 def assert_alike(run, other):
     pd.testing.assert_frame_equal(run.history, other.history)
     pd.testing.assert_frame_equal(run.predictions, other.predictions)
-    assert (run.folder / "steps.csv").read_bytes() == (other.folder / "steps.csv").read_bytes()
     for name, value in run.model.state_dict().items():
         assert torch.equal(value, other.model.state_dict()[name]), name
 
@@ -152,18 +151,6 @@ def test_without_timed_checkpoints_an_epoch_begins_anew(whole, parts, tmp_path, 
     assert_alike(run, whole("plain"))
 
 
-def test_steps_are_kept(whole):
-    run = whole("plain")
-    steps = pd.read_csv(run.folder / "steps.csv")
-    assert steps["batch"].tolist() == list(range(1, 19))
-    assert steps["epoch"].value_counts().tolist() == [6, 6, 6]
-    means = steps.groupby("epoch")[["train_loss", "train_rank", "train_pearson", "train_mae"]].mean()
-    for name in means:
-        assert means[name].tolist() == pytest.approx(run.history[name].tolist(), rel=1e-6)
-    accumulated = pd.read_csv(whole("accumulate").folder / "steps.csv")
-    assert accumulated["step"].max() == accumulated["batch"].max() / 2
-
-
 @pytest.mark.parametrize("damage", ["truncated", "empty", "other"])
 def test_a_damaged_last_checkpoint_falls_back_loudly(whole, parts, tmp_path, monkeypatch, caplog, damage):
     stopping_at(monkeypatch, (1, 3))
@@ -205,18 +192,15 @@ def test_a_damaged_best_checkpoint_is_named(parts, tmp_path, monkeypatch):
 
 
 def test_curves_survive_a_power_cut(whole, parts, tmp_path, monkeypatch):
-    """The checkpoint is on the disk, but of the last lines only a part; the epochs are known to the checkpoint."""
+    """The checkpoint is on the disk, but the history is not; the epochs are known to the checkpoint."""
     stopping_at(monkeypatch, (1, 3))
     with pytest.raises(Stop):
         train(fresh(), STAGE, *parts, out=tmp_path / "r", progress=False)
-    steps = tmp_path / "r" / "steps.csv"
-    steps.write_bytes(steps.read_bytes()[:-30])
     (tmp_path / "r" / "history.csv").write_bytes(b"")
     with monkeypatch.context() as patch:
         patch.setattr("vtamiq.training.run._score_parts", lambda *_: (_ for _ in ()).throw(Stop))
         with pytest.raises(Stop):
             train(fresh(), STAGE, *parts, out=tmp_path / "r", progress=False)
-    assert pd.read_csv(steps)["batch"].tolist() == [*range(1, 9), *range(10, 19)]  # the ninth was cut off
     (tmp_path / "r" / "history.csv").unlink()
     run = train(fresh(), STAGE, *parts, out=tmp_path / "r", progress=False)
     pd.testing.assert_frame_equal(run.history, whole("plain").history)
@@ -348,7 +332,7 @@ def processes():
 def test_killed_at_random_moments(whole, processes, tmp_path, how, times):
     """Whatever the moments are: reading, training, validating, writing."""
     out = tmp_path / "r"
-    steps = out / "steps.csv"
+    steps = out / "checkpoints" / "last.ckpt"
 
     def start():
         settings = torch.get_num_threads(), multiprocessing.get_start_method()

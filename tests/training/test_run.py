@@ -2,7 +2,6 @@
 
 import gc
 import json
-import shutil
 import signal
 import weakref
 from dataclasses import asdict, replace
@@ -145,9 +144,10 @@ def test_one_progress_bar_from_first_to_last_step(run, parts, tmp_path, capsys):
 
 
 def test_log_names_no_folder_of_the_machine(parts, tmp_path, caplog):
-    for epochs in (1, 2):
-        train(fresh(), replace(STAGE, epochs=epochs), *parts, out=tmp_path / "r", set_aside=True, progress=False)
-    assert any("r held another run (other stage), which is now r." in message for message in caplog.messages)
+    caplog.set_level("INFO")
+    for _ in range(2):
+        train(fresh(), replace(STAGE, epochs=1), *parts, out=tmp_path / "r", progress=False)
+    assert "r holds this run, finished; loaded, not trained again" in caplog.messages
     assert str(tmp_path) not in caplog.text
 
 
@@ -288,25 +288,6 @@ def test_folder_of_another_run_is_refused(run, parts, what):
     with pytest.raises(ValueError, match=f"another run.*{what}"):
         train(model, stage, *data, out=run.folder, progress=False)
     assert (run.folder / "run.json").read_bytes() == before
-
-
-def test_another_run_can_be_set_aside(run, parts, tmp_path):
-    import shutil
-
-    shutil.copytree(run.folder, tmp_path / "r")
-    stage = replace(STAGE, epochs=1)
-    fresh_run = train(fresh(), stage, *parts, out=tmp_path / "r", set_aside=True, progress=False)
-    assert len(fresh_run.history) == 1
-    (aside,) = (path for path in tmp_path.iterdir() if path.name != "r")
-    pd.testing.assert_frame_equal(Run.load(aside).history, run.history)
-
-
-def test_runs_may_alternate(parts, tmp_path):
-    one, other = (replace(STAGE, epochs=n) for n in (1, 2))
-    for stage in (one, other, one, other, one):
-        run = train(fresh(), stage, *parts, out=tmp_path / "r", set_aside=True, progress=False)
-        assert len(run.history) == stage.epochs
-    assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_workers_make_no_other_run(run, parts, tmp_path):
@@ -540,14 +521,10 @@ def test_auxiliary_labels_must_be_there(rich, parts, tmp_path):
      {"auxiliary": ("rank_none",)}],
 )  # fmt: skip
 def test_what_is_refused_leaves_no_folder(run, parts, tmp_path, change):
-    """So that the same folder can be used with the setting put right; nor is another run set aside for it."""
+    """So that the same folder can be used with the setting put right."""
     with pytest.raises(ValueError, match=r"versions|freeze|centre_map|rank_none"):
         train(fresh(), vary(STAGE, **change), *parts, out=tmp_path / "r", progress=False)
     assert not (tmp_path / "r").exists()
-    shutil.copytree(run.folder, tmp_path / "r")
-    with pytest.raises(ValueError, match=r"versions|freeze|centre_map|rank_none"):
-        train(fresh(), vary(STAGE, **change), *parts, out=tmp_path / "r", set_aside=True, progress=False)
-    assert [path.name for path in tmp_path.iterdir()] == ["r"]
 
 
 def test_auxiliary_survives_yaml(tmp_path):

@@ -1,7 +1,5 @@
 """Options of a stage of training: what each does, exactly where that can be said."""
 
-import json
-import platform
 from dataclasses import replace
 from functools import partialmethod
 
@@ -157,8 +155,6 @@ def test_accumulated_batches_make_one_step(fit):
     still = {"freeze": ("encoder", "diffnet"), "freeze_epochs": 1}  # what is left has dropout in the head only
     both, whole = fit(**plain, **still, batch_size=2, accumulate=2), fit(**plain, **still)
     assert both.history["step"].iloc[-1] == whole.history["step"].iloc[-1] == 6
-    steps = pd.read_csv(both.folder / "steps.csv")
-    assert steps["step"].tolist() == [k // 2 for k in range(1, 13)]
     assert moved(both) == moved(whole)
 
 
@@ -398,14 +394,6 @@ def test_a_validation_without_an_order_is_told(parts, tmp_path, caplog):
 
 
 # ---- what is left -----------------------------------------------------------------------------------------------
-
-
-def test_environment_names_packages_but_no_machine(fit):
-    environment = json.loads((fit().folder / "environment.json").read_text())
-    assert {"torch", "lightning", "numpy", "timm"} <= set(environment["packages"])
-    text = json.dumps(environment)
-    assert platform.node() not in text
-    assert "/" not in "".join(environment["packages"].values())
 
 
 @pytest.mark.parametrize(

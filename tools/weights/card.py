@@ -11,6 +11,8 @@ LICENSE                                      of the weights
 import json
 import logging
 import math
+import os
+import platform
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, StrictUndefined
 from safetensors.torch import save
@@ -165,7 +168,7 @@ def write_card(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "recipe": recipe,
         "stages": [_about(run) for run in stages],
-        "machine": _machine(stages[-1]),
+        "machine": _machine(),
     }
     write_text(folder / "facts.json", json.dumps({**facts, **known}, indent=1, ensure_ascii=False) + "\n")
     history = pd.concat([run.history.assign(stage=run.stage.name) for run in stages], ignore_index=True)
@@ -197,10 +200,15 @@ def _about(run: Run) -> dict[str, Any]:
     }
 
 
-def _machine(run: Run) -> dict[str, Any]:
-    """In general words: nothing that names a machine."""
-    environment = json.loads((run.folder / "environment.json").read_text())
-    return {name: environment[name] for name in ("platform", "cores", "gpus", "python")}
+def _machine() -> dict[str, Any]:
+    """This machine in general words: nothing that names it."""
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "gpus": gpus,
+        "python": platform.python_version(),
+    }
 
 
 def _draw_curves(folder: Path, stages: Sequence[Run]) -> None:

@@ -22,7 +22,7 @@ from vtamiq.databases.patches import ImagePatches
 from vtamiq.model.accelerate import accelerate, accelerated, compile_blocks
 from vtamiq.training.module import Fitting
 from vtamiq.training.stage import Stage
-from vtamiq.utils.files import replacing, write_table, write_text
+from vtamiq.utils.files import replacing, write_table
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -37,7 +37,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 PREVIOUS = "previous.ckpt"
-FLUSH = 50  # steps that a kill may cost `steps.csv`, which a resumed run writes again
+EVERY = 50  # batches between two points of a curve in TensorBoard
 
 
 def widest_float(device: torch.device) -> torch.dtype:
@@ -46,19 +46,18 @@ def widest_float(device: torch.device) -> torch.dtype:
 
 
 class History(Callback):
-    """Curves: `history.csv`, a row per epoch, `steps.csv`, a row per batch, and `tensorboard/` where that is installed.
+    """Curves: `history.csv`, a row per epoch, and `tensorboard/` where that is installed.
 
-    The history is kept in the checkpoint as well; of `steps.csv`, a resumed run keeps what was there at its checkpoint.
-    Means over an epoch are of all its batches, also of those before an interruption.
+    The history is kept in the checkpoint as well. Means over an epoch are of all its batches, also of those before an
+    interruption.
     """
 
     def __init__(self, out: Path, dataset: ImagePatches | None = None):
         self.out, self.dataset = out, dataset
         self.rows: list[dict[str, float]] = []
         self.batches = 0  # since the beginning of the run
-        self.seconds = 0.0
+        self.seconds, self._since = 0.0, time.monotonic()
         self._begin_epoch()
-        self._waiting: list[dict[str, float]] = []
         self._board = None
 
     def _begin_epoch(self) -> None:
@@ -74,11 +73,6 @@ class History(Callback):
     @rank_zero_only
     def on_train_start(self, trainer: lightning.Trainer, module: Fitting) -> None:
         self._since = time.monotonic()
-        path = self.out / "steps.csv"
-        if path.is_file():  # what came after the checkpoint will come again, and the last line may be cut off
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[: 1 + self.batches]
-            lines = lines[:-1] if lines and not lines[-1].endswith("\n") else lines
-            write_text(path, "".join(lines)) if self.batches and lines else path.unlink()
         if importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
@@ -96,24 +90,24 @@ class History(Callback):
         self.count += 1
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.to(widest_float(value.device))
-        place = {"batch": self.batches, "epoch": trainer.current_epoch, "step": trainer.global_step}
-        self._waiting.append(place | {"rate": _rate(trainer)} | {name: v.clone() for name, v in values.items()})
-        if len(self._waiting) >= FLUSH:
-            self._flush()
+        if self.batches % EVERY == 0:
+            self._draw(values)
 
     @rank_zero_only
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Fitting) -> None:
-        means = {name: float(total) / self.count for name, total in self.sums.items()}
-        if "train_w" in means:  # where it has come to, not where it was on the way
-            means["train_w"] = module.sharpness.item()
+        row = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        row["rate"] = trainer.optimizers[0].param_groups[0]["lr"]
+        row |= {name: float(total) / self.count for name, total in self.sums.items()}
+        if "train_w" in row:  # where it has come to, not where it was on the way
+            row["train_w"] = module.sharpness.item()
         metrics = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val_")}
-        skipped = {"skipped": len(self.failed)} if module.stage.bad_images == "skip" else {}
-        row = {"epoch": trainer.current_epoch, "step": trainer.global_step, "rate": _rate(trainer)}
-        self.rows.append(row | means | metrics | skipped)
+        row |= metrics
+        if module.stage.bad_images == "skip":
+            row["skipped"] = len(self.failed)
+        self.rows.append(row)
         write_table(pd.DataFrame(self.rows), self.out / "history.csv")
-        self._draw(metrics, self.batches)
+        self._draw(metrics)
         self._name_skipped(trainer.current_epoch)
-        self._flush()
         self._begin_epoch()
 
     def _name_skipped(self, epoch: int) -> None:
@@ -126,35 +120,19 @@ class History(Callback):
         named = pd.DataFrame({"epoch": epoch, "row": rows, "images": [self.dataset.paths(row) for row in rows]})
         write_table(pd.concat([*known, named], ignore_index=True), path)
 
-    def _draw(self, values: dict[str, float], at: int) -> None:
+    def _draw(self, values: dict[str, Any]) -> None:
         if self._board is not None:
             for name, value in values.items():
-                self._board.add_scalar(name, value, at)
-
-    def _flush(self) -> None:
-        path = self.out / "steps.csv"
-        rows = [{name: _number(value) for name, value in row.items()} for row in self._waiting]
-        self._waiting.clear()
-        for row in rows:
-            self._draw({name: row[name] for name in row if name.startswith("train_")}, row["batch"])
-        if rows:
-            pd.DataFrame(rows).to_csv(path, mode="a", header=not path.exists(), index=False)
-        if self._board is not None:
-            self._board.flush()
-
-    @rank_zero_only
-    def on_save_checkpoint(self, *_: Any) -> None:
-        self._flush()  # a checkpoint never knows of more steps than the file
+                self._board.add_scalar(name, float(value), self.batches)
 
     @rank_zero_only
     def on_train_end(self, *_: Any) -> None:
-        self._flush()
         self.seconds, self._since = self._elapsed(), time.monotonic()
         if self._board is not None:
             self._board.close()
 
     def _elapsed(self) -> float:
-        return self.seconds + (time.monotonic() - self._since if hasattr(self, "_since") else 0.0)
+        return self.seconds + time.monotonic() - self._since
 
     def state_dict(self) -> dict[str, Any]:
         state = {name: getattr(self, name) for name in ("rows", "batches", "count", "failed")}
@@ -164,14 +142,6 @@ class History(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
             setattr(self, name, type(value)(value))
-
-
-def _number(value: float | torch.Tensor) -> float:
-    return value.item() if isinstance(value, torch.Tensor) else value
-
-
-def _rate(trainer: lightning.Trainer) -> float:
-    return trainer.optimizers[0].param_groups[0]["lr"]
 
 
 class Progress(Callback):
