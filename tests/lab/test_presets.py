@@ -155,3 +155,24 @@ def test_versions_name_what_results_depend_on():
 def test_unknown_preset_is_refused_with_a_hint():
     with pytest.raises(ValueError, match="did you mean `demo`"):
         workspace("dmo")
+
+
+def test_a_folder_of_runs_is_emptied_for_other_settings(tmp_path):
+    space = Workspace("smoke", tmp_path, tmp_path / "runs")
+    start, folder = tmp_path / "start", tmp_path / "run"
+    weights = start / "model" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"first")
+
+    def kept(*settings):
+        (folder / "result.json").write_text("{}")
+        space.fresh(folder, *settings)
+        return (folder / "result.json").is_file()
+
+    stage = space.settings.weak
+    space.fresh(folder, stage, start)
+    assert kept(stage, start)
+    assert not kept(replace(stage, epochs=7), start)
+    assert kept(replace(stage, epochs=7), start)
+    weights.write_bytes(b"other")
+    assert not kept(replace(stage, epochs=7), start)

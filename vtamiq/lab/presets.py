@@ -5,8 +5,9 @@ authors' network (2024 state) on a database of your own, for a GPU.
 """
 
 import platform
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,11 @@ from vtamiq.model.config import VTAMIQConfig
 from vtamiq.model.network import VTAMIQ
 from vtamiq.plots.style import save_figure
 from vtamiq.training.chain import Data
+from vtamiq.training.run import COMPUTES
 from vtamiq.training.stage import Optimizer, PreferenceLoss, Runtime, Schedule, ScoreLoss, Stage
-from vtamiq.utils.configs import did_you_mean
-from vtamiq.utils.files import write_table
+from vtamiq.utils.configs import did_you_mean, plain
+from vtamiq.utils.digests import digest, digest_file
+from vtamiq.utils.files import write_table, write_text
 
 __all__ = ["PRESETS", "Preset", "Workspace", "workspace"]
 
@@ -147,6 +150,18 @@ class Workspace:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def fresh(self, folder: Path, *settings: Any) -> Path:
+        """Empty a folder for runs that holds runs of other settings, which would be refused; returns the folder.
+
+        Args:
+            settings: whatever decides what is trained: dataclasses, plain values, and paths of the run to start from.
+        """
+        key, note = digest([COMPUTES, *map(_decides, settings)]), folder / "settings.txt"
+        if folder.is_dir() and not (note.is_file() and note.read_text() == key):
+            shutil.rmtree(folder)
+        write_text(note, key)
+        return folder
+
     def path(self, path: str) -> Path:
         """A path that a parameter of a notebook gives, relative to the repository unless absolute."""
         return self.root / path
@@ -257,6 +272,14 @@ class Workspace:
     def versions() -> pd.DataFrame:
         """One row: the versions that a result depends on."""
         return pd.DataFrame([{"python": platform.python_version()} | {name: version(name) for name in _VERSIONS_OF}])
+
+
+def _decides(setting: Any) -> Any:
+    if isinstance(setting, Path):  # of a run, of a saved model, or a file with weights
+        return [
+            digest_file(path) for path in ([setting] if setting.is_file() else sorted(setting.rglob("*.safetensors")))
+        ]
+    return plain(setting) if is_dataclass(setting) else setting
 
 
 def workspace(preset: str = "demo", out: str = "") -> Workspace:

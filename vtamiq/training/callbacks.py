@@ -1,4 +1,4 @@
-"""What a training leaves while it runs: curves, a progress bar, and checkpoints that survive whatever happens."""
+"""Lightning callbacks: curves, a progress bar, checkpoints that survive any interruption, and faster computing."""
 
 import importlib.util
 import logging
@@ -41,7 +41,7 @@ EVERY = 50  # batches between two points of a curve in TensorBoard
 
 
 def widest_float(device: torch.device) -> torch.dtype:
-    """float64 wherever there is such a thing; Apple's GPUs have none."""
+    """float64, or float32 on Apple's GPUs, which have none."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -175,9 +175,8 @@ class Progress(Callback):
 class Termination(Callback):
     """SIGTERM ends a process of several at once, and those that it has started.
 
-    Lightning would exchange a message between all processes first, which waits without end where one of them is
-    waiting for
-    another message already. Nothing needs to be said: the last checkpoint is what is gone on from.
+    Lightning would exchange a message between all processes first, which waits forever where one of them is already
+    waiting for another message. The run resumes at the last checkpoint.
     """
 
     def on_fit_start(self, trainer: lightning.Trainer, module: Fitting) -> None:
@@ -196,7 +195,7 @@ class Termination(Callback):
 
 
 class OneDNN(Callback):
-    """Linear layers of the model through oneDNN where that pays: timed once in a run, the same in all its processes."""
+    """Compute linear layers with oneDNN where that pays: timed once in a run, the same in all its processes."""
 
     def __init__(self):
         self.shapes: list[tuple[int, int]] | None = None
@@ -219,7 +218,7 @@ class OneDNN(Callback):
 
 
 class Compiled(Callback):
-    """The encoder's blocks compiled, once they are on their device."""
+    """Compile the encoder's blocks, once they are on their device."""
 
     def on_fit_start(self, trainer: lightning.Trainer, module: Fitting) -> None:
         encoder = module.model.encoder
@@ -231,7 +230,7 @@ class Compiled(Callback):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """A checkpoint is replaced in one step, and the last one but one is kept, in case a disk has damaged the last."""
+    """Replace a checkpoint in one step, and keep the one before `last.ckpt`, in case a disk damages the last."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         path = Path(path)
@@ -254,8 +253,7 @@ class MovableCheckpoint(ModelCheckpoint):
 
 
 class TimedCheckpoint(MovableCheckpoint):
-    """Every so many minutes within an epoch; between two steps, and not at the last, where the epoch's own one
-    follows."""
+    """Every few minutes within an epoch: between two steps, but not after the last one, where the epoch's own follows."""
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *rest: Any) -> None:
         if not trainer.is_last_batch and not trainer.fit_loop._should_accumulate():
@@ -268,7 +266,7 @@ def checkpoints(folder: Path, stage: Stage) -> list[ModelCheckpoint]:
     epochs = {"save_on_train_epoch_end": True}
     return [
         MovableCheckpoint(filename="best", monitor="val_srocc", mode="max", **epochs, **keep),
-        # Not `save_last`, which skips epochs that are not the best.
+        # `save_last` would skip epochs that are not the best.
         MovableCheckpoint(filename="last", **epochs, **keep),
         TimedCheckpoint(
             filename="last", train_time_interval=timedelta(minutes=stage.runtime.checkpoint_minutes), **keep
@@ -277,7 +275,7 @@ def checkpoints(folder: Path, stage: Stage) -> list[ModelCheckpoint]:
 
 
 def readable_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The last checkpoint that can be read and what it holds; None where there is none. Damaged ones are warned about."""
+    """Path and content of the last checkpoint that can be read, or None; warns of damaged ones."""
     for name in ("last.ckpt", PREVIOUS):
         path = folder / name
         if not path.is_file():

@@ -21,8 +21,7 @@ def mae_loss(prediction: Tensor, target: Tensor) -> Tensor:
 def rank_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean over pairs of max(0, −s (dᵢ − dⱼ)) / max(|dᵢ|, |dⱼ|), where s = (yᵢ − yⱼ)/(|yᵢ − yⱼ| + 1e-6).
 
-    Zero when every pair is ordered like its labels, and for a batch of one. The denominator takes part in the
-    gradient, as
+    Zero when every pair is ordered like its labels, and for a batch of one. The denominator takes part in the gradient, as
     in the published code; unlike there, a pair of two predictions that are both exactly 0 counts 0 instead of NaN.
     """
     _check(prediction, target)
@@ -52,8 +51,7 @@ def combined_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted sum of the three losses, and each of them unweighted and detached for the log.
 
-    The defaults are the 2024 code's loss; the 2021 code's is `mae=1/2.2, rank=1/2.2, pearson=0.2/2.2` at first, with the
-    first weight falling by 2.5 % an epoch.
+    The defaults are the 2024 code's loss; the 2021 code's is `mae=1/2.2, rank=1/2.2, pearson=0.2/2.2` in the first epoch.
 
     Raises:
         ValueError: a negative weight, all weights zero, or inputs that are not two (n,) tensors.

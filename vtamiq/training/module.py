@@ -1,4 +1,4 @@
-"""The training loop's view of a VTAMIQ: what a step costs, what is validated, how weights move. Lightning does the rest.
+"""The Lightning module of a VTAMIQ: training step, validation, optimiser.
 
 On several devices, each one encodes its share of a batch; then all see the scores of the whole batch, so that rank and
 Pearson compare the same rows as on one device. Gradients flow back through that exchange.
@@ -27,8 +27,7 @@ ADAM_BETAS = (0.9, 0.999)  # PyTorch's, for what Muon leaves to Adam
 
 
 class Fitting(lightning.LightningModule):
-    """Learns scores: of every pair, by the losses of the stage, and auxiliary labels by heads that exist in training
-    only.
+    """Learns the score of every pair, and auxiliary labels by heads that exist in training only.
 
     Raises:
         ValueError: `stage.freeze` names no part of the model, or all of it.
@@ -66,9 +65,9 @@ class Fitting(lightning.LightningModule):
         return {"loss": loss, "log": log}
 
     def predict_all(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """What is predicted for the rows of a batch and what it should be, (B, C) each: q, then the auxiliary heads."""
+        """Predictions and targets of the rows of a batch, (B, C) each: q, then the auxiliary heads."""
         inputs = batch["patches"], batch["uv"], batch["scale"]
-        target = batch["target"].reshape(-1, 1)  # of (B,), or of (B, V) versions of one reference each
+        target = batch["target"].reshape(-1, 1)  # from (B,), or (B, V): V distorted images per reference
         if self.heads is None:
             return self.model(*inputs).float().reshape(-1, 1), target
         embedding = self.model.encode(*inputs)  # (B, 1 + V, D)
@@ -109,7 +108,7 @@ class Fitting(lightning.LightningModule):
             self.log(f"val_{name}", value, logger=False)
 
     def judge(self, predicted: Tensor, targets: Tensor) -> dict[str, float]:
-        """What the validation says, of all rows at once; `srocc` decides which epoch is the best."""
+        """Validation measures over all rows; `srocc` decides which epoch is the best."""
         sroccs = _sroccs(predicted, targets)
         found = {"srocc": sroccs[0], "mae": float((predicted[:, 0] - targets[:, 0]).abs().mean())}
         return found | ({"auxiliary_srocc": float(np.mean(sroccs[1:]))} if self.heads is not None else {})
@@ -177,13 +176,12 @@ def fitting_for(model: VTAMIQ, stage: Stage) -> Fitting:
 
 
 def muon_groups(model: VTAMIQ, groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The optimiser's groups, each parted into what Muon moves and what stays with AdamW (with Nesterov momentum).
+    """Split each of the optimiser's groups into what Muon moves and what stays with AdamW (with Nesterov momentum).
 
-    Muon (K. Jordan 2024; here timm's) makes every step of a matrix orthogonal: all directions of its input learn at one
-    pace, also those that hardly show in the gradient. That suits the linear layers of encoder and DiffNet. Tables,
-    tokens,
-    gains, biases and the heads, whose outputs are scores, stay with AdamW, as does a matrix with fewer than four rows or
-    columns. Steps are scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982), so that one rate serves both.
+    Muon (K. Jordan 2024; here timm's) makes every step of a matrix orthogonal, so that all directions of its input learn at
+    one pace. That suits the linear layers of encoder and DiffNet. Tables, tokens, gains, biases and heads stay with AdamW,
+    as does a matrix with fewer than four rows or columns. Steps are scaled to the size of AdamW's (Liu et al. 2025, arXiv
+    2502.16982), so that one rate serves both.
     """
     parts = [part for part in (model.encoder, model.diffnet, model.difference_gate) if part is not None]
     linears = [layer for part in parts for layer in part.modules() if isinstance(layer, nn.Linear)]
@@ -198,7 +196,7 @@ def muon_groups(model: VTAMIQ, groups: Sequence[dict[str, Any]]) -> list[dict[st
 
 
 def frozen_parameters(model: VTAMIQ, names: Sequence[str]) -> list[nn.Parameter]:
-    """Parameters that learn, and whose name is, or begins with, one of the names.
+    """Trainable parameters whose name starts with one of `names`.
 
     Raises:
         ValueError: a name fits nothing, or nothing is left to learn.
@@ -218,7 +216,7 @@ def frozen_parameters(model: VTAMIQ, names: Sequence[str]) -> list[nn.Parameter]
 
 
 def _auxiliary_heads(model: VTAMIQ, stage: Stage) -> nn.Linear:
-    """Linear heads, D → A, that start alike for one seed without disturbing other random numbers."""
+    """Linear heads, D → A, drawn from the seed without disturbing other random numbers."""
     width = model.encoder.class_token.shape[-1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(np.random.SeedSequence([stage.seed, len(stage.auxiliary)]).generate_state(1)[0]))
@@ -233,7 +231,7 @@ def _sroccs(predicted: Tensor, targets: Tensor) -> list[float]:
 
 
 def _all_objects(values: list, world_size: int) -> list:
-    """The lists of all processes in one; theirs may differ in length."""
+    """Join the lists of all processes, which may differ in length."""
     if world_size == 1:
         return list(values)
     lists: list[list] = [[] for _ in range(world_size)]
