@@ -522,7 +522,7 @@ def test_auxiliary_labels_must_be_there(rich, parts, tmp_path):
 )  # fmt: skip
 def test_what_is_refused_leaves_no_folder(run, parts, tmp_path, change):
     """So that the same folder can be used with the setting put right."""
-    with pytest.raises(ValueError, match=r"versions|freeze|centre_map|rank_none"):
+    with pytest.raises(ValueError, match=r"distorted_per_reference|freeze|centre_map|rank_none"):
         train(fresh(), vary(STAGE, **change), *parts, out=tmp_path / "r", progress=False)
     assert not (tmp_path / "r").exists()
 
