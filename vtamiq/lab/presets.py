@@ -4,6 +4,7 @@
 authors' network (2024 state) on a database of your own, for a GPU.
 """
 
+import logging
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,8 @@ from vtamiq.utils.digests import digest, digest_file
 from vtamiq.utils.files import write_table, write_text
 
 __all__ = ["PRESETS", "Preset", "Workspace", "workspace"]
+
+log = logging.getLogger(__name__)
 
 _VERSIONS_OF = ("vtamiq", "torch", "timm", "lightning", "piq", "numpy", "pandas", "matplotlib")
 
@@ -158,6 +161,7 @@ class Workspace:
         """
         key, note = digest([COMPUTES, *map(_decides, settings)]), folder / "settings.txt"
         if folder.is_dir() and not (note.is_file() and note.read_text() == key):
+            log.info("%s held runs of other settings: emptied", folder)
             shutil.rmtree(folder)
         write_text(note, key)
         return folder
