@@ -116,6 +116,9 @@ class TestYAML:
         [
             ("steps: [{data: {database: a}}, {data: {database: b}, stage: {schedule: {warm_up: 1}}}]",
              "steps[1].stage.schedule.warm_up: Schedule has no field `warm_up`; did you mean `warmup`?"),
+            ("steps: [{data: {database: a}, stage: {learning_rate: 1e-4}}]",
+             "steps[0].stage.learning_rate is now `optimizer.lr`"),
+            ("steps: [{data: {database: a}, stage: {mae: 1.0}}]", "steps[0].stage.mae is now `loss.mae_weight`"),
             ("stepps: []", "stepps: Chain has no field `stepps`; did you mean `steps`?"),
             ("steps: [{data: {database: a}, stage: {epochs: many}}]", "steps[0].stage.epochs must be int, got 'many'"),
             ("steps: [{data: {database: a}, stage: {optimizer: {lr: 0}}}]", "steps[0].stage.optimizer.lr must be positive"),
@@ -124,7 +127,7 @@ class TestYAML:
             ("steps: [{data: {database: a}, stage: {loss: {kind: preferences, mae_weight: 1}}}]",
              "steps[0].stage.loss.mae_weight: PreferenceLoss has no field `mae_weight`"),
             ("steps: [{data: {database: a}, stage: {optimizer: muon}}]",
-             "steps[0].stage.optimizer must be Optimizer, got 'muon'"),
+             "steps[0].stage.optimizer is now `optimizer.name`"),
             ("steps: [{data: {database: a}, stage: {loss: 3}}]",
              "steps[0].stage.loss must be ScoreLoss | PreferenceLoss, got 3"),
             ("steps: [{data: {database: a}, stage: {epochs: 0}}]", "steps[0].stage.epochs must be at least 1, got 0"),
@@ -463,8 +466,8 @@ class TestUnseen:
         assert second.training.references == full[0].references
         assert second.test.references == [r for r in full[2].references if r not in saw]
         assert second.validation.references == [r for r in full[1].references if r not in first.training.references]
-        assert 0 < second.left_out == len(full[2]) - len(second.test)
-        assert f"steps[1] (second): {second.left_out} of 4 test pairs of small are left out" in caplog.text
+        assert 0 < second.about["left_out"] == len(full[2]) - len(second.test)
+        assert f"steps[1] (second): {second.about['left_out']} of 4 test pairs of small are left out" in caplog.text
 
     def test_pictures_are_known_in_another_database(self, root):
         with pytest.raises(

@@ -8,9 +8,8 @@
       - data: {database: tid2013, split: original}
         stage: {name: fine_tuning, epochs: 20, optimizer: {lr: 5e-5}}
 
-Names that are left out have the defaults of the classes below. Relative paths count from the current folder. Run folder:
-`chain.yaml`; a run folder of `vtamiq.training.run` for every stage (`00_pretraining`, `01_fine_tuning`); `chain.csv`,
-the table of what each stage gained.
+Run folder: `chain.yaml`; a run folder of `vtamiq.training.run` for every stage (`00_pretraining`, `01_fine_tuning`);
+`chain.csv`, what each stage gained.
 """
 
 import functools
@@ -45,18 +44,9 @@ from vtamiq.utils.configs import build, conform, did_you_mean, plain, read_yaml,
 from vtamiq.utils.files import write_table, write_text
 
 __all__ = [
-    "Chain",
-    "Data",
-    "FoldSplit",
-    "RandomSplit",
-    "Step",
-    "check_chain",
-    "example",
-    "load_data",
-    "load_once",
-    "run_chain",
-    "start_model",
-]
+    "Chain", "Data", "FoldSplit", "RandomSplit", "Step",
+    "check_chain", "example", "load_data", "load_once", "run_chain", "start_model",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +56,7 @@ VALUES = ("n", "srocc", "krocc", "plcc", "rmse", "plcc_fitted", "rmse_fitted")  
 
 @dataclass(frozen=True)
 class RandomSplit:
-    """Contents drawn at random by `Database.split`: shares of training, validation and test."""
+    """Training, validation and test contents drawn at random, with these shares."""
 
     kind: str = "random"
     ratios: tuple[float, ...] = (0.6, 0.2, 0.2)
@@ -81,7 +71,7 @@ class RandomSplit:
 
 @dataclass(frozen=True)
 class FoldSplit:
-    """One of several folds of the contents: part `fold` of `folds` is tested."""
+    """Contents dealt into `folds` parts, of which number `fold` is tested."""
 
     kind: str = "folds"
     folds: int = 5
@@ -99,17 +89,13 @@ class Data:
     """What a stage is trained, validated and tested on. All splits are by content: no scene is in two parts.
 
     Attributes:
-        database: as `load_from_text` takes it ("live:realigned=false", "data/mine"), or "demo:photos" or
-            "demo:textures", also with options ("demo:photos:preset=smoke").
-        split: a `RandomSplit` or a `FoldSplit`, by name or with settings; "distributed", which the database comes with;
-            "original", which the authors used; or "all", where nothing is tested. In YAML, settings may stand beside the
-            name: `split: random, ratios: [0.8, 0.1, 0.1]`.
-        validation: share of the contents not tested that is for validation, where the split says nothing of it: in folds,
-            "all", and splits into training and test only.
-        seed: of a random split, folds, validation contents and simulated preferences.
+        database: as `load_from_text` takes it ("live:realigned=false", "data/mine"), or "demo:photos" or "demo:textures".
+        split: a `RandomSplit` or `FoldSplit`, by name or with settings (in YAML also beside the name: `split: random,
+            ratios: [0.8, 0.1, 0.1]`); "distributed" with the database; "original", of the authors; "all", for no test.
+        validation: share of the contents not tested that is for validation, where the split does not say.
+        seed: of splits and simulated preferences.
         label: what the scores of a synthetic database are, see `load_synthetic`.
-        simulate: preferences to simulate from the scores for each reference (`vtamiq.databases.simulated`), for a stage
-            that learns from preferences; 0 takes those of the database.
+        simulate: preferences to simulate for each reference, to learn from; 0 takes those of the database.
     """
 
     database: str = ""
@@ -134,33 +120,24 @@ class Data:
     @classmethod
     def upgraded(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """Move settings that stand beside the name of their split into it."""
-        values = dict(values)
-        split = values.get("split", "random")
-        chosen = split.get("kind", "random") if isinstance(split, Mapping) else split
+        values, split = dict(values), values.get("split", "random")
+        own = dict(split) if isinstance(split, Mapping) else {"kind": split}
         for kind in (RandomSplit, FoldSplit):
-            names = [name for name in ("ratios", "folds", "fold") if name in values and hasattr(kind, name)]
-            beside = {name: values.pop(name) for name in names}
-            if kind.kind == chosen and beside:
-                own = split if isinstance(split, Mapping) else {"kind": chosen}
-                values["split"] = {**own, **beside}
-            else:  # older files name the defaults of all splits; other values are refused as unknown
-                values |= {
-                    name: value for name, value in beside.items() if not np.array_equal(value, getattr(kind, name))
-                }
-        return values
+            for name in kind.__dataclass_fields__.keys() & values.keys() - {"kind"}:
+                if own.get("kind", "random") == kind.kind:
+                    own[name] = values.pop(name)
+                elif np.array_equal(values[name], getattr(kind, name)):  # older files name the defaults of all splits
+                    del values[name]
+        return values if own.keys() == {"kind"} else {**values, "split": own}
 
     def parts(self, database: Database) -> tuple[Database, Database, Database | None]:
-        """(training, validation, test) parts of the loaded database; test is None for the split "all".
-
-        Raises:
-            DatabaseError: the database has no such split, or too few contents for it.
-        """
+        """(training, validation, test) parts of the loaded database; test is None for the split "all"."""
         shares = (1 - self.validation, self.validation)
         if isinstance(self.split, RandomSplit):
             return database.split(self.split.ratios, self.seed)
         if isinstance(self.split, FoldSplit):
-            folds, fold = self.split.folds, self.split.fold
-            return fold_split(database, folds, fold, validation=self.validation, seed=self.seed)
+            split = self.split
+            return fold_split(database, split.folds, split.fold, validation=self.validation, seed=self.seed)
         if self.split == "all":
             return *database.split(shares, self.seed), None
         parts = database.distributed_split() if self.split == "distributed" else original_split(database)
@@ -181,23 +158,19 @@ class Step:
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise ValueError(f"Step.stage.name is part of a folder's name: letters, digits, _, - and ., got {name!r}")
         if self.data.simulate and not self.stage.learns_preferences:
-            raise ValueError(
-                "Step.data.simulate is for stages with loss: {kind: preferences}; this one learns from scores"
-            )
+            raise ValueError("Step.data.simulate is for stages with loss: {kind: preferences}")
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Stages of training in a row, the first of which starts as `start` says.
+    """Stages of training in a row.
 
     Attributes:
-        model: fields of `VTAMIQConfig`, a mapping or the configuration itself. If `start` has a network of its own, they
-            are changes to its configuration, such as other dropout rates.
-        start: weights. "" for random ones (`vtamiq.model.initialise`); "timm" to download the ViT that the model names; a
+        model: fields of `VTAMIQConfig`, a mapping or the configuration itself; changes to it, if `start` has its own.
+        start: first weights. "" for random ones (`vtamiq.model.initialise`); "timm" for the ViT that the model names; a
             ViT as .npz in the JAX layout; the folder of a finished run or of `save_pretrained`; a checkpoint file of the
             authors.
         seed: of the first weights. Stages and data have seeds of their own.
-        steps: one or more.
         accelerator, devices, num_nodes, strategy: what to run on, as for `train`.
     """
 
@@ -228,9 +201,7 @@ class Chain:
         """Read a chain from YAML.
 
         Raises:
-            ValueError: naming the file, the place in it and what is wrong there: no YAML, a name twice, an unknown name
-                (with the nearest known one), or a value that is refused.
-            OSError: no such file.
+            ValueError: naming the file, the place in it and what is wrong there.
         """
         content = Path(path).read_bytes()
         try:
@@ -267,11 +238,7 @@ def example() -> str:
 
 
 def start_model(chain: Chain, root: str | Path = ".") -> VTAMIQ:
-    """The network that the first stage starts from; `root` is what `chain.start` is relative to.
-
-    Raises:
-        CheckpointError: the weights are not there, damaged or of another network.
-    """
+    """The network that the first stage starts from; raises `CheckpointError` if its weights are missing or do not fit."""
     path = Path(root) / chain.start
     if chain.start in ("", "timm") or path.suffix == ".npz":
         config = VTAMIQConfig(**chain.model)
@@ -289,10 +256,8 @@ def start_model(chain: Chain, root: str | Path = ".") -> VTAMIQ:
             raise CheckpointError(f"{chain.start} holds a run that is not finished")
         path /= "model"
     model = VTAMIQ.from_pretrained(path if path.is_dir() else chain.start)
-    return _reconfigured(model, chain) if chain.model else model
-
-
-def _reconfigured(model: VTAMIQ, chain: Chain) -> VTAMIQ:
+    if not chain.model:
+        return model
     other = VTAMIQ(replace(model.config, **chain.model))
     try:
         other.load_state_dict(model.state_dict())
@@ -304,11 +269,7 @@ def _reconfigured(model: VTAMIQ, chain: Chain) -> VTAMIQ:
 
 
 def load_data(data: Data, root: str | Path = ".") -> Database:
-    """The whole database, with simulated preferences if they are wanted; `root` is what paths are relative to.
-
-    Raises:
-        DatabaseError: as `load_from_text`.
-    """
+    """The whole database, with simulated preferences if they are wanted; raises `DatabaseError` as `load_from_text`."""
     options = {} if data.label == "consensus" else {"label": data.label}
     place, *given = (part.strip() for part in data.database.split(":"))
     if place == "demo":
@@ -338,37 +299,13 @@ def load_once(root: str | Path = ".") -> Callable[[Data], Database]:
 
 @dataclass(frozen=True)
 class _Planned:
-    """A step with its parts, after what must not be validated or tested on was left out."""
+    """A step with its parts, without pairs that must not be validated or tested on; `about` is its row of a table."""
 
-    number: int
-    folder: str
-    start: str
     stage: Stage
     training: Database
     validation: Database
     test: Database | None
-    left_out: int  # test pairs
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """What a row says of a step, trained or not."""
-        preferences = self.training.preferences if self.stage.learns_preferences else None
-        return {
-            "step": self.number,
-            "name": self.stage.name,
-            "folder": self.folder,
-            "start": self.start,
-            "labels": "scores" if preferences is None else "preferences",
-            "database": self.training.name,
-            "score": self.training.score_name,
-            "synthetic": self.training.synthetic,
-            "train": len(self.training),
-            "val": len(self.validation),
-            "test": 0 if self.test is None else len(self.test),
-            "left_out": self.left_out,
-            "preferences": 0 if preferences is None else len(preferences),
-            "epochs": self.stage.epochs,
-        }
+    about: dict[str, Any]
 
 
 def _plan(chain: Chain, model: VTAMIQ, load: Callable[[Data], Database]) -> list[_Planned]:
@@ -386,14 +323,28 @@ def _plan(chain: Chain, model: VTAMIQ, load: Callable[[Data], Database]) -> list
             test = None if whole_test is None else _without(whole_test, seen, "test", place)
             check_stage(model, step.stage, training, validation, test, chain.places)
         left_out = 0 if test is None else len(whole_test) - len(test)
-        planned.append(_Planned(number, folder, start, step.stage, training, validation, test, left_out))
+        names = {"step": number, "name": step.stage.name, "folder": folder, "start": start}
+        about = names | _about(step.stage, training, validation, test) | {"left_out": left_out}
+        planned.append(_Planned(step.stage, training, validation, test, about))
         start = folder
-        if test is not None:
-            _warn_of_relatives(seen, test, place)
         if number + 1 < len(chain.steps):
             trained.append(pictures_of(training, "train"))
             seen += [trained[-1], pictures_of(validation, "val")]
     return planned
+
+
+def _about(stage: Stage, training: Database, validation: Database, test: Database | None) -> dict[str, Any]:
+    parts = {"train": training, "val": validation, "test": test}
+    return {
+        "labels": "preferences" if stage.learns_preferences else "scores",
+        "database": training.name,
+        "score": training.score_name,
+        "synthetic": training.synthetic,
+        **{name: 0 if part is None else len(part) for name, part in parts.items()},
+        **{f"{name}_references": 0 if part is None else len(part.references) for name, part in parts.items()},
+        "preferences": len(training.preferences) if stage.learns_preferences else 0,
+        "epochs": stage.epochs,
+    }
 
 
 @contextmanager
@@ -431,17 +382,14 @@ def _without(part: Database, seen: Sequence[Mapping[str, Any]], name: str, place
     if len(kept) < len(part):
         text = "%s: %d of %d %s pairs of %s are left out: an earlier stage has seen their pictures"
         log.warning(text, place, len(part) - len(kept), len(part), name, part.name)
-    return kept
-
-
-def _warn_of_relatives(seen: Sequence[Mapping[str, Any]], test: Database, place: str) -> None:
-    for name in dict.fromkeys(entry["database"] for entry in seen):
-        source = shared_pictures(name, test.name)
-        if source is not None and name != test.name:
-            log.warning(
+    for other in dict.fromkeys(entry["database"] for entry in seen) if name == "test" else ():
+        source = shared_pictures(other, part.name)
+        if source is not None and other != part.name:
+            text = (
                 "%s: %s has pictures from the same source as %s (%s), which was trained on; crops or copies saved anew "
-                "cannot be told", place, test.name, name, source,
-            )  # fmt: skip
+            )
+            log.warning(text + "cannot be told", place, part.name, other, source)
+    return kept
 
 
 def check_chain(
@@ -450,9 +398,9 @@ def check_chain(
     """What would be trained: weights, databases and splits are loaded as for a run, and nothing is trained or written.
 
     Returns:
-        One row per step: `step`, `name`, `folder`, `start`, `labels`, `database`, `score`, `synthetic`, pairs for
-        `train`, `val` and `test` (0 for no test), `left_out` (test pairs that an earlier stage saw), `preferences` for
-        training, `epochs`, numbers of references (`train_references`, …), `parameters` of the network.
+        One row per step: `step`, `name`, `folder`, `start`, `labels`, `database`, `score`, `synthetic`; pairs for
+        `train`, `val` and `test` (0 for no test); references for each (`train_references`, …); `preferences` for
+        training, `epochs`, `left_out` (test pairs that an earlier stage saw), `parameters` of the network.
 
     Raises:
         ValueError: whatever would stop `run_chain`, but for run folders that hold something else.
@@ -460,12 +408,7 @@ def check_chain(
     with _told("start"):
         model = start_model(chain, root)
     size = sum(parameter.numel() for parameter in model.parameters())
-    rows = []
-    for step in _plan(chain, model, load or load_once(root)):
-        parts = {"train": step.training, "val": step.validation, "test": step.test}
-        references = {f"{name}_references": 0 if p is None else len(p.references) for name, p in parts.items()}
-        rows.append({**step.about, **references, "parameters": size})
-    return pd.DataFrame(rows)
+    return pd.DataFrame([step.about | {"parameters": size} for step in _plan(chain, model, load or load_once(root))])
 
 
 # -------------------------------------------------------------------------------------------------------------- the run
@@ -479,13 +422,10 @@ def run_chain(
     progress: bool = True,
     load: Callable[[Data], Database] | None = None,
 ) -> list[Run]:
-    """Train all stages, each from the best weights of the one before, or go on with what `out` holds of them.
+    """Train all stages, each from the best weights of the one before.
 
-    Finished stages are loaded and an interrupted one is resumed. A stage that was changed is refused by `train`, and so
-    are those after it, whose weights would start from others.
-
-    No stage is tested on pictures that an earlier one, or the start, was trained or validated on, nor validated on any
-    that an earlier one was trained on: such pairs are left out, with a warning that counts them.
+    Finished stages in `out` are loaded and an interrupted one is resumed. Pairs of pictures that an earlier stage, or the
+    start, was trained or validated on are left out of tests, and those trained on also out of validation.
 
     Args:
         out: run folder; see above for what it holds afterwards.
@@ -498,7 +438,6 @@ def run_chain(
     Raises:
         ValueError: a database, a split or the start is wrong, an earlier stage has seen all that a later one would be
             tested on, or `out` holds another run.
-        KeyboardInterrupt: after Ctrl-C; the same call resumes.
     """
     out, main = Path(out), chain.places.main
     with _told("start"):
@@ -510,7 +449,7 @@ def run_chain(
     for step in planned:
         run = train(
             model, step.stage, step.training, step.validation, step.test,
-            out=out / step.folder, progress=progress, score_start=True, **asdict(chain.places),
+            out=out / step.about["folder"], progress=progress, score_start=True, **asdict(chain.places),
         )  # fmt: skip
         runs.append(run)
         if main:
@@ -523,11 +462,7 @@ def run_chain(
 
 
 def _result(run: Run, test: Database | None) -> dict[str, Any]:
-    """What a row of `chain.csv` says of a finished stage: the best epoch, and how the test went.
-
-    `srocc_start` is the SROCC of the weights that the stage started from on the same test rows, `srocc_gain` what the
-    stage has gained over them. Synthetic pairs that a distortion left unchanged are not tested on.
-    """
+    """The best epoch and the test of a stage. `srocc_start` is of the weights it started from, on the same test rows."""
     row = {name: run.result.get(name) for name in ("best_epoch", "val_srocc", "seconds")}
     row |= {"n": 0} | dict.fromkeys([*VALUES[1:], "srocc_start", "srocc_gain"], float("nan"))
     if test is None:

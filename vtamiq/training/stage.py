@@ -241,8 +241,18 @@ class Stage:
 
     @classmethod
     def upgraded(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Settings of run folders that had all of them side by side, as those of today, without those that have left."""
-        return _nested(values) if "milestones" in values and "labels" in values else values
+        """Settings of run folders that had all of them side by side, as those of today, without those that have left.
+
+        Single settings under an older name raise `ValueError` with the new one.
+        """
+        if "milestones" in values and "labels" in values:
+            return _nested(values)
+        moved = {old: f"{part}.{new}" for part, names in FLAT_NAMES.items() for new, old in names.items()}
+        moved |= FLAT_RENAMED
+        for name, value in values.items():
+            if name in moved and (name not in cls.__dataclass_fields__ or isinstance(value, str)):
+                raise ValueError(f"Stage.{name} is now `{moved[name]}`")
+        return values
 
     def save(self, path: str | Path) -> None:
         """Write the stage as YAML."""
@@ -261,6 +271,7 @@ FLAT_NAMES = {  # today's → in run folders whose stage had all settings side b
     "schedule": {"name": "schedule", "warmup": "warmup", "min_lr_ratio": "final_rate"},
     "runtime": {name: name for name in Runtime.__dataclass_fields__},
 }  # fmt: skip
+FLAT_RENAMED = {"labels": "loss.kind", "test_repeats": "num_draws", "versions": "distorted_per_reference"}
 FLAT_GONE = ("linearise", "squared", "mae_decay", "milestones", "step_factor")
 
 

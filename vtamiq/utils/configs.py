@@ -4,7 +4,8 @@ settings, `name.path[index]=value`, of the command line, of notebooks and of dat
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
 from numbers import Integral, Real
 from types import UnionType
@@ -32,19 +33,27 @@ def build(cls: type[T], values: Mapping[str, Any], place: str | None = None) -> 
     if not isinstance(values, Mapping):
         raise ValueError(f"{f'{place}: ' if place else ''}{cls.__name__} is made from named values, got {values!r}")
     if hasattr(cls, "upgraded"):
-        values = cls.upgraded(values)
+        with _told_where(cls, place):
+            values = cls.upgraded(values)
     known = {field.name: field.type for field in fields(cls)}
     for name in values:
         if name not in known:
             at = "" if place is None else f"{_within(place, name)}: "
             raise ValueError(f"{at}{cls.__name__} has no field `{name}`{did_you_mean(str(name), known)}")
     nested = {name: _build_nested(known[name], value, place, name) for name, value in values.items()}
-    try:
+    with _told_where(cls, place):
         return cls(**nested)
+
+
+@contextmanager
+def _told_where(cls: type, place: str | None) -> Iterator[None]:
+    """Errors such as "Stage.seed must …", or about the whole, name the place in the file instead of the class."""
+    try:
+        yield
     except ValueError as error:
         if place is None:
             raise
-        said, of_field = str(error), f"{cls.__name__}."  # "Stage.seed must …", or anything else about the whole
+        said, of_field = str(error), f"{cls.__name__}."
         if said.startswith(of_field):
             raise ValueError(_within(place, said.removeprefix(of_field))) from error
         raise ValueError(f"{place}: {said}" if place else said) from error
