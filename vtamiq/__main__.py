@@ -319,12 +319,12 @@ def _train(chain: "Chain", arguments: argparse.Namespace) -> str:
 
 def _plan(chain: "Chain", arguments: argparse.Namespace) -> "list[PlannedRun]":
     """The runs of --runs, --folds and --grid."""
-    from vtamiq.training.repeats import grid, k_fold, repeat
+    from vtamiq.training.repeats import grid, repeat
 
+    number, folds = arguments.runs or 1, arguments.folds or 0
     if arguments.grid:
-        values = dict(map(_parse_values, arguments.grid))
-        return grid(chain, values, num_runs=arguments.runs or 1, folds=arguments.folds or 0)
-    return k_fold(chain, arguments.folds) if arguments.folds else repeat(chain, arguments.runs)
+        return grid(chain, dict(map(_parse_values, arguments.grid)), num_runs=number, folds=folds)
+    return repeat(chain, number, folds=folds)
 
 
 def _parse_values(text: str) -> tuple[str, list]:

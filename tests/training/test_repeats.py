@@ -24,7 +24,6 @@ from vtamiq.training.repeats import (
     check_many,
     compare,
     grid,
-    k_fold,
     repeat,
     run_many,
     summarise,
@@ -174,7 +173,7 @@ class TestRepeat:
     @pytest.mark.parametrize(
         ("options", "settings", "message"),
         [
-            ({"num_runs": 0}, {}, "at least one run"),
+            ({"num_runs": 0}, {}, "either num_runs, from 1"),
             ({}, {"steps.0.data.split": "all"}, "nothing is tested by the last stage"),
             ({"workers": 2}, {"devices": 2}, "runs at once have one device each"),
             ({"workers": -1}, {}, "workers must be None or an integer from 0"),
@@ -191,7 +190,7 @@ class TestRepeat:
     def test_torchrun_is_refused_for_runs_at_once(self, root, tmp_path, monkeypatch):
         monkeypatch.setenv("WORLD_SIZE", "2")
         with pytest.raises(ValueError, match="without torchrun"):
-            run_many(repeat(ONE), tmp_path / "out", workers=2, root=root, progress=False)
+            run_many(repeat(ONE, 10), tmp_path / "out", workers=2, root=root, progress=False)
 
 
 class TestProcesses:
@@ -292,7 +291,7 @@ time.sleep(60)
 
 class TestFolds:
     def test_every_content_is_tested_once(self, root, tmp_path):
-        result = run_many(k_fold(ONE, 2), tmp_path / "out", root=root, progress=False)
+        result = run_many(repeat(ONE, folds=2), tmp_path / "out", root=root, progress=False)
         assert result.table["fold"].tolist() == [0, 1]
         tested = [
             reference
@@ -303,8 +302,8 @@ class TestFolds:
         ]
         assert sorted(tested) == [f"r{k}" for k in range(10)]
         assert result.table[["train", "val", "test"]].to_numpy().tolist() == [[8, 2, 10]] * 2
-        with pytest.raises(ValueError, match="at least two folds"):
-            k_fold(ONE, 1)
+        with pytest.raises(ValueError, match="folds, from 2"):
+            repeat(ONE, folds=1)
 
 
 class TestGrid:
@@ -374,7 +373,7 @@ class TestCheck:
         assert table[["run", "folder", "train", "test"]].to_numpy().tolist() == [
             [f"run_0{k}", *row] for k in range(2) for row in (["00_before", 8, 0], ["01_fine_tuning", 12, 4])
         ]
-        table = check_many(k_fold(ONE, 2), root=root)
+        table = check_many(repeat(ONE, folds=2), root=root)
         assert table[["run", "train", "val", "test"]].to_numpy().tolist() == [
             [f"fold_0{k}", 8, 2, 10] for k in range(2)
         ]
@@ -384,7 +383,7 @@ class TestCheck:
             ["ratios=0.6-0.2-0.2,epochs=1", 12, 4],
             ["ratios=0.4-0.2-0.4,epochs=1", 8, 8],
         ]
-        alike = check_many(k_fold(changed(ONE, {"steps.0.data.ratios": [0.4, 0.2, 0.4]}), 2), root=root)
+        alike = check_many(repeat(changed(ONE, {"steps.0.data.ratios": [0.4, 0.2, 0.4]}), folds=2), root=root)
         assert alike["test"].tolist() == [10, 10]  # folds take the place of a random split and its ratios
         assert len(check_many(grid(ONE, {"steps.0.stage.loss.mae_weight": [0, 0.0]}), root=root)) == 1
 
@@ -393,7 +392,7 @@ class TestCheck:
         with pytest.raises(ValueError, match=r"^distorted_per_reference=4: steps\[0\] \(fine_tuning\): .*images/r"):
             check_many(grid(ONE, settings), root=root)
         with pytest.raises(ValueError, match=r"^fold_00: steps\[0\] \(fine_tuning\): .*folds"):
-            check_many(k_fold(ONE, 11), root=root)
+            check_many(repeat(ONE, folds=11), root=root)
         with pytest.raises(ValueError, match="look alike as names of folders"):
             check_many(grid(ONE, {"seed": [1, 1]}), root=root)
 

@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "chain": ["Chain", "Data", "FoldSplit", "RandomSplit", "Step", "check_chain", "load_data", "run_chain"],
         "apart": ["launch"],
-        "repeats": ["compare", "grid", "k_fold", "repeat", "run_many"],
+        "repeats": ["compare", "grid", "repeat", "run_many"],
         "run": ["Run", "train"],
         "stage": ["Optimizer", "PreferenceLoss", "Runtime", "Schedule", "ScoreLoss", "Stage"],
     },

@@ -27,18 +27,13 @@ _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "WORL
 def launch(
     chain: Chain, out: str | Path, *, root: str | Path = ".", report: Callable[[str], Any] = log.info
 ) -> list[Run]:
-    """`run_chain` in a process of its own, from where a training can be spread over several devices: in a notebook, whose
-    own process Lightning could not start again.
+    """`run_chain` in a process of its own, from where a training in a notebook can be spread over several devices.
 
     Args:
         report: called with each line that the process writes; `log.txt` in `out` keeps them.
 
-    Returns:
-        The run of every step.
-
     Raises:
         RuntimeError: the training failed; the message is its last line.
-        KeyboardInterrupt: after Ctrl-C, when the training has ended too; the same call resumes.
     """
     with lifeline() as line:
         run_apart(chain, Path(out), line, root=root, report=report)

@@ -1,8 +1,8 @@
 """A chain of stages many times over: over random splits and seeds, over folds, over settings; and statistics of the runs.
 
-`repeat`, `k_fold`, `grid` and `compare` plan runs, `check_many` says what they would train, `run_many` trains them. Only
-the last stage is repeated. Those before it are trained once for all runs that agree in them (folder `before`), and every
-run starts from their result. `runs.csv` has a row for every run, `summary.csv` the statistics over runs.
+`repeat`, `grid` and `compare` plan runs, `check_many` says what they would train, `run_many` trains them. Only the last
+stage is repeated: those before it are trained once for all runs that agree in them (folder `before`). `runs.csv` has a
+row for every run, `summary.csv` the statistics over runs.
 """
 
 import itertools
@@ -28,18 +28,7 @@ from vtamiq.utils.digests import digest
 from vtamiq.utils.files import write_table
 from vtamiq.utils.processes import count_workers
 
-__all__ = [
-    "PlannedRun",
-    "Runs",
-    "RunsFailed",
-    "check_many",
-    "compare",
-    "grid",
-    "k_fold",
-    "repeat",
-    "run_many",
-    "summarise",
-]
+__all__ = ["PlannedRun", "Runs", "RunsFailed", "check_many", "compare", "grid", "repeat", "run_many", "summarise"]
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +45,7 @@ class RunsFailed(ValueError):
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run: the whole chain, its folder below that of all runs, and what tells it from the others.
+    """One run: its folder below that of all runs, the whole chain, and what tells it from the others in tables.
 
     `before` is the folder of the stages before the last.
     """
@@ -73,10 +62,10 @@ class Runs:
 
     Attributes:
         folder: holds a folder for every run.
-        table: a row for every run: what tells it from the others (`run`, `fold`, settings); what was tested on
-            (`database`, `score`, `synthetic`); `seed` of its split; pairs for `train`, `val` and `test`, and `left_out`;
-            on the test part n, srocc, krocc, plcc, rmse, plcc_fitted, rmse_fitted as `evaluate` has them, `srocc_start`
-            before this stage and `srocc_gain` over it; `val_srocc`, `best_epoch`, `seconds`, `folder`.
+        table: a row for every run: what tells it from the others (`run`, `fold`, settings); `database`, `score` and
+            `synthetic` of the test; `seed` of the split; pairs for `train`, `val` and `test`, and `left_out`; the measures
+            of `evaluate` on the test part, `srocc_start` before the last stage, `srocc_gain` over it; `val_srocc`,
+            `best_epoch`, `seconds`, `folder`.
         summary: `summarise` of it.
     """
 
@@ -88,52 +77,44 @@ class Runs:
 # -------------------------------------------------------------------------------------------------------------- the plans
 
 
-def repeat(chain: Chain, num_runs: int = 10) -> list[PlannedRun]:
-    """Plan runs over random splits and seeds, as in the paper, in the folders `run_00`, `run_01`, …
+def repeat(chain: Chain, num_runs: int = 1, *, folds: int = 0) -> list[PlannedRun]:
+    """Plan runs over random splits and seeds, as in the paper (`run_00`, …), or over folds (`fold_00`, …).
 
     Run k is the chain with k added to the seeds of the last stage and of its data, so that its split is drawn anew, with
-    other patches and another order; and, if there is one stage only, to the seed of the first weights. Run 0 is therefore
-    the chain itself. Where the split is fixed ("distributed", "original"), it is that of every run; of a few contents two
-    runs may draw the same, and `k_fold` tests each once.
+    other patches and another order; and, if there is one stage only, to the seed of the first weights. With `folds`, every
+    content is tested exactly once: a `FoldSplit` takes the place of the last stage's split.
 
     Raises:
-        ValueError: no run, or nothing is tested.
+        ValueError: no runs, one fold, both, or nothing is tested.
     """
-    if num_runs < 1:
-        raise ValueError(f"at least one run is needed, got {num_runs}")
-    return [PlannedRun(f"run_{k:02d}", _reseeded(chain, k), {"run": k}) for k in range(num_runs)]
-
-
-def k_fold(chain: Chain, folds: int = 5) -> list[PlannedRun]:
-    """Plan a run for each fold of the last stage's database, so that every content is tested exactly once.
-
-    The split of the last stage's data is replaced by a `FoldSplit`: its `seed` draws the folds, its `validation` is the
-    share of the other contents that is for validation. The folders are `fold_00`, `fold_01`, …
-
-    Raises:
-        ValueError: fewer than two folds.
-    """
-    if folds < 2:
-        raise ValueError(f"at least two folds are needed, got {folds}")
+    if num_runs < 1 or folds < 0 or folds == 1 or (num_runs > 1 and folds):
+        raise ValueError(f"give either num_runs, from 1, or folds, from 2, got {num_runs} and {folds}")
     *before, last = chain.steps
-    steps = [replace(last, data=replace(last.data, split=FoldSplit(folds=folds, fold=k))) for k in range(folds)]
-    chains = [replace(chain, steps=(*before, step)) for step in steps]
-    return [PlannedRun(f"fold_{k:02d}", one, {"fold": k}) for k, one in enumerate(chains)]
+    if folds:
+        steps = [replace(last, data=replace(last.data, split=FoldSplit(folds=folds, fold=k))) for k in range(folds)]
+        chains = [replace(chain, steps=(*before, step)) for step in steps]
+        return [PlannedRun(f"fold_{k:02d}", one, {"fold": k}) for k, one in enumerate(chains)]
+    if num_runs > 1 and last.data.split == "all":
+        raise ValueError('nothing is tested by the last stage, whose split is "all": there is nothing to repeat it for')
+    seeds = {"steps.-1.stage.seed": last.stage.seed, "steps.-1.data.seed": last.data.seed}
+    if not before:
+        seeds["seed"] = chain.seed
+    chains = [changed(chain, {name: seed + k for name, seed in seeds.items()}) for k in range(num_runs)]
+    return [PlannedRun(f"run_{k:02d}", one, {"run": k}) for k, one in enumerate(chains)]
 
 
 def grid(chain: Chain, settings: Mapping[str, Sequence[Any]], *, num_runs: int = 1, folds: int = 0) -> list[PlannedRun]:
-    """Plan every combination of settings, each `num_runs` times as by `repeat`, or over `folds` as by `k_fold`.
+    """Plan every combination of settings, each as `repeat` has it.
 
     Choose between settings by `val_srocc`: what was chosen by its test result is no longer tested by it.
 
     Args:
         settings: values to try, by where they stand, as for `changed`:
             {"steps.-1.stage.caps.num_patches": [64, 128], "model.num_groups": [0, 2]}. A column is called by as much of
-            the end of that as tells it from others. The folder of a combination is called after it, for example
-            `num_patches=64,num_groups=0`.
+            the end of that as tells it from others, the folder after all of them: `num_patches=64,num_groups=0`.
 
     Raises:
-        ValueError: no settings, no such place, a value that is refused, or both runs and folds.
+        ValueError: no settings, no such place, a value that is refused, or as `repeat`.
     """
     for name, values in settings.items():
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
@@ -153,15 +134,13 @@ def grid(chain: Chain, settings: Mapping[str, Sequence[Any]], *, num_runs: int =
 def compare(
     chain: Chain, variants: Mapping[str, Mapping[str, Any]], *, num_runs: int = 1, folds: int = 0
 ) -> list[PlannedRun]:
-    """Plan named variants of a chain, such as one for every part left out; `grid` is for all combinations.
+    """Plan named variants of a chain, such as one for every part left out, each as `repeat` has it.
 
     Args:
-        variants: name → other values, as for `changed`; none for the chain itself. Tables have the name in the column
-            `variant`; the folder is called after it, `no_DiffNet` for "no DiffNet".
-        num_runs, folds: as for `grid`.
+        variants: name (column `variant`, and the folder: `no_DiffNet` for "no DiffNet") → other values, as for `changed`.
 
     Raises:
-        ValueError: no variant, no such place, a value that is refused, or both runs and folds.
+        ValueError: no variant, no such place, a value that is refused, or as `repeat`.
     """
     if not variants:
         raise ValueError("name at least one variant to train")
@@ -176,23 +155,12 @@ def compare(
 
 
 def _each(chain: Chain, folder: str, tells: Mapping[str, Any], num_runs: int, folds: int) -> list[PlannedRun]:
-    """The runs of one chain among several: as it is, repeated, or over folds."""
-    if num_runs < 1 or folds < 0 or folds == 1 or (num_runs > 1 and folds):
-        raise ValueError(f"give either num_runs, from 1, or folds, from 2, got {num_runs} and {folds}")
+    """The runs of one chain among several."""
     before = f"before_{digest(plain(first), 8)}" if (first := _before(chain)) else ""
-    if not folds and num_runs == 1:
+    within = repeat(chain, num_runs, folds=folds)
+    if len(within) == 1:
         return [PlannedRun(folder, chain, tells, before)]
-    within = k_fold(chain, folds) if folds else repeat(chain, num_runs)
     return [PlannedRun(f"{folder}/{run.folder}", run.chain, {**tells, **run.tells}, before) for run in within]
-
-
-def _reseeded(chain: Chain, k: int) -> Chain:
-    *before, last = chain.steps
-    if last.data.split == "all":
-        raise ValueError('nothing is tested by the last stage, whose split is "all": there is nothing to repeat it for')
-    stage = replace(last.stage, seed=last.stage.seed + k)
-    last = replace(last, stage=stage, data=replace(last.data, seed=last.data.seed + k))
-    return replace(chain, steps=(*before, last), seed=chain.seed if before else chain.seed + k)
 
 
 def _before(chain: Chain) -> Chain | None:
@@ -226,13 +194,9 @@ def summarise(table: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     """Statistics over runs: a row for each measured value (and each group of the columns `by`).
 
     Returns:
-        `by`; `metric`; `n`, the runs with a finite value; `missing`, those without one, which are left out; `mean`,
-        `median`, `std` (ddof 1), `min`, `max`; `low` and `high`, the 95 % t-interval of the mean, mean ± t₀.₉₇₅(n − 1) ·
-        std / √n. NaN where there are too few runs.
-
-        The interval takes runs for independent, which they are not: random splits, and folds, share most of their
-        training contents. It is therefore too narrow, and says nothing of other databases. Two settings are compared
-        better run by run, on the same splits.
+        `by`; `metric`; `n`, the runs with a finite value; `missing`, those without one; `mean`, `median`, `std` (ddof 1),
+        `min`, `max`; `low` and `high`, the 95 % t-interval of the mean. The interval takes runs for independent; splits
+        share most of their training contents, so it is too narrow. NaN where there are too few runs.
 
     Raises:
         ValueError: no runs, or a column of `by` is missing.
@@ -261,19 +225,17 @@ def _statistics(values: pd.Series) -> dict[str, float]:
 
 
 def check_many(plan: Sequence[PlannedRun], *, root: str | Path = ".") -> pd.DataFrame:
-    """What would be trained; nothing is trained or written.
-
-    Returns:
-        The rows of `check_chain` for every run, whose folder is in the first column, `run`. Of runs that do the same,
-        the first.
+    """What would be trained: the rows of `check_chain` for every distinct run, with its folder in the column `run`.
 
     Raises:
         ValueError: whatever would stop one of the runs, naming it, but for run folders that hold something else.
     """
     _check_folders(plan)
-    distinct = {digest(plain(run.chain)): run for run in reversed(plan)}
-    tables, load = [], load_once(root)
-    for run in reversed(distinct.values()):
+    done, tables, load = [], [], load_once(root)
+    for run in plan:
+        if run.chain in done:
+            continue
+        done.append(run.chain)
         try:
             table = check_chain(run.chain, root=root, load=load)
         except ValueError as error:
@@ -296,8 +258,8 @@ def run_many(
 
     Args:
         out: folder of all runs.
-        workers: how many runs at once, each in a process of its own, with its share of the cores; its output is in
-            `log.txt` of its folder. None: one for every GPU that is named; without any, one after the other, in here.
+        workers: how many runs at once, each in a process of its own, with its share of the cores and `log.txt` in its
+            folder. None: one for every GPU that is named; without any, one after the other, in here.
         gpus: numbers of GPUs, which the processes take in turns; empty leaves the choice to `Chain.accelerator`.
         root, progress: as for `run_chain`.
 
@@ -361,16 +323,16 @@ def _last(run: PlannedRun, out: Path, root: str | Path) -> Chain:
     before = _before(run.chain)
     if before is None:
         return run.chain
-    start = os.path.relpath(out / run.before / before.folders[-1], root)
-    if start.startswith(".."):
-        start = str((out / run.before / before.folders[-1]).absolute())
-    return replace(run.chain, steps=run.chain.steps[-1:], start=Path(start).as_posix(), model={})
+    start = (out / run.before / before.folders[-1]).absolute()
+    root = Path(root).absolute()
+    start = start.relative_to(root) if start.is_relative_to(root) else start
+    return replace(run.chain, steps=run.chain.steps[-1:], start=start.as_posix(), model={})
 
 
 def _row(run: PlannedRun, out: Path) -> dict[str, Any]:
-    row = pd.read_csv(out / run.folder / "chain.csv").iloc[-1].to_dict()
-    row |= {"seed": run.chain.steps[-1].data.seed, "folder": run.folder}
-    return {**run.tells, **{name: row[name] for name in _COLUMNS}}
+    row = pd.read_csv(out / run.folder / "chain.csv").iloc[-1]
+    row["seed"], row["folder"] = run.chain.steps[-1].data.seed, run.folder
+    return {**run.tells, **row[[*_COLUMNS]]}
 
 
 @dataclass(frozen=True)
@@ -391,21 +353,19 @@ class _Runner:
             # Nothing but loading is left to do for a finished one, which this process does best: it has the database.
             if self.workers and not (self.out / folder / chain.folders[-1] / "result.json").is_file():
                 apart[folder] = chain
-            else:
-                yield folder, self._run_here(folder, chain)
+                continue
+            said = ""
+            try:
+                run_chain(chain, self.out / folder, root=self.root, progress=self.progress, load=self.load)
+            except Exception as error:
+                log.exception("%s failed", folder)
+                said = f"{type(error).__name__}: {error}"
+            yield folder, said
         if apart:
             with tqdm(total=len(apart), desc=self.out.name, unit="run", disable=not self.progress) as bar:
                 for result in self._run_apart(apart):
                     bar.update()
                     yield result
-
-    def _run_here(self, folder: str, chain: Chain) -> str:
-        try:
-            run_chain(chain, self.out / folder, root=self.root, progress=self.progress, load=self.load)
-        except Exception as error:
-            log.exception("%s failed", folder)
-            return f"{type(error).__name__}: {error}"
-        return ""
 
     def _run_apart(self, chains: Mapping[str, Chain]) -> Iterator[tuple[str, str]]:
         places: SimpleQueue = SimpleQueue()
