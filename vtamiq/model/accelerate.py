@@ -1,13 +1,13 @@
-"""The same computation faster: one token of a block, products by oneDNN on CPUs where that pays, compiled blocks.
+"""The same computation faster: linear layers by oneDNN where that pays on a CPU, one token of a block, compiled blocks.
 
-PyTorch multiplies float32 matrices on x86 with its BLAS, which uses half of what some CPUs can do. oneDNN, which PyTorch
-ships for convolutions and for its compiler, often does better, the more so with weights that are laid out for it ahead
-and the GELU of an MLP computed on the way.
+PyTorch multiplies float32 matrices on x86 with its BLAS, which uses half of what some CPUs can do; oneDNN is often faster.
 """
 
+import functools
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,20 +17,11 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-__all__ = [
-    "FusedGELU",
-    "OneDNNLinear",
-    "accelerate",
-    "accelerated",
-    "compile_blocks",
-    "decompile_blocks",
-    "first_token",
-    "onednn_works",
-    "restore",
-]
+__all__ = ["OneDNNLinear", "accelerate", "accelerated", "compile_blocks", "decompile_blocks", "first_token", "restore"]
 
 log = logging.getLogger(__name__)
 
+Shape = tuple[int, int]  # outputs and inputs of a linear layer
 WORTH = 0.9  # oneDNN is taken where it needs at most this share of the default's time
 TRIAL_ROWS = 256  # of the products that are timed: about the tokens of one image
 TRIALS = 3
@@ -39,18 +30,16 @@ HINT_ROWS = 512  # rows that the layout of packed weights is chosen for; any num
 
 
 class OneDNNLinear(nn.Linear):
-    """An `nn.Linear` that computes with oneDNN where it can: float32 on the CPU, outside autocast and transforms.
+    """An `nn.Linear` that computes with oneDNN where it can: float32 on the CPU, outside autocast and `torch.compile`.
 
-    It has the parameters of the linear that it stands for, so it is saved, loaded, moved and trained as before. A packed
-    copy of the weights (as much memory again) is made on first use without gradients, and anew after they changed.
+    It shares the parameters of the linear that it stands for. A packed copy of the weights (as much memory again) is made
+    on first use without gradients, and anew after they changed.
 
     Args:
-        training_too: compute gradients with oneDNN as well, and pack nothing: the weights change at every step, also in
-            ways that cannot be noticed, such as an exchange with their moving average.
+        training_too: compute gradients with oneDNN as well, and pack nothing, because training changes weights in ways
+            that cannot be noticed, such as an exchange with their moving average.
         gelu: the `approximate` of an `nn.GELU` to apply to the outputs: one way through memory less.
     """
-
-    _packed: dict[tuple[int, int], tuple[tuple[int, int], Tensor]]
 
     def __init__(self, linear: nn.Linear, training_too: bool = False, gelu: str | None = None):
         _take_parameters(self, linear)
@@ -63,7 +52,7 @@ class OneDNNLinear(nn.Linear):
         """Outputs `start` … `stop` − 1 alone."""
         weight, bias = _sliced(self, start, stop)
         can = _onednn_can(x, weight)
-        if can and not _gradients_flow(x, weight, bias):
+        if can and not (torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in (x, weight, bias))):
             return _onednn_product(x, weight if self.training_too else self._pack(weight, start, stop), bias, self.gelu)
         y = (_Product.apply if can and self.training_too else F.linear)(x, weight, bias)
         return y if self.gelu is None else F.gelu(y, approximate=self.gelu)
@@ -71,21 +60,14 @@ class OneDNNLinear(nn.Linear):
     def _pack(self, weight: Tensor, start: int, stop: int) -> Tensor:
         # Two threads may both pack: what they store is the same.
         state = (self.weight.data_ptr(), 0 if self.weight.is_inference() else self.weight._version)
-        known = self._packed.get((start, stop))
-        if known is None or known[0] != state:
-            known = (state, _onednn_pack(weight))
-            self._packed[start, stop] = known
-        return known[1]
+        packed_state, packed = self._packed.get((start, stop), (None, None))
+        if packed_state != state:
+            packed = _onednn_pack(weight)
+            self._packed[start, stop] = state, packed
+        return packed
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_packed": {}}  # opaque to copy and pickle, and made anew on first use
-
-
-class FusedGELU(nn.GELU):
-    """An `nn.GELU` that the layer before it has computed already."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
 
 
 class _Product(torch.autograd.Function):
@@ -110,14 +92,10 @@ class _Product(torch.autograd.Function):
         )
 
 
-Shape = tuple[int, int]  # outputs and inputs of a linear layer
-
-
 def accelerate(module: nn.Module, *, training: bool = False, shapes: Collection[Shape] | None = None) -> nn.Module:
     """Let the linear layers of a module compute with oneDNN, in place, where a quick timing says that it pays here.
 
-    Each distinct shape is timed for some milliseconds with the threads that PyTorch has now, and its result compared;
-    where oneDNN is missing, wrong or not clearly faster, nothing is changed. Results differ by rounding only.
+    Each distinct shape is timed for some milliseconds, and its result compared. Results differ by rounding only.
 
     Args:
         training: use oneDNN for training steps too. Off: gradients are computed as before.
@@ -126,22 +104,17 @@ def accelerate(module: nn.Module, *, training: bool = False, shapes: Collection[
     Returns:
         The module. `restore` undoes it.
     """
+
+    @functools.cache
+    def pays(*shape: int) -> bool:
+        return _worth_it(*shape, training) if shapes is None else shape in shapes and onednn_works(*shape)
+
     restore(module)
-    worth: dict[Shape, bool] = {}
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is not nn.Linear or _hooked(child):
-                continue
-            shape = (child.out_features, child.in_features)
-            if shape not in worth:
-                if shapes is None:
-                    worth[shape] = _worth_it(*shape, training)
-                else:
-                    worth[shape] = shape in shapes and onednn_works(*shape)
-            if worth[shape]:
+            if type(child) is nn.Linear and not _hooked(child) and pays(child.out_features, child.in_features):
                 setattr(parent, name, OneDNNLinear(child, training, _absorb_gelu(parent, name)))
-    taken = ", ".join(f"{inputs} → {outputs}" for (outputs, inputs), pays in worth.items() if pays)
-    log.debug("oneDNN is taken for: %s", taken or "nothing, it is not faster here")
+    log.debug("oneDNN computes linear layers of these (outputs, inputs): %s", accelerated(module))
     return module
 
 
@@ -158,8 +131,8 @@ def restore(module: nn.Module) -> nn.Module:
                 plain = nn.Linear.__new__(nn.Linear)
                 _take_parameters(plain, child)
                 setattr(parent, name, plain)
-            elif isinstance(child, FusedGELU):
-                setattr(parent, name, nn.GELU(child.approximate).train(child.training))
+                if child.gelu is not None:
+                    parent.act = nn.GELU(child.gelu).train(parent.training)
     return module
 
 
@@ -167,13 +140,13 @@ def restore(module: nn.Module) -> nn.Module:
 
 
 def first_token(block: nn.Module, x: Tensor) -> Tensor:
-    """Token 0 of `block(x)`: (B, T, D) → (B, 1, D). It looks at all tokens, but only its own query and MLP are needed.
+    """Token 0 of `block(x)`: (B, T, D) → (B, 1, D). Only its own query and MLP are computed.
 
     A block of another kind, a hooked one, and unfused attention, whose maps are being captured, run as a whole.
     """
-    attention = block.attn
     if not _is_plain(block):
         return block(x)[:, :1]
+    attention = block.attn
     width, heads = attention.attn_dim, (attention.num_heads, attention.head_dim)
     normed = block.norm1(x)  # (B, T, D)
     query = _linear_rows(attention.qkv, normed[:, :1], 0, width)  # (B, 1, D)
@@ -192,8 +165,7 @@ def _is_plain(block: nn.Module) -> bool:
     attention = block.attn
     if type(block) is not Block or type(attention) is not Attention or attention.gate is not None:
         return False
-    parts = (block, attention, attention.qkv)
-    watched = any(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part) for part in parts)
+    watched = any(_hooked(part) or "forward" in vars(part) for part in (block, attention, attention.qkv))
     return attention.fused_attn and type(attention.qkv) in (nn.Linear, OneDNNLinear) and not watched
 
 
@@ -210,9 +182,8 @@ def _linear_rows(linear: nn.Linear, x: Tensor, start: int, stop: int) -> Tensor:
 def compile_blocks(blocks: nn.ModuleList, width: int, *, training: bool = False) -> bool:
     """Compile transformer blocks (B, T, width) → (B, T, width) in place: one code for all of them, for any B and T.
 
-    The first one is run at once, which takes from seconds to minutes. Where that fails, for want of a C++ compiler for
-    example, a warning says why and the blocks stay as they were. Parameters, state and saving are as before; copies
-    are not compiled. Hooks that are set later are not called.
+    The first one is run at once, which takes seconds to minutes. Where that fails, for want of a C++ compiler for example,
+    a warning says why and the blocks stay as they were. Copies are not compiled; hooks that are set later are not called.
 
     Args:
         training: also compile gradients now; scoring compiles on its first use then.
@@ -232,7 +203,7 @@ def compile_blocks(blocks: nn.ModuleList, width: int, *, training: bool = False)
     except Exception as error:  # each stage of the compiler has its own ways of failing
         decompile_blocks(blocks)
         cause = getattr(error, "inner_exception", error)  # of what names the stage only
-        reason = f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}" if str(cause).strip() else repr(cause)
+        reason = f"{type(cause).__name__}: {cause}".strip().splitlines()[0]
         log.warning("torch.compile fails here (%s), so no block is compiled", reason)
         return False
     return True
@@ -259,16 +230,12 @@ def _absorb_gelu(parent: nn.Module, name: str) -> str | None:
     act = getattr(parent, "act", None)
     if type(parent) is not Mlp or name != "fc1" or type(act) is not nn.GELU or _hooked(act):
         return None
-    parent.act = FusedGELU(act.approximate).train(act.training)
+    parent.act = nn.Identity().train(act.training)
     return act.approximate
 
 
 def _hooked(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
-def _gradients_flow(*parts: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in parts)
 
 
 def _sliced(linear: nn.Linear, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
@@ -287,8 +254,7 @@ def _onednn_can(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-# PyTorch's compiler emits these two operators for linear layers on CPUs. They are not in its documentation, so `_worth_it`
-# runs them before anything relies on them.
+# PyTorch's compiler emits these two operators on CPUs. They are undocumented, so `onednn_works` tries them first.
 
 
 def _onednn_pack(weight: Tensor) -> Tensor:
@@ -321,31 +287,23 @@ def _trial(outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
     return tuple(torch.randn(rows, inputs, generator=generator) for rows in (TRIAL_ROWS, outputs))
 
 
-def _worth_it(outputs: int, inputs: int, training: bool = False) -> bool:
+def _worth_it(outputs: int, inputs: int, training: bool) -> bool:
     """Whether oneDNN multiplies by a weight (outputs, inputs) rightly and clearly faster, for training with gradients."""
     if not onednn_works(outputs, inputs):
         return False
     x, weight = (part.requires_grad_(training) for part in _trial(outputs, inputs))
-    packed = _onednn_pack(weight)
-    gradient = torch.ones(TRIAL_ROWS, outputs)
-
-    def default() -> None:
-        y = F.linear(x, weight)
-        if training:
-            y.backward(gradient)
-
-    def onednn() -> None:
-        if training:
-            _Product.apply(x, weight, None).backward(gradient)
-        else:
-            _onednn_product(x, packed, None)
-
-    seconds = [(_seconds(default), _seconds(onednn)) for _ in range(1 + TRIALS)][1:]  # the first to warm up
-    fastest, ours = map(min, zip(*seconds, strict=True))
-    return ours <= WORTH * fastest
+    ours = partial(_Product.apply, x, weight) if training else partial(_onednn_product, x, _onednn_pack(weight))
+    products = partial(F.linear, x, weight), partial(ours, None)
+    seconds = [[_seconds(product, training) for product in products] for _ in range(1 + TRIALS)][
+        1:
+    ]  # the first to warm up
+    default, onednn = map(min, zip(*seconds, strict=True))
+    return onednn <= WORTH * default
 
 
-def _seconds(function: Any) -> float:
+def _seconds(product: Callable[[], Tensor], training: bool) -> float:
     start = time.perf_counter()
-    function()
+    y = product()
+    if training:
+        y.backward(torch.ones_like(y))
     return time.perf_counter() - start

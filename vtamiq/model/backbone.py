@@ -22,19 +22,10 @@ _JAX_POSITIONS = "Transformer/posembed_input/pos_embedding"
 
 
 def create_vit(config: VTAMIQConfig, **options: object) -> VisionTransformer:
-    """The ViT that a configuration names, with its overrides; ValueError if timm cannot build it.
-
-    Args:
-        options: further arguments of `timm.create_model`.
-    """
-    settings = {
-        "img_size": config.image_size,
-        "patch_size": config.patch_size,
-        "embed_dim": config.width,
-        "num_heads": config.num_heads,
-        "mlp_ratio": config.mlp_ratio,
-    }
-    settings = {name: value for name, value in settings.items() if value is not None}
+    """The ViT that a configuration names; ValueError if timm cannot build it. `options` are of `timm.create_model`."""
+    names = {"image_size": "img_size", "patch_size": "patch_size", "width": "embed_dim"}
+    names |= {"num_heads": "num_heads", "mlp_ratio": "mlp_ratio"}
+    settings = {theirs: getattr(config, ours) for ours, theirs in names.items() if getattr(config, ours) is not None}
     if not timm.is_model(config.backbone):
         near = difflib.get_close_matches(config.backbone, timm.list_models("*vit*"), n=3)
         raise ValueError(f"timm knows no model `{config.backbone}`; near: {', '.join(near) or 'none'}")
@@ -78,10 +69,7 @@ def load_vit(config: VTAMIQConfig, path: str | Path | None = None) -> tuple[Visi
     """A pre-trained ViT, downloaded by timm or read from a `.npz`, and the configuration with what it brings.
 
     It brings its image size and, where downloaded, its colour normalisation, unless the configuration has its own.
-
-    Raises:
-        CheckpointError: the file is missing, damaged or of another architecture.
-        ValueError: a downloaded ViT is asked to have another width, number of heads, MLP or patch size.
+    Errors are those of `VTAMIQ.from_vit`.
     """
     if path is not None:
         vit = _read_npz(config, Path(path))

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-__all__ = ["CONFIG", "SEEN", "SHIPPED", "WEIGHTS", "CheckpointError"]
+__all__ = ["SHIPPED", "CheckpointError"]
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SEEN = "seen.json"  # beside the weights of a trained model
@@ -24,15 +24,11 @@ class CheckpointError(ValueError):
 
 
 def find_folder(folder_or_id: str | Path, download: bool, revision: str | None) -> Path:
-    """The folder of a model: as given, by the name of one that ships, or of a hub id in the cache or downloaded.
-
-    Raises:
-        CheckpointError: it is nowhere, or lacks a file.
-    """
+    """The folder of a model: as given, by the name of one that ships, or of a hub id; CheckpointError if incomplete."""
     folder = Path(folder_or_id)
     if not os.path.isdir(folder):  # Path.is_dir raises where a name is too long
-        shipped = [path for path in SHIPPED.glob("*") if path.name == str(folder_or_id)]
-        folder = shipped[0] if shipped else _fetch(str(folder_or_id), download, revision)
+        shipped = {path.name: path for path in SHIPPED.glob("*")}
+        folder = shipped.get(str(folder_or_id)) or _fetch(str(folder_or_id), download, revision)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             pickled = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pth", ".pt", ".ckpt"))
@@ -42,12 +38,9 @@ def find_folder(folder_or_id: str | Path, download: bool, revision: str | None) 
 
 
 def _fetch(hub_id: str, download: bool, revision: str | None) -> Path:
+    files = [CONFIG, WEIGHTS, SEEN]
     try:
-        return Path(
-            snapshot_download(
-                hub_id, revision=revision, allow_patterns=[CONFIG, WEIGHTS, SEEN], local_files_only=not download
-            )
-        )
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=files, local_files_only=not download))
     except LocalEntryNotFoundError as error:
         cause = (
             f", and cannot be fetched ({error.__cause__ or error})" if download else "; pass download=True to fetch it"
@@ -72,9 +65,9 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], where: str) -> N
         model.load_state_dict(state)
     except RuntimeError as error:
         raise CheckpointError(f"{where}: weights do not fit the configuration: {error}") from error
-    broken = [name for name, value in state.items() if not value.isfinite().all()]
-    if broken:
-        raise CheckpointError(f"{where}: `{broken[0]}` holds NaN or infinite values")
+    for name, value in state.items():
+        if not value.isfinite().all():
+            raise CheckpointError(f"{where}: `{name}` holds NaN or infinite values")
 
 
 def read_seen(folder: Path) -> tuple[dict[str, Any], ...] | None:
@@ -83,6 +76,6 @@ def read_seen(folder: Path) -> tuple[dict[str, Any], ...] | None:
         seen = json.loads((folder / SEEN).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    entries = {"database", "contents", "pictures"}
-    whole = isinstance(seen, list) and all(isinstance(entry, dict) and entries <= set(entry) for entry in seen)
+    fields = {"database", "contents", "pictures"}
+    whole = isinstance(seen, list) and all(isinstance(entry, dict) and fields <= entry.keys() for entry in seen)
     return tuple(seen) if whole else None

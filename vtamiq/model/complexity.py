@@ -25,19 +25,15 @@ def cost_table(model: VTAMIQ, num_patches: int = 256) -> pd.DataFrame:
     """Parameters and GFLOPs (multiply and add counted separately) of scoring one pair.
 
     Returns:
-        One row per part and a last one for the whole: part, parameters, gflops. Only matrix products are counted, as in
-        PyTorch's own counter; norms, activations and look-ups are below one per cent.
+        One row per part and a last one for the whole: part, parameters, gflops. Only matrix products are counted; norms,
+        activations and look-ups are below one per cent.
     """
     model = copy.deepcopy(model).eval().to("meta")  # shapes suffice for counting: nothing is computed
-    P = model.encoder.patch_size
-    inputs = {
-        "patches": torch.empty(1, 2, num_patches, 3, P, P, device="meta"),
-        "uv": torch.empty(1, num_patches, 2, device="meta"),
-        "scale": torch.zeros(1, num_patches, dtype=torch.long, device="meta"),
-    }
+    P, N = model.encoder.patch_size, num_patches
+    patches, uv = torch.empty(1, 2, N, 3, P, P, device="meta"), torch.empty(1, N, 2, device="meta")
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        model(**inputs)
+        model(patches, uv, torch.zeros(1, N, dtype=torch.long, device="meta"))
     flops = {name.partition(".")[2]: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     flops["encoder.blocks"] = flops["encoder"] - flops["encoder.patch_projection"]  # nothing else multiplies matrices
 

@@ -14,8 +14,7 @@ __all__ = ["VTAMIQConfig"]
 class VTAMIQConfig:
     """Everything that defines the network.
 
-    The defaults are the authors' later configuration (May 2024); `VTAMIQConfig.paper_2021()` is the one close to the
-    paper.
+    The defaults are the authors' later configuration (May 2024); `paper_2021()` is the one close to the paper.
 
     Attributes:
         backbone: name of a timm Vision Transformer with a class token and a learned position table.
@@ -26,19 +25,18 @@ class VTAMIQConfig:
         num_scales: 1, or the number of image scales that get a learned embedding each.
         layer_scale: learned per-feature gains on both branches of every block.
         adapters: residual bottlenecks (D → D/4 → D) after attention and MLP of every block.
-        class_token_position: the class token owns row 0 of the position table and patches start at row 1. The 2021 code
-            gives the class token no position and lets patches start at row 0.
+        class_token_position: the class token owns row 0 of the position table, patches start at row 1. Off (2021): the
+            class token has no position and patches start at row 0.
         difference_scale: learned per-feature gain on the difference of class tokens.
         difference_gate: multiply the difference by features of the reference ("difference embedding" of 2021).
         num_groups, blocks_per_group, reduction: DiffNet; `num_groups=0` leaves DiffNet out.
         channel_attention_prelu: PReLU instead of ReLU in the channel-attention bottleneck (2021).
-        zero_anchor: subtract the score of a zero difference, so that an image compared with itself scores exactly 0. Our
-            addition; off in the published code, whose score of a perfect copy is an arbitrary constant.
+        zero_anchor: subtract the score of a zero difference, so that a perfect copy scores exactly 0. Our addition; in
+            the published code its score is an arbitrary constant.
         embedding_dropout, mlp_dropout, encoder_drop_path, decoder_drop_path, head_dropout: act in training only.
         mean, std: input normalisation per colour channel, (value/255 − mean)/std; `VTAMIQ.from_vit` replaces the defaults
-            by those that timm's weights were trained with.
-        preference_weight: w of `preference`, the probability that one image is preferred to another; learnt by training
-            on preferences, of no effect on scores.
+            by those of timm's weights.
+        preference_weight: w of `preference`; learnt by training on preferences, of no effect on scores.
         uv_anchor: which point of a patch `uv` refers to: its "centre", or its top-left "corner" (2021).
     """
 

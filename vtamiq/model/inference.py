@@ -13,19 +13,11 @@ import torch
 from vtamiq.model.checkpoints import SHIPPED, CheckpointError
 from vtamiq.model.network import VTAMIQ
 
-__all__ = [
-    "DEFAULT",
-    "DEFAULT_LABELS",
-    "check_model",
-    "choose_device",
-    "fingerprint",
-    "half_precision",
-    "load_default",
-]
+__all__ = ["DEFAULT", "DEFAULT_LABELS", "check_model", "choose_device", "fingerprint", "half_precision", "load_default"]
 
 log = logging.getLogger(__name__)
 
-DEFAULT = "vtamiq-tiny"  # the model that scores where none is given
+DEFAULT = "vtamiq-tiny"
 DEFAULT_LABELS = f"{DEFAULT}, trained on synthetic labels"  # to be said beside its scores
 
 NOT_FINITE = "the score is not finite: are the weights damaged, or is half precision too coarse for them?"
@@ -35,7 +27,7 @@ _loading = threading.Lock()
 
 
 def check_model(model: VTAMIQ | None) -> VTAMIQ:
-    """The model itself; for None the one that ships, `vtamiq-tiny`, shared by all callers, so it must not be changed.
+    """The model itself; for None the one that ships, shared by all callers, so it must not be changed.
 
     Raises:
         CheckpointError: none is given, and the one that ships is missing or damaged.
@@ -51,7 +43,7 @@ def check_model(model: VTAMIQ | None) -> VTAMIQ:
 
 
 def load_default() -> VTAMIQ:
-    """The model that ships with the package, in evaluation mode on the CPU: loaded anew, so that it may be changed.
+    """Load the model that ships with the package, in evaluation mode on the CPU.
 
     It imitates a consensus of conventional metrics, not human opinion; see its model card, `README.md` beside its weights.
 
@@ -71,16 +63,11 @@ def load_default() -> VTAMIQ:
 
 @functools.cache
 def _shared_default(folder: Path) -> VTAMIQ:
-    """By its folder, so that a test may put another in its place."""
     return load_default()
 
 
 def half_precision(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """Autocast of a device: "float32" (off), "float16" or "bfloat16". Weights and results keep their type.
-
-    Raises:
-        ValueError: another precision.
-    """
+    """Autocast of a device: "float32" (off), "float16" or "bfloat16"; ValueError for another precision."""
     if precision not in HALF:
         raise ValueError(f"precision must be one of {', '.join(HALF)}, got {precision!r}")
     dtype = HALF[precision]
@@ -88,11 +75,7 @@ def half_precision(device: torch.device, precision: str) -> contextlib.AbstractC
 
 
 def choose_device(name: str | None) -> torch.device:
-    """A device by name; None: the GPU of this process (torchrun's LOCAL_RANK) if there is one, else the CPU.
-
-    Raises:
-        ValueError: there is no such device.
-    """
+    """A device by name; None: the GPU of this process (torchrun's LOCAL_RANK), else the CPU. ValueError if absent."""
     if name is None:
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     try:
@@ -105,7 +88,7 @@ def choose_device(name: str | None) -> torch.device:
 
 def fingerprint(model: VTAMIQ) -> str:
     """Twelve hexadecimal digits that tell one set of weights and configuration from any other."""
-    digest = hashlib.sha256(repr(model.config).encode())
+    digest = hashlib.sha256(repr(model.config).encode())  # kept by prediction files and model cards: do not change
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

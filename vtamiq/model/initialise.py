@@ -1,8 +1,7 @@
-"""A better start for networks that are trained from scratch, without an ImageNet ViT. Our addition, not in the paper.
+"""A better start for small networks that are trained without an ImageNet ViT. Our addition, not in the paper.
 
-The usual initial values suit wide networks with days of training. A small one that trains for minutes gains much from two
-changes: block weights of Xavier size instead of the fixed 0.02, and a patch projection whose features begin as spatial
-frequencies. Natural images are smooth, so under random features noise and loss of detail drown in what is large and low.
+Block weights have Xavier size instead of the fixed 0.02, and the patch projection begins as spatial frequencies: natural
+images are smooth, so under random features noise and loss of detail drown in what is large and low.
 """
 
 import torch
@@ -19,12 +18,9 @@ _OPPONENT = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]], 
 
 @torch.no_grad()
 def start_from_scratch(model: VTAMIQ, seed: int = 0) -> VTAMIQ:
-    """Set initial values in place: a cosine patch projection, and Xavier-uniform weights in the transformer blocks.
+    """Set initial values in place: a cosine patch projection, Xavier-uniform blocks. It destroys pre-trained weights.
 
-    Only for a model without pre-trained weights, which this would destroy. Returns the model.
-
-    Raises:
-        ValueError: the model is wider than a patch has values.
+    Returns the model. Raises ValueError if the model is wider than a patch has values.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, module in model.encoder.blocks.named_modules():
@@ -42,9 +38,8 @@ def cosine_filters(count: int, patch_size: int) -> torch.Tensor:
     """Orthogonal filters (count, 3·P·P), float32: 2-D cosines in luma and two opponent colours.
 
     A filter's gain is (1 + r)/8, r its radial frequency in half periods per patch, twice that for colour: about the
-    inverse
-    of the amplitude spectrum of natural images (Field, J. Opt. Soc. Am. A 4(12), 1987), so that all features begin with
-    a similar spread. Half of each colour's filters are its lowest frequencies, the others evenly spaced over the rest.
+    inverse of the amplitude spectrum of natural images (Field, J. Opt. Soc. Am. A 4(12), 1987). Half of each colour's
+    filters are its lowest frequencies, the others evenly spaced over the rest.
     """
     if count > 3 * patch_size**2:
         raise ValueError(f"a patch of 3 × {patch_size} × {patch_size} values has no {count} orthogonal filters")

@@ -1,10 +1,8 @@
 """VTAMIQ: Vision Transformer for Attention Modulated Image Quality (Chubarau & Clark 2021, arXiv:2110.01655).
 
-Read from top to bottom: the patch encoder (a timm Vision Transformer fed with unordered patches), DiffNet (residual
-groups with channel attention), the quality head, and the network that joins them.
-
-Letters in shape comments: B batch, K images of an item (image 0 is the reference), N patches, P patch side, T tokens
-(class token, registers, patches), D width. The encoder's batch is B·K images.
+From top to bottom: the patch encoder, DiffNet, the quality head, and the network that joins them. Letters in shapes: B
+batch, K images of an item (image 0 is the reference), N patches, P patch side, T tokens (class token, registers, patches),
+D width. The encoder's batch is B·K images.
 """
 
 import torch
@@ -42,8 +40,7 @@ class Adapter(nn.Module):
 class PatchEncoder(nn.Module):
     """A timm Vision Transformer that reads an unordered set of patches; positions are looked up by each patch's (u, v).
 
-    Takes over the ViT's patch projection, class token, position table, first blocks and final norm. The network is
-    invariant to the order of the patches, and their number is free.
+    Takes over the ViT's patch projection, class token, position table, first blocks and final norm.
     """
 
     recompute = False  # gradient checkpointing: less memory, about a third more time, the same gradients
@@ -74,24 +71,22 @@ class PatchEncoder(nn.Module):
         take_over(self, vit)
 
     def embed(self, patches: Tensor, uv: Tensor, scale: Tensor | None = None) -> Tensor:
-        """Tokens that enter the first block.
+        """Tokens that enter the first block, (B, T, D): class token, registers, then the patches in the given order.
 
         Args:
             patches: (B, N, 3, P, P) float, normalised.
             uv: (B, N, 2) float in [0, 1): vertical, horizontal position of each patch.
             scale: (B, N) int, used by a model with a scale table: how often the image was halved, clamped to S − 1.
-
-        Returns:
-            (B, T, D): class token, registers, then the patches in the given order.
         """
         x = self.patch_projection(patches.flatten(2))  # (B, N, D)
         # F.embedding, not indexing: the gradient of an indexed table is summed in any order by the threads of a CPU.
         x = x + F.embedding(self.position_rows(uv), self.position_table)  # (B, N, D)
         if self.scale_table is not None:
             x = x + F.embedding(scale.long().clamp(0, len(self.scale_table) - 1), self.scale_table)  # (B, N, D)
-        class_token = self.class_token + self.position_table[0] if self.class_token_position else self.class_token
-        ahead = [class_token] if self.registers is None else [class_token, self.registers]
-        ahead = torch.cat(ahead, dim=1).expand(len(x), -1, -1)  # (B, T − N, D)
+        ahead = self.class_token + self.position_table[0] if self.class_token_position else self.class_token
+        if self.registers is not None:
+            ahead = torch.cat([ahead, self.registers], dim=1)
+        ahead = ahead.expand(len(x), -1, -1)  # (B, T − N, D)
         return self.embedding_dropout(torch.cat([ahead, x], dim=1))  # (B, T, D)
 
     def position_rows(self, uv: Tensor) -> Tensor:
@@ -100,10 +95,7 @@ class PatchEncoder(nn.Module):
         return cell[..., 0] * self.grid + cell[..., 1] + int(self.class_token_position)  # (B, N)
 
     def forward(self, patches: Tensor, uv: Tensor, scale: Tensor | None = None, class_token_only=False) -> Tensor:
-        """All tokens after the final norm, (B, T, D); arguments as in `embed`. Token 0 encodes the image.
-
-        `class_token_only` gives that one alone, (B, 1, D), and leaves out what the last block computes for the others.
-        """
+        """All tokens after the final norm, (B, T, D), or the class token alone, (B, 1, D); arguments as in `embed`."""
         x = self.norm_pre(self.embed(patches, uv, scale))  # (B, T, D)
         *blocks, last = self.blocks
         for block in blocks:
@@ -128,7 +120,7 @@ def _prepare_block(block: nn.Module, width: int, config: VTAMIQConfig) -> None:
 
 
 class ChannelAttention(nn.Module):
-    """u ↦ u · sigmoid(expand(activation(squeeze(u)))): each feature of the difference is damped or let through."""
+    """u ↦ u · sigmoid(expand(activation(squeeze(u))))."""
 
     def __init__(self, width: int, config: VTAMIQConfig):
         super().__init__()
@@ -163,8 +155,7 @@ class ResidualGroup(nn.Module):
 
     def __init__(self, width: int, config: VTAMIQConfig, residual: bool = True):
         super().__init__()
-        blocks = (ChannelAttentionBlock(width, config) for _ in range(config.blocks_per_group))
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks = nn.Sequential(*(ChannelAttentionBlock(width, config) for _ in range(config.blocks_per_group)))
         self.linear = nn.Linear(width, width)
         self.drop_path = DropPath(config.decoder_drop_path)
         self.residual = residual
@@ -207,14 +198,14 @@ class QualityHead(nn.Module):
 class VTAMIQ(nn.Module, Pretrained):
     """Full-reference image quality: q = head(DiffNet(γ · (class token of reference − class token of distorted))).
 
-    Lower is better; a score is a perceived amount of distortion. Weights are random until loaded (`from_pretrained`,
-    `from_original`), trained, or started from an ImageNet ViT (`from_vit`).
+    Lower is better. Weights are random until loaded (`from_pretrained`, `from_original`), trained, or started from an
+    ImageNet ViT (`from_vit`).
 
     Attributes:
         lower_better: True, always.
         score_range: no bounds, since the head is a plain linear layer: nearly perfect copies may come out below 0.
-        perfect_score: score of an image compared with itself in the same places: 0.0 with `zero_anchor`; None without,
-            when it is whatever number the weights give to a zero difference.
+        perfect_score: score of an image compared with itself: 0.0 with `zero_anchor`; else None, since it is whatever the
+            weights give to a zero difference.
         origin, seen: where the weights come from, and which pictures they have seen; see `Pretrained`.
     """
 
@@ -237,8 +228,8 @@ class VTAMIQ(nn.Module, Pretrained):
         """Score every distorted image of each item against the item's reference.
 
         Args:
-            patches: (B, K, N, 3, P, P), K ≥ 2, image 0 of each item the reference; float normalised as `normalise` does
-                ([-1, 1] by default), or uint8, which is normalised here.
+            patches: (B, K, N, 3, P, P), K ≥ 2, image 0 of each item the reference; uint8, or float as `normalise` makes it
+                ([-1, 1] by default).
             uv: (B, N, 2) shared by the images of an item, or (B, K, N, 2); float in [0, 1).
             scale: (B, N) or (B, K, N) int; needed by a model with `num_scales > 1`, of no effect in others.
 
@@ -305,7 +296,7 @@ class VTAMIQ(nn.Module, Pretrained):
         """Compute with oneDNN where a timing of a second says that it is faster on this CPU, in place; returns the model.
 
         Scores change by rounding only (1e-5); packed weights take as much memory again. False undoes it. `compile` also
-        compiles the encoder's blocks, on the device where the model is: seconds to minutes once, for GPUs and long work.
+        compiles the encoder's blocks where the model is, which takes seconds to minutes: for GPUs and long work.
         """
         decompile_blocks(self.encoder.blocks)
         accelerate(self) if enable else restore(self)
@@ -323,12 +314,13 @@ class VTAMIQ(nn.Module, Pretrained):
         # A check on a GPU would stall it.
         if uv.device.type == "cpu" and uv.numel() and not (uv.min() >= 0 and uv.max() < 1):
             raise ValueError(f"uv must lie in [0, 1), got values from {uv.min():g} to {uv.max():g}")
-        if scale is not None and tuple(scale.shape) not in ((B, N), (B, K, N)):
+        if scale is None:
+            if self.encoder.scale_table is not None:
+                raise ValueError(f"a model with num_scales={self.config.num_scales} needs the scale of every patch")
+        elif tuple(scale.shape) not in ((B, N), (B, K, N)):
             raise ValueError(f"scale must be {(B, N)} or {(B, K, N)} to fit the patches, got {tuple(scale.shape)}")
-        if scale is not None and (scale.is_floating_point() or scale.dtype == torch.bool):
+        elif scale.is_floating_point() or scale.dtype == torch.bool:
             raise ValueError(f"scale must be integers, got {scale.dtype}")
-        if scale is None and self.encoder.scale_table is not None:
-            raise ValueError(f"a model with num_scales={self.config.num_scales} needs the scale of every patch")
 
 
 def _copies(patches: Tensor, uv: Tensor, scale: Tensor | None) -> Tensor:
@@ -342,8 +334,5 @@ def _copies(patches: Tensor, uv: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def preference(q_a: Tensor, q_b: Tensor, w: Tensor | float) -> Tensor:
-    """Probability that image A is preferred over image B of the same reference: sigmoid(w · (q_B − q_A)).
-
-    PieAPP's pairwise setting with VTAMIQ's learned sharpness `w` (initially 6 in the original code). Any one shape.
-    """
+    """Probability that image A is preferred over B of the same reference: sigmoid(w · (q_B − q_A)), in any one shape."""
     return torch.sigmoid(w * (q_b - q_a))

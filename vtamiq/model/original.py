@@ -1,7 +1,4 @@
-"""The original authors' VTAMIQ checkpoints, translated: pure functions on state dicts.
-
-Names and shapes are those of the public repository ch-andrei/VTAMIQ (states of October 2021 and May 2024).
-"""
+"""Checkpoints of the original authors' repository ch-andrei/VTAMIQ (October 2021 and May 2024), translated."""
 
 import math
 import re
@@ -45,23 +42,15 @@ _RENAMES = [
 # <Part> of a channel-attention block. The 2021 state has no pooling layer in front of the bottleneck, so numbers differ.
 _BLOCK_PARTS = {
     2021: {
-        "1": "activation",
-        "2": "linear",
         "4.conv_du.0": "attention.squeeze",
         "4.conv_du.1": "attention.activation",
         "4.conv_du.2": "attention.expand",
     },
-    2024: {
-        "1": "activation",
-        "2": "linear",
-        "4.conv_du.1": "attention.squeeze",
-        "4.conv_du.4": "attention.expand",
-    },
+    2024: {"4.conv_du.1": "attention.squeeze", "4.conv_du.4": "attention.expand"},
 }
+_ANY_BLOCK = {"1": "activation", "2": "linear"}
 
-
-# Prefixes that data-parallel training and compilation put before all names.
-_WRAPPERS = r"^(module\.|_orig_mod\.|model\.)+"
+_WRAPPERS = r"^(module\.|_orig_mod\.|model\.)+"  # what data-parallel training and compilation put before all names
 
 # The original's checkpoints record their SROCC as a numpy scalar: data, not code, but torch wants to be told.
 _SCALAR = np.float64(0).__reduce__()[0]
@@ -70,18 +59,14 @@ _NUMPY_SCALARS += [np.dtype, *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8
 
 
 def read_original(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
-    """The network's state dict from a checkpoint file or mapping of the original repository, without unpickling objects.
-
-    Accepts the training checkpoint (entry `model_state_dict`) or a bare state dict, tensors or numpy arrays, with or
-    without the prefixes of data-parallel training and compilation.
+    """Read the network's state dict from a checkpoint file or mapping, of tensors or arrays, without unpickling objects.
 
     Raises:
         CheckpointError: file missing or damaged, holds more than tensors, or holds no VTAMIQ weights.
     """
     where = "the given state dict"
     if not isinstance(source, Mapping):
-        where = str(source)
-        source = _read_file(Path(source))
+        where, source = str(source), _read_file(Path(source))
     try:
         state = source.get("model_state_dict", source)
         sharpness = source.get("pref_module_state_dict") or {}  # w of preferences, kept beside the network
@@ -108,9 +93,8 @@ def convert_original(state: Mapping[str, Tensor]) -> tuple[VTAMIQConfig, dict[st
     """Translate an original state dict.
 
     Returns:
-        The published configuration of its year, the fields of it that its shapes tell, and our state dict. The number of
-        attention heads leaves no trace in shapes. The learnt sharpness of preferences, if there is one, becomes the
-        field `preference_weight`.
+        The published configuration of its year, the fields that its shapes tell (not the attention heads) or that it
+        keeps beside the network (`preference_weight`), and our state dict.
 
     Raises:
         CheckpointError: a name that belongs to no known part of either published state, or a part that is missing.
@@ -118,7 +102,6 @@ def convert_original(state: Mapping[str, Tensor]) -> tuple[VTAMIQConfig, dict[st
     year = 2021 if any(name.startswith("transformer.encoder.layer.") for name in state) else 2024
     converted = {_rename(name, year): value for name, value in state.items() if not name.startswith("pref_module.")}
     try:
-        _merge_qkv(converted)
         _reshape(converted)
         read = _config_fields(converted)
     except KeyError as error:
@@ -130,25 +113,22 @@ def convert_original(state: Mapping[str, Tensor]) -> tuple[VTAMIQConfig, dict[st
 
 
 def _rename(name: str, year: int) -> str:
+    parts = _ANY_BLOCK | _BLOCK_PARTS[year]
     for pattern, replacement in _RENAMES:
-        match = re.fullmatch(pattern, name)
-        if match:
+        if match := re.fullmatch(pattern, name):
             renamed = match.expand(replacement)
             part = re.search(r"<(.+)>", renamed)
             if part is None:
                 return renamed
-            if part[1] in _BLOCK_PARTS[year]:
-                return renamed.replace(part[0], _BLOCK_PARTS[year][part[1]])
+            if part[1] in parts:
+                return renamed.replace(part[0], parts[part[1]])
     raise CheckpointError(f"`{name}` belongs to no known part of the original VTAMIQ (states of 2021 and 2024)")
 
 
-def _merge_qkv(state: dict[str, Tensor]) -> None:
+def _reshape(state: dict[str, Tensor]) -> None:
     for name in [name for name in state if ".attn.query." in name]:
         parts = [state.pop(name.replace("query", role)) for role in ("query", "key", "value")]  # (D, D) each
         state[name.replace("query", "qkv")] = torch.cat(parts)  # (3·D, D)
-
-
-def _reshape(state: dict[str, Tensor]) -> None:
     for name, value in state.items():
         if name.endswith("weight") and value.ndim > 2:  # kernel-1 convolution, or the patch convolution
             state[name] = value.flatten(1)
@@ -164,12 +144,11 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
 def _config_fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
     width, patch_values = state["encoder.patch_projection.weight"].shape
     patch_size = math.isqrt(patch_values // 3)
-    grid = math.isqrt(state["encoder.position_table"].shape[0] - 1)
     squeeze = state.get("diffnet.groups.0.blocks.0.attention.squeeze.weight")
     return {
         "width": width,
         "patch_size": patch_size,
-        "image_size": grid * patch_size,
+        "image_size": math.isqrt(len(state["encoder.position_table"]) - 1) * patch_size,
         "num_blocks": _count(state, r"encoder\.blocks\.(\d+)\."),
         "mlp_ratio": _ratio(state["encoder.blocks.0.mlp.fc1.weight"].shape[0], width),
         "num_registers": state["encoder.registers"].shape[1] if "encoder.registers" in state else 0,
@@ -184,7 +163,7 @@ def _config_fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _ratio(hidden: int, width: int) -> float:
-    """hidden / width, or the next number above it where timm, which cuts off decimals, would come out one too low."""
+    """hidden / width, or the next number above it where timm, which cuts off decimals, would be one too low."""
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 

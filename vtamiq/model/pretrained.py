@@ -62,14 +62,12 @@ class Pretrained(
 
     @classmethod
     def from_vit(cls, config: VTAMIQConfig = VTAMIQConfig(), *, pretrained: bool | str | Path = True) -> Self:
-        """A new VTAMIQ whose encoder starts from a pre-trained ViT; all else keeps its initial values.
+        """Start a new VTAMIQ from a pre-trained ViT; all but its encoder keeps initial values.
 
         Args:
-            config: its `backbone` names the ViT. `image_size` may differ from the ViT's: the position table is resized;
-                None takes the ViT's.
-            pretrained: True downloads timm's weights of that name (needs a network), and takes over the colour
-                normalisation that they were trained with (CLIP, DINO and others have their own), unless `mean` or
-                `std` is set; a path reads a `.npz` in the original JAX layout, such as
+            config: its `backbone` names the ViT. The position table is resized to its `image_size`; None takes the ViT's.
+            pretrained: True downloads timm's weights of that name, and takes over the colour normalisation that they were
+                trained with unless `mean` or `std` is set; a path reads a `.npz` in the original JAX layout, such as
                 `imagenet21k+imagenet2012_ViT-B_16.npz`; False keeps initial values.
 
         Raises:
@@ -87,8 +85,8 @@ class Pretrained(
 
         Args:
             source: checkpoint file, or its (or its network's) state dict of tensors or arrays.
-            num_heads: attention heads, the one setting that the weights' shapes do not tell: with another number than
-                they were trained with, weights load all the same and scores are wrong.
+            num_heads: attention heads, which the weights do not tell: with another number than they were trained with,
+                they load all the same and scores are wrong.
             changes: further fields of `VTAMIQConfig`, for example `zero_anchor=True` or dropout rates.
 
         Returns:
@@ -110,15 +108,13 @@ class Pretrained(
     def from_pretrained(cls, folder_or_id: str | Path, *, download: bool = False, revision: str | None = None) -> Self:
         """Load a folder that `save_pretrained` wrote, a model that comes with the package ("vtamiq-tiny"), or a hub id.
 
-        Nothing touches the network unless `download=True`; without it a Hugging Face Hub id is looked up in the local
-        cache. Weights that are kept in half precision are widened to float32.
+        Without `download=True` a Hugging Face Hub id is looked up in the local cache only.
 
         Returns:
-            The model in evaluation mode, on the CPU.
+            The model in evaluation mode, in float32 on the CPU.
 
         Raises:
-            CheckpointError: nothing there, damaged files, weights that are pickled, not finite or of another
-                configuration.
+            CheckpointError: nothing there, damaged files, weights that are pickled, not finite or of another configuration.
         """
         folder = find_folder(folder_or_id, download, revision)
         try:
@@ -126,11 +122,11 @@ class Pretrained(
         except (ValueError, OSError, RuntimeError, MemoryError) as error:  # the latter two: sizes beyond all memory
             raise CheckpointError(f"{folder / CONFIG}: not a VTAMIQ configuration ({error})") from error
         load_weights(model, read_weights(folder / WEIGHTS), str(folder / WEIGHTS))
-        model.origin = str(folder_or_id)
         if folder.parent == SHIPPED:
             model.origin = f"{folder.name}, which ships with vtamiq"
-        elif revision and folder != Path(folder_or_id):
-            model.origin += f"@{revision}"
+        else:
+            from_hub = folder != Path(folder_or_id)
+            model.origin = f"{folder_or_id}@{revision}" if revision and from_hub else str(folder_or_id)
         model.seen = read_seen(folder)
         return model.eval()
 
