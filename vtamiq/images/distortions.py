@@ -1,20 +1,17 @@
 """The 25 distortions of KADID-10k and KADIS-700k (Lin, Hosu and Saupe, QoMEX 2019), each at five levels.
 
-`distort` is all that most callers need. Each type is a small pure function of a float RGB image `(H, W, 3)` in [0, 1]
-and an amount (and a random generator, if the type is random); the result may leave [0, 1], and `distort` clips it and
-rounds it to 8 bits. `DISTORTIONS` lists the types with the five amounts.
+Each type is a small pure function of a float RGB image `(H, W, 3)` in [0, 1] and an amount (and a random generator, if the
+type is random); the result may leave [0, 1], and `distort` clips it and rounds it to 8 bits.
 
-The published descriptions and programs disagree in places. Decisions for all types:
+The published descriptions and programs disagree in places. Decisions for all types (others stand at their functions):
 
 - The order and the values of the five amounts are those of the KADIS generator. Types 18 and 25 are therefore not
   sorted by severity (`Distortion.ordered`).
 - Images are never rescaled by their own minimum and maximum, neither before nor after a distortion.
-- One random stream serves the five levels of an image: they share the angle, the noise field, the places, and differ
-  in the amount only. So severity grows with the level for random types as well.
+- One random stream serves the five levels of an image: they share angle, noise field and places, so that severity grows
+  with the level.
 - Types 9 and 10 (codecs) give the same bytes only for the same versions of Pillow and its codec libraries.
 - Some levels change nothing and are kept: types 1, 3 and 8 at level 1, type 18 at level 3.
-
-Decisions for one type stand in the docstring of its function.
 """
 
 import difflib
@@ -36,9 +33,8 @@ from skimage.restoration import denoise_tv_chambolle
 
 from vtamiq.images.reading import check_uint8_rgb
 
-__all__ = ["DISTORTIONS", "GROUPS", "LEVELS", "Distortion", "distort", "find_distortion"]
+__all__ = ["DISTORTIONS", "LEVELS", "Distortion", "distort", "find_distortion"]
 
-GROUPS = ("blur", "colour", "compression", "noise", "brightness", "spatial", "sharpness/contrast")
 LEVELS = (1, 2, 3, 4, 5)
 
 
@@ -47,13 +43,10 @@ class Distortion:
     """One type of distortion.
 
     Attributes:
-        type: number in KADID-10k, 1..25.
-        name: descriptive name.
-        tag: name in the score files of KADIS-700k.
-        group: one of `GROUPS`.
+        type, tag: number in KADID-10k, 1..25, and name in the score files of KADIS-700k.
+        group: blur, colour, compression, noise, brightness, spatial or sharpness/contrast.
         levels: the amounts of levels 1 to 5.
         apply: function of (image, amount), or of (image, amount, generator) if the type is random.
-        identity: the amount that leaves images unchanged; None if there is none.
         random: whether the type draws random numbers.
         ordered: whether severity grows with the level.
     """
@@ -64,7 +57,6 @@ class Distortion:
     group: str
     levels: tuple[float, float, float, float, float]
     apply: Callable[..., np.ndarray]
-    identity: float | None = None
     random: bool = False
     ordered: bool = True
 
@@ -79,9 +71,9 @@ def distort(image: np.ndarray, type: int | str, level: int, seed: int = 0) -> np
     """Distort an image.
 
     Args:
-        image: uint8 RGB `(H, W, 3)`; it is not changed. Tested from 8 x 8 pixels up.
+        image: uint8 RGB `(H, W, 3)`; tested from 8 x 8 pixels up.
         type: number 1..25, tag or name of a distortion.
-        level: 1..5; the same seed gives the five levels the same random stream.
+        level: 1..5.
         seed: non-negative; used by random types only. Give every image its own.
 
     Returns:
@@ -95,7 +87,9 @@ def distort(image: np.ndarray, type: int | str, level: int, seed: int = 0) -> np
     distortion = find_distortion(type)
     arguments = [image / 255, distortion.amount(level)]
     if distortion.random:
-        arguments.append(_generator(seed, distortion.type))
+        if operator.index(seed) < 0:
+            raise ValueError(f"seed must not be negative, got {seed}")
+        arguments.append(np.random.default_rng([seed, distortion.type]))
     return _to_uint8(distortion.apply(*arguments))
 
 
@@ -112,9 +106,6 @@ def find_distortion(type: int | str) -> Distortion:
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"known tags: {[d.tag for d in DISTORTIONS.values()]}"
         raise ValueError(f"unknown distortion {type!r}; {hint}")
     return by_name[type.lower()]
-
-
-# ---- blur -------------------------------------------------------------------------------------------------------
 
 
 def gaussian_blur(image: np.ndarray, std: float) -> np.ndarray:
@@ -140,9 +131,6 @@ def motion_blur(image: np.ndarray, length: float, rng: np.random.Generator) -> n
     return _convolve(image, np.maximum(0, 1 - distance))
 
 
-# ---- colour -----------------------------------------------------------------------------------------------------
-
-
 def colour_diffusion(image: np.ndarray, amount: float) -> np.ndarray:
     """Type 4: CIELAB a*, b* blurred with standard deviation 1.5 amount + 2, then multiplied by `amount`; L* kept."""
     lab = rgb2lab(image)
@@ -154,7 +142,7 @@ def colour_shift(image: np.ndarray, length: float, rng: np.random.Generator) -> 
     """Type 5: near edges the green channel is moved `length` pixels right and down, in a random direction.
 
     The mask that blends it in is the blurred gradient magnitude of the grey image: rescaled to [0, 1], cut at 0.1,
-    then its 1st and 99th percentile stretched to 0 and 1. A constant image has no edges and stays as it is.
+    then its 1st and 99th percentile stretched to 0 and 1.
     """
     angle = rng.uniform(0, np.pi / 2)
     down, right = round(length * np.sin(angle)), round(length * np.cos(angle))
@@ -181,11 +169,7 @@ def colour_quantisation(image: np.ndarray, colours: int) -> np.ndarray:
 
 
 def hsv_saturation(image: np.ndarray, factor: float) -> np.ndarray:
-    """Type 7: HSV saturation multiplied by `factor`.
-
-    Level 4 is grey and level 5 has inverted hues: PSNR falls with the level, but metrics that mostly look at luminance
-    (VSI, HaarPSI) need not.
-    """
+    """Type 7: HSV saturation multiplied by `factor`. Level 4 is grey and level 5 has inverted hues."""
     hsv = rgb2hsv(image)
     hsv[..., 1] *= factor
     return hsv2rgb(hsv)
@@ -196,14 +180,10 @@ def lab_saturation(image: np.ndarray, factor: float) -> np.ndarray:
     return _lab_to_rgb(rgb2lab(image) * [1, factor, factor])
 
 
-# ---- compression ------------------------------------------------------------------------------------------------
-
-
 def jpeg2000(image: np.ndarray, ratio: float) -> np.ndarray:
     """Type 9: JPEG 2000 at a compression ratio (raw bytes / file bytes); warns where an image is too small for it.
 
-    Level 5 is ratio 400, as in the KADIS generator (some ports use 170). A file has at least about 250 bytes of
-    headers, so ratio 400 needs some 180 x 180 pixels.
+    Level 5 is ratio 400, as in the KADIS generator (some ports use 170); it needs some 180 x 180 pixels.
     """
     decoded, file_bytes = _through_codec(image, format="JPEG2000", quality_mode="rates", quality_layers=[ratio])
     if image.size / file_bytes < 0.9 * ratio:
@@ -214,9 +194,6 @@ def jpeg2000(image: np.ndarray, ratio: float) -> np.ndarray:
 def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
     """Type 10: baseline JPEG of a quality 1..100 with 4:2:0 chroma subsampling."""
     return _through_codec(image, format="JPEG", quality=quality, subsampling="4:2:0")[0]
-
-
-# ---- noise ------------------------------------------------------------------------------------------------------
 
 
 def white_noise(image: np.ndarray, variance: float, rng: np.random.Generator) -> np.ndarray:
@@ -248,16 +225,12 @@ def multiplicative_noise(image: np.ndarray, variance: float, rng: np.random.Gene
 def denoised_noise(image: np.ndarray, variance: float, rng: np.random.Generator) -> np.ndarray:
     """Type 15: Gaussian noise, clipped, then every channel denoised by total variation (Chambolle 2004).
 
-    A stand-in: the KADIS generator denoises with a pretrained DnCNN. The smear and the residual noise are alike, the
-    images are not the same. The weight of the total variation is the noise's standard deviation; the number of steps
-    is fixed, because stopping by tolerance leaves visibly more noise in some channels and levels than in others.
+    A stand-in: the KADIS generator denoises with a pretrained DnCNN; smear and residual noise are alike, images are not.
+    The number of steps is fixed, because stopping by tolerance leaves visibly more noise in some channels and levels.
     """
     std = math.sqrt(variance)
     noisy = np.clip(image + std * rng.standard_normal(image.shape), 0, 1)
     return denoise_tv_chambolle(noisy, weight=std, eps=0, max_num_iter=20, channel_axis=-1)
-
-
-# ---- brightness -------------------------------------------------------------------------------------------------
 
 
 def brighten(image: np.ndarray, amount: float) -> np.ndarray:
@@ -277,9 +250,6 @@ def mean_shift(image: np.ndarray, shift: float) -> np.ndarray:
     return image + shift
 
 
-# ---- spatial ----------------------------------------------------------------------------------------------------
-
-
 def jitter(image: np.ndarray, std: float, rng: np.random.Generator) -> np.ndarray:
     """Type 19: five warps in turn, each moving every pixel by its own Gaussian step in x and y (cubic splines)."""
     height, width, _ = image.shape
@@ -294,8 +264,8 @@ def jitter(image: np.ndarray, std: float, rng: np.random.Generator) -> np.ndarra
 def non_eccentricity(image: np.ndarray, blocks: int, rng: np.random.Generator) -> np.ndarray:
     """Type 20: random blocks of 16 x 16 pixels are copied to places at most 8 pixels away in x and y.
 
-    Blocks are taken from the unchanged image, at least 16 pixels from its border. Where the shorter side is less than
-    48 pixels, a third of it takes the place of 16.
+    Blocks are taken from the unchanged image, at least 16 pixels from its border; in images below 48 pixels a third of
+    the shorter side takes the place of 16.
     """
     height, width, _ = image.shape
     side = min(16, height // 3, width // 3)
@@ -321,8 +291,7 @@ def pixelate(image: np.ndarray, amount: float) -> np.ndarray:
 def quantisation(image: np.ndarray, thresholds: int) -> np.ndarray:
     """Type 22: the exact multi-level Otsu classes of all RGB values pooled; `thresholds` + 1 values remain.
 
-    The lowest class becomes 0, the highest 1, every other its largest value. An image that has no more values than
-    that is returned unchanged.
+    The lowest class becomes 0, the highest 1, every other its largest value. An image of fewer values is unchanged.
     """
     values, codes, counts = np.unique(_to_uint8(image), return_inverse=True, return_counts=True)
     if len(values) <= thresholds + 1:
@@ -333,10 +302,7 @@ def quantisation(image: np.ndarray, thresholds: int) -> np.ndarray:
 
 
 def colour_block(image: np.ndarray, blocks: int, rng: np.random.Generator) -> np.ndarray:
-    """Type 23: squares of 32 x 32 pixels of random colours at random places.
-
-    Where the shorter side is less than 64 pixels, half of it takes the place of 32.
-    """
+    """Type 23: squares of 32 x 32 pixels (at most half the shorter side) of random colours at random places."""
     height, width, _ = image.shape
     side = min(32, height // 2, width // 2)
     draws = rng.random((blocks, 5))  # fewer blocks: a prefix of more
@@ -345,9 +311,6 @@ def colour_block(image: np.ndarray, blocks: int, rng: np.random.Generator) -> np
     for (top, left), colour in zip(corners, draws[:, 2:], strict=True):
         covered[top : top + side, left : left + side] = colour
     return covered
-
-
-# ---- sharpness and contrast -------------------------------------------------------------------------------------
 
 
 def high_sharpen(image: np.ndarray, amount: float) -> np.ndarray:
@@ -369,13 +332,6 @@ def contrast_change(image: np.ndarray, amount: float) -> np.ndarray:
 
 
 # ---- shared parts -----------------------------------------------------------------------------------------------
-
-
-def _generator(seed: int, type: int) -> np.random.Generator:
-    seed = operator.index(seed)
-    if seed < 0:
-        raise ValueError(f"seed must not be negative, got {seed}")
-    return np.random.default_rng([seed, type])
 
 
 def _to_uint8(image: np.ndarray) -> np.ndarray:
@@ -400,11 +356,7 @@ def _bend(values: np.ndarray, amount: float) -> np.ndarray:
 
 
 def _lab_to_rgb(lab: np.ndarray) -> np.ndarray:
-    """RGB of CIELAB, clipped to the gamut.
-
-    Colours of negative Z are moved to Z = 0 beforehand. scikit-image does the same but warns of it, and switching a
-    warning off is not safe between threads.
-    """
+    """RGB of CIELAB, clipped to the gamut. Negative Z becomes 0 beforehand: scikit-image does the same, but warns of it."""
     lab = lab.copy()
     limit = 200 / 116 * (lab[..., 0] + 16)  # where Z reaches zero
     lab[..., 2] = np.minimum(lab[..., 2], (1 - 1e-12) * limit)
@@ -422,8 +374,7 @@ def _through_codec(image: np.ndarray, **options: object) -> tuple[np.ndarray, in
 def _otsu_classes(values: np.ndarray, counts: np.ndarray, classes: int) -> np.ndarray:
     """Index of the last value of each class, `(classes,)`, for the split with the least variance within classes.
 
-    `values` are sorted and distinct, at least as many as classes. Least variance within classes means the largest sum
-    over classes of (sum of samples)^2 / (number of samples); dynamic programming finds it exactly, class by class.
+    It has the largest sum over classes of (sum of samples)^2 / (number of samples); dynamic programming finds it exactly.
     """
     size = len(values)
     number, total = (np.concatenate([[0], np.cumsum(x)]) for x in (counts, counts * values))
@@ -445,40 +396,36 @@ def _otsu_classes(values: np.ndarray, counts: np.ndarray, classes: int) -> np.nd
 
 # fmt: off
 _TABLE = (
-    Distortion(1, "Gaussian blur", "gblur", "blur", (0.1, 0.5, 1, 2, 5), gaussian_blur, identity=0),
-    Distortion(2, "lens blur", "lblur", "blur", (1, 2, 4, 6, 8), lens_blur, identity=0),
-    Distortion(3, "motion blur", "mblur", "blur", (1, 2, 4, 6, 10), motion_blur, identity=1, random=True),
+    Distortion(1, "Gaussian blur", "gblur", "blur", (0.1, 0.5, 1, 2, 5), gaussian_blur),
+    Distortion(2, "lens blur", "lblur", "blur", (1, 2, 4, 6, 8), lens_blur),
+    Distortion(3, "motion blur", "mblur", "blur", (1, 2, 4, 6, 10), motion_blur, random=True),
     Distortion(4, "colour diffusion", "colordiffuse", "colour", (1, 3, 6, 8, 12), colour_diffusion),
-    Distortion(5, "colour shift", "colorshift", "colour", (1, 3, 6, 8, 12), colour_shift, identity=0, random=True),
+    Distortion(5, "colour shift", "colorshift", "colour", (1, 3, 6, 8, 12), colour_shift, random=True),
     Distortion(6, "colour quantisation", "colorquantize", "colour", (64, 48, 32, 16, 8), colour_quantisation),
-    Distortion(7, "colour saturation 1", "colorsaturate", "colour", (0.4, 0.2, 0.1, 0, -0.4), hsv_saturation,
-               identity=1),
-    Distortion(8, "colour saturation 2", "saturate", "colour", (1, 2, 3, 6, 9), lab_saturation, identity=1),
-    Distortion(9, "JPEG2000", "jp2k", "compression", (16, 32, 45, 120, 400), jpeg2000, identity=1),
+    Distortion(7, "colour saturation 1", "colorsaturate", "colour", (0.4, 0.2, 0.1, 0, -0.4), hsv_saturation),
+    Distortion(8, "colour saturation 2", "saturate", "colour", (1, 2, 3, 6, 9), lab_saturation),
+    Distortion(9, "JPEG2000", "jp2k", "compression", (16, 32, 45, 120, 400), jpeg2000),
     Distortion(10, "JPEG", "jpeg", "compression", (43, 36, 24, 7, 4), jpeg),
-    Distortion(11, "white noise", "noisegauss", "noise", (0.001, 0.002, 0.003, 0.005, 0.01), white_noise,
-               identity=0, random=True),
+    Distortion(11, "white noise", "noisegauss", "noise", (0.001, 0.002, 0.003, 0.005, 0.01), white_noise, random=True),
     Distortion(12, "noise in colour component", "noisecolorcomp", "noise", (0.0001, 0.0005, 0.001, 0.002, 0.003),
-               component_noise, identity=0, random=True),
-    Distortion(13, "impulse noise", "noiseimpulse", "noise", (0.001, 0.005, 0.01, 0.02, 0.03), impulse_noise,
-               identity=0, random=True),
+               component_noise, random=True),
+    Distortion(13, "impulse noise", "noiseimpulse", "noise", (0.001, 0.005, 0.01, 0.02, 0.03), impulse_noise, random=True),
     Distortion(14, "multiplicative noise", "noisemultiplicative", "noise", (0.001, 0.005, 0.01, 0.02, 0.05),
-               multiplicative_noise, identity=0, random=True),
+               multiplicative_noise, random=True),
     Distortion(15, "denoise (TV stand-in)", "denoise", "noise", (0.01, 0.03, 0.05, 0.1, 0.15), denoised_noise,
                random=True),
-    Distortion(16, "brighten", "brighten", "brightness", (0.1, 0.2, 0.4, 0.7, 1.1), brighten, identity=0),
-    Distortion(17, "darken", "darken", "brightness", (0.05, 0.1, 0.2, 0.4, 0.8), darken, identity=0),
-    Distortion(18, "mean shift", "meanshift", "brightness", (0.15, 0.08, 0, -0.08, -0.15), mean_shift,
-               identity=0, ordered=False),
-    Distortion(19, "jitter", "jitter", "spatial", (0.05, 0.1, 0.2, 0.5, 1), jitter, identity=0, random=True),
+    Distortion(16, "brighten", "brighten", "brightness", (0.1, 0.2, 0.4, 0.7, 1.1), brighten),
+    Distortion(17, "darken", "darken", "brightness", (0.05, 0.1, 0.2, 0.4, 0.8), darken),
+    Distortion(18, "mean shift", "meanshift", "brightness", (0.15, 0.08, 0, -0.08, -0.15), mean_shift, ordered=False),
+    Distortion(19, "jitter", "jitter", "spatial", (0.05, 0.1, 0.2, 0.5, 1), jitter, random=True),
     Distortion(20, "non-eccentricity patch", "noneccentricity", "spatial", (20, 40, 60, 80, 100), non_eccentricity,
-               identity=0, random=True),
+               random=True),
     Distortion(21, "pixelate", "pixelate", "spatial", (0.01, 0.05, 0.1, 0.2, 0.5), pixelate),
-    Distortion(22, "quantisation", "noisequantize", "spatial", (20, 16, 13, 10, 7), quantisation, identity=255),
-    Distortion(23, "colour block", "colorblock", "spatial", (2, 4, 6, 8, 10), colour_block, identity=0, random=True),
-    Distortion(24, "high sharpen", "sharpenHi", "sharpness/contrast", (1, 2, 3, 6, 12), high_sharpen, identity=0),
+    Distortion(22, "quantisation", "noisequantize", "spatial", (20, 16, 13, 10, 7), quantisation),
+    Distortion(23, "colour block", "colorblock", "spatial", (2, 4, 6, 8, 10), colour_block, random=True),
+    Distortion(24, "high sharpen", "sharpenHi", "sharpness/contrast", (1, 2, 3, 6, 12), high_sharpen),
     Distortion(25, "contrast change", "contrastchange", "sharpness/contrast", (0.3, 0.15, 0, -0.4, -0.6),
-               contrast_change, identity=-0.2, ordered=False),
+               contrast_change, ordered=False),
 )
 # fmt: on
 

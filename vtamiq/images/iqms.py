@@ -4,12 +4,8 @@ Every metric is piq's, called with its defaults on one pair at a time (SR-SIM an
 batch). DeepFL-IQA (Lin, Hosu and Saupe, arXiv:2001.08113) labels KADIS-700k with eleven metrics brought to one scale by
 histogram equalisation. Three of those (SFF, SCQI and ADD-GSIM) are not in piq; HaarPSI, DSS and VIFp stand in for them.
 
-    scores = pd.DataFrame([iqm_scores(reference, distorted) for reference, distorted in pairs])   # native values
-    tables = QuantileTables.fit(scores)                                                           # once, then kept
-    labels = weak_labels(scores, tables)                                                          # consensus in [0, 1]
-
-Directions: `iqm_scores` returns every metric as published, two of them lower-is-better; from `align` on everything is
-a distortion: 0 is a perfect copy, larger is worse.
+`iqm_scores` returns every metric as published, two of them lower-is-better; from `align` on everything is a distortion:
+0 is a perfect copy, larger is worse. `QuantileTables` bring them to one scale, `weak_labels` average them.
 """
 
 import contextlib
@@ -18,6 +14,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 import pandas as pd
@@ -61,12 +58,12 @@ class IQM:
     fallback: str | None = None  # the metric whose value is taken where this one is undefined
 
     def distortion(self, score: float | np.ndarray | pd.Series) -> float | np.ndarray | pd.Series:
-        """Turn native values (a number or an array) into a distortion: 0 for a perfect copy, larger is worse."""
+        """Turn native values into a distortion: 0 for a perfect copy, larger is worse."""
         return self.perfect - score if self.higher_better else score - self.perfect
 
 
 def _vifp(distorted: Tensor, reference: Tensor) -> Tensor:
-    """VIFp rewards a gain in contrast with values above 1; a perfect copy is to remain the best that there is."""
+    # A gain in contrast gives values above 1; a perfect copy is to remain the best that there is.
     return piq.vif_p(distorted, reference).clamp(max=1.0)
 
 
@@ -95,16 +92,10 @@ CHEAP_IQMS = ("ssim", "gmsd", "sr_sim", "haarpsi")
 # SROCC with human opinion on the whole of KADID-10k, from the benchmark table in piq's documentation: as computed with
 # piq, but for SR-SIM, where the table has a value from the literature only. It has none for IW-SSIM and DSS.
 _KADID_SROCC = {
-    "ssim": 0.6329,
-    "ms_ssim": 0.8020,
-    "fsimc": 0.8537,
-    "sr_sim": 0.839,
-    "vsi": 0.8780,
-    "mdsi": 0.8853,
-    "gmsd": 0.8474,
-    "haarpsi": 0.8849,
-    "vifp": 0.6500,
-}
+    "ssim": 0.6329, "ms_ssim": 0.8020, "fsimc": 0.8537, "sr_sim": 0.839, "vsi": 0.8780, "mdsi": 0.8853, "gmsd": 0.8474,
+    "haarpsi": 0.8849, "vifp": 0.6500,
+}  # fmt: skip
+KNOTS = 501  # of a quantile table: a rank moves by no more than about 1 / KNOTS, if few values tie
 
 
 # ----------------------------------------------------------------------------------------------- scores of one pair
@@ -119,15 +110,16 @@ def iqm_scores(
 ) -> dict[str, float]:
     """Native values of conventional metrics for one image pair; always finite.
 
-    reference, distorted: uint8 RGB (H, W, 3) of the same size. names: keys of `IQMS`, by default all eleven.
+    Identical images get the perfect value without any computation. Images smaller than a metric can work on are mirrored.
+    IW-SSIM, VIFp and VSI weight by the information or saliency of the reference. Where there is none (a reference of a
+    single colour, for IW-SSIM also stripes or a plain ramp), MS-SSIM takes the place of IW-SSIM, SSIM of the others.
 
-    - Identical images get the metric's perfect value without any computation.
-    - An image with a side below the metric's `min_side` is mirrored up to it, both images alike.
-    - IW-SSIM, VIFp and VSI weight by the information or saliency of the reference. Where there is none to weight by (a
-      reference of a single colour, for IW-SSIM also stripes or a plain ramp), a plainer metric is taken: MS-SSIM for
-      IW-SSIM, SSIM for the others.
+    Args:
+        reference, distorted: uint8 RGB (H, W, 3) of the same size.
+        names: keys of `IQMS`, by default all eleven.
 
-    Raises ValueError for anything but such a pair, an unknown name, or a metric that gives no finite value.
+    Raises:
+        ValueError: no such pair, an unknown name, or a metric that gives no finite value.
     """
     _check_pair(reference, distorted)
     iqms = [IQMS[name] for name in _known_names(names)]
@@ -139,22 +131,20 @@ def iqm_scores(
         return {iqm.name: _score(iqm, reference, distorted, flat, device) for iqm in iqms}
 
 
-def psnr(reference: np.ndarray, distorted: np.ndarray, *, cap: float = 100.0) -> float:
-    """Peak signal-to-noise ratio in dB over all pixels and channels of a uint8 (H, W, 3) pair; higher is better.
+def psnr(reference: np.ndarray, distorted: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB of a uint8 (H, W, 3) pair; higher is better. It is no part of `IQMS`.
 
-    Values are cut at `cap`, so that identical images (infinite by definition) get a number that can be averaged and
-    correlated; `cap=math.inf` gives the textbook value. It is no part of `IQMS`.
+    Values are cut at 100, so that identical images (infinite by definition) can be averaged and correlated.
     """
     _check_pair(reference, distorted)
     error = np.square(reference.astype(np.float64) - distorted).mean()
-    return min(cap, 10 * math.log10(255**2 / error)) if error else cap
+    return min(100.0, 10 * math.log10(255**2 / error)) if error else 100.0
 
 
 def scale_regime(shape: tuple[int, ...]) -> int:
     """Window over which SSIM, FSIMc, SR-SIM, VSI and MDSI average an image of this (H, W, ...) before they start.
 
-    It is round(min(H, W) / 256), at least 1, so that these metrics jump where it changes (first at 384 pixels): scores
-    of images with different regimes do not belong in one table.
+    The metrics jump where it changes, first at 384 pixels: scores of different regimes do not belong in one table.
     """
     return max(1, round(min(shape[:2]) / 256))
 
@@ -187,7 +177,6 @@ def _check_pair(reference: np.ndarray, distorted: np.ndarray) -> None:
 
 
 def _known_names(names: Iterable[str] | None) -> tuple[str, ...]:
-    """Metric names as a tuple, all eleven for None; ValueError with a near-name hint for one that does not exist."""
     names = tuple(IQMS) if names is None else (names,) if isinstance(names, str) else tuple(names)
     if not names:
         raise ValueError(f"no metric named; choose from {', '.join(IQMS)}")
@@ -204,10 +193,10 @@ def _known_names(names: Iterable[str] | None) -> tuple[str, ...]:
 
 
 def align(scores: pd.DataFrame, names: Iterable[str] | None = None) -> pd.DataFrame:
-    """Native values -> distortions: 0 for a perfect copy, larger is worse, one float64 column per metric.
+    """Native values (a row per pair, a column per metric) -> distortions: 0 for a perfect copy, larger is worse.
 
-    scores: one row per pair, one column per metric. names: the columns to use, by default all that are metrics.
-    Raises ValueError for a missing column and for a value that is not finite, with its row.
+    `names` are the columns to use, by default all that are metrics. ValueError for a missing column, and for a value that
+    is not finite, with its row.
     """
     if names is None:
         names = [name for name in scores.columns if name in IQMS]
@@ -227,9 +216,8 @@ def align(scores: pd.DataFrame, names: Iterable[str] | None = None) -> pd.DataFr
 class QuantileTables:
     """Histogram equalisation with fixed tables: for each metric, which share of a fitted collection is no worse.
 
-    The rank of a distortion x among the n fitted ones is (number below x + (number equal to x + 1) / 2) / n: 0 for a
-    perfect copy, 1 for the worst, the middle of their places for equal values. Between the knots of a table the rank is
-    interpolated linearly; beyond its ends it stays at that of the nearest end. Apply the same tables to every set of
+    The rank of a distortion x among the n fitted ones is (number below x + (number equal to x + 1) / 2) / n, and 0 for a
+    perfect copy; linear between the knots of a table, constant beyond its ends. Apply the same tables to every set of
     images: re-ranking each set would give one image different labels in different company.
 
     values: for each metric the distortions at the knots (`align`), strictly increasing from 0, the perfect copy.
@@ -241,15 +229,13 @@ class QuantileTables:
 
     def __post_init__(self):
         _known_names(self.values)
-        if set(self.values) != set(self.ranks):
-            raise ValueError(f"values are of {', '.join(self.values)}, but ranks are of {', '.join(self.ranks)}")
         for name in self.values:
-            values, ranks = np.asarray(self.values[name], float), np.asarray(self.ranks[name], float)
+            values, ranks = np.asarray(self.values[name], float), np.asarray(self.ranks.get(name, ()), float)
             if values.ndim != 1 or values.shape != ranks.shape or len(values) < 2:
                 raise ValueError(f"{name}: {values.shape} values and {ranks.shape} ranks; two equal rows are needed")
-            if not (np.isfinite(values).all() and values[0] == 0 and (np.diff(values) > 0).all()):
+            if not (values[0] == 0 and (np.diff(values) > 0).all() and values[-1] < math.inf):
                 raise ValueError(f"{name}: the values of a table must increase strictly from 0")
-            if not (ranks[0] == 0 and ranks[-1] <= 1 and (np.diff(ranks) >= 0).all()):
+            if not (ranks[0] == 0 and (np.diff(ranks) >= 0).all() and ranks[-1] <= 1):
                 raise ValueError(f"{name}: the ranks of a table must not decrease and must lie in [0, 1], from 0 on")
 
     @property
@@ -257,14 +243,12 @@ class QuantileTables:
         return tuple(self.values)
 
     @classmethod
-    def fit(cls, scores: pd.DataFrame, names: Iterable[str] | None = None, *, knots: int = 501) -> "QuantileTables":
+    def fit(cls, scores: pd.DataFrame, names: Iterable[str] | None = None) -> "QuantileTables":
         """Tables from the native values of a large and varied collection of pairs (`iqm_scores`, one row per pair).
 
-        knots: largest size of a table, at least 3. Of more distinct values, those are kept that divide the ranks evenly:
-        a rank moves by no more than the distance of two knots, about 1 / knots if few values tie.
-        Raises ValueError if the scores of a metric are those of perfect copies throughout.
+        ValueError if the scores of a metric are those of perfect copies throughout.
         """
-        tables = {name: _quantile_table(name, column, knots) for name, column in align(scores, names).items()}
+        tables = {name: _quantile_table(name, column) for name, column in align(scores, names).items()}
         return cls({n: values for n, (values, _) in tables.items()}, {n: ranks for n, (_, ranks) in tables.items()})
 
     def apply(self, scores: pd.DataFrame) -> pd.DataFrame:
@@ -282,23 +266,23 @@ class QuantileTables:
 
     @classmethod
     def from_json(cls, text: str) -> "QuantileTables":
-        """The inverse of `to_json`, exact. Raises ValueError for text that is not such a table."""
-        content = json.loads(text)
-        is_table = isinstance(content, dict) and set(content) == {"values", "ranks"}
-        if not is_table or not all(isinstance(rows, dict) for rows in content.values()):
-            raise ValueError("not a quantile table: expected the entries 'values' and 'ranks', one row per metric")
-        return cls(**{entry: {name: tuple(row) for name, row in content[entry].items()} for entry in content})
+        """The inverse of `to_json`, exact; ValueError for text that is not such a table."""
+        try:
+            values, ranks = itemgetter("values", "ranks")(json.loads(text))
+            return cls({n: tuple(row) for n, row in values.items()}, {n: tuple(row) for n, row in ranks.items()})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError("not a quantile table: expected the entries 'values' and 'ranks', by metric") from error
 
 
-def _quantile_table(name: str, distortions: pd.Series, knots: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _quantile_table(name: str, distortions: pd.Series) -> tuple[tuple[float, ...], tuple[float, ...]]:
     values, first = np.unique(distortions.to_numpy(), return_index=True)
     ranks = rankdata(distortions, method="average")[first] / len(distortions)
     worse = values > 0  # rounding puts some metrics a little beyond their perfect value
     values, ranks = values[worse], ranks[worse]
     if not len(values):
         raise ValueError(f"every {name} score is that of a perfect copy; a table needs distorted images")
-    if len(values) >= knots:  # evenly spaced in rank, both ends kept; one knot goes to the perfect copy
-        at = np.unique(np.searchsorted(ranks, np.linspace(ranks[0], ranks[-1], knots - 1) - 1e-12))
+    if len(values) >= KNOTS:  # evenly spaced in rank, both ends kept; one knot goes to the perfect copy
+        at = np.unique(np.searchsorted(ranks, np.linspace(ranks[0], ranks[-1], KNOTS - 1) - 1e-12))
         values, ranks = values[at], ranks[at]
     return (0.0, *values.tolist()), (0.0, *ranks.tolist())
 
@@ -312,13 +296,14 @@ def weak_labels(
 ) -> pd.DataFrame:
     """Consensus of the metrics, to be learnt in place of human opinion; SYNTHETIC labels, to be called so everywhere.
 
-    scores: native values (`iqm_scores`), one row per pair. names: the metrics that take part, by default those of
-    `weights`, else all of the tables; one name makes that metric the only teacher. weights: positive, by default equal
-    (see `agreement_weights`).
+    Args:
+        scores: native values (`iqm_scores`), one row per pair.
+        names: the metrics that take part, by default those of `weights`, else all of the tables.
+        weights: positive, by default equal (see `agreement_weights`).
 
-    Returns a table with the index of `scores`: `consensus`, the weighted mean of the ranks, in [0, 1], 0 = identical,
-    higher = worse; `spread`, the standard deviation (ddof 0, unweighted) of the ranks over the metrics, large where
-    the teachers disagree; and `rank_<name>` for each metric.
+    Returns:
+        With the index of `scores`: `consensus`, the weighted mean of the ranks, in [0, 1], higher = worse; `spread`, the
+        standard deviation (ddof 0, unweighted) of the ranks over the metrics; and `rank_<name>` for each metric.
     """
     names = _known_names(names if names is not None else weights if weights is not None else tables.names)
     ranks = tables.select(names).apply(scores)
@@ -329,10 +314,10 @@ def weak_labels(
 
 
 def agreement_weights() -> dict[str, float]:
-    """Weights for `weak_labels` from how well each metric agrees with human opinion; they sum to 1.
+    """Weights of nine metrics for `weak_labels` by how well each agrees with human opinion; they sum to 1.
 
-    w = r / (1 - r²), with r the SROCC on KADID-10k that piq's documentation gives: the best linear combination if every
-    metric were true quality plus noise of its own. Nine metrics: IW-SSIM and DSS have no figure there and stay out.
+    w = r / (1 - r²), with r the SROCC on KADID-10k: the best linear combination if every metric were true quality plus
+    noise of its own. IW-SSIM and DSS have no published figure and stay out.
     """
     raw = {name: srocc / (1 - srocc**2) for name, srocc in _KADID_SROCC.items()}
     return {name: weight / sum(raw.values()) for name, weight in raw.items()}
@@ -346,8 +331,7 @@ def label_counts(before: pd.DataFrame, after: pd.DataFrame, *, bins: int = 25) -
         after: the same columns as ranks in [0, 1], and any that exist only after, such as the consensus.
 
     Returns:
-        A row per column of `after` and bin: `label`, `low`, `high`, and the numbers of pairs `before` (NaN where there is
-        nothing before) and `after`.
+        A row per column of `after` and bin: `label`, `low`, `high`, and the numbers of pairs `before` (or NaN) and `after`.
     """
     edges = np.linspace(0, 1, bins + 1)
     tables = []

@@ -3,8 +3,8 @@
 Decisions, made once for the whole package:
 
 - Transparent pixels are composited over a stated background (white unless told otherwise).
-- 16-bit samples become `round(value / 257)`. Pillow itself reduces 16-bit files to 8 bits while it decodes, unless they
-  are plain grey. A PIL image of mode "I" (32-bit integers) counts as 16-bit: that is how Pillow holds some such files.
+- 16-bit samples become `round(value / 257)`; Pillow itself reduces 16-bit files to 8 bits unless they are plain grey. A
+  PIL image of mode "I" (32-bit integers) counts as 16-bit: that is how Pillow holds some such files.
 - Float samples must lie in [0, 1] and become `round(255 * value)`. Nothing is rescaled by its own minimum or maximum.
 - EXIF orientation is applied. ICC profiles are ignored: samples are taken as sRGB.
 - Of a file with several frames (GIF, TIFF, MPO) the first is read; of a PIL image, its current frame.
@@ -27,18 +27,8 @@ from vtamiq.utils.files import replacing
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "ImageError",
-    "ImageSource",
-    "centre_crop",
-    "check_same_size",
-    "check_uint8_rgb",
-    "describe",
-    "image_size",
-    "read_image",
-    "read_images",
-    "write_png",
-]
+__all__ = ["ImageError", "ImageSource", "centre_crop", "check_same_size", "check_uint8_rgb", "describe", "image_size",
+           "read_image", "read_images", "write_png"]  # fmt: skip
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor"
 WHITE = (255, 255, 255)
@@ -54,17 +44,16 @@ def read_image(source: ImageSource, *, background: tuple[int, int, int] = WHITE)
     """Read any image as 8-bit RGB.
 
     Args:
-        source: a path (any format that Pillow reads), a PIL image, an array `(H, W)` or `(H, W, C)`, or a torch
-            tensor `(C, H, W)` on any device, with C = 1 (grey), 3 (RGB) or 4 (RGB and alpha). Arrays and tensors are
-            bool, uint8, uint16 or float in [0, 1].
+        source: a path, a PIL image, an array `(H, W)` or `(H, W, C)`, or a torch tensor `(C, H, W)` on any device, with
+            C = 1 (grey), 3 (RGB) or 4 (RGB and alpha). Arrays and tensors are bool, uint8, uint16 or float in [0, 1].
         background: 8-bit RGB colour that shows through transparent pixels.
 
     Returns:
         uint8 array `(H, W, 3)`, C-contiguous, that shares no memory with the source.
 
     Raises:
-        ImageError: the source is missing, damaged, too large for Pillow's decompression-bomb limit, of an unsupported
-            type, shape or dtype, or has samples outside its range.
+        ImageError: the source is missing, damaged, too large for Pillow's decompression-bomb limit, of an unsupported type,
+            shape or dtype, or has samples outside its range.
     """
     colour = _check_background(background)
     name = describe(source)
@@ -98,9 +87,8 @@ def read_images(sources: Iterable[ImageSource], *, background: tuple[int, int, i
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """(width, height) of an image file as `read_image` would return it, from its header if that is safe.
+    """(width, height) of an image file as `read_image` would return it, from its header where the file looks whole.
 
-    A file that may be cut off, and a PNG with metadata behind its pixels, which may turn it, are decoded as a whole.
     Damage amid the pixels is only found by `read_image`.
 
     Raises:
@@ -126,9 +114,7 @@ def centre_crop(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def write_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
-    """Write a uint8 RGB image `(H, W, 3)` as PNG without metadata: the file appears complete or not at all.
-
-    Missing folders are made. The same image gives the same bytes (for one version of Pillow and its zlib).
+    """Write a uint8 RGB image `(H, W, 3)` as PNG without metadata, complete or not at all; missing folders are made.
 
     Raises:
         ImageError: the image is not uint8 RGB, or the path does not end in `.png`.
@@ -219,12 +205,10 @@ def _from_array(array: np.ndarray, name: str, background: np.ndarray) -> np.ndar
         raise ImageError(f"{name} is empty")
     if np.ma.is_masked(array):
         raise ImageError(f"{name} has masked values; fill them first")
-    array = np.asarray(array)  # sub-classes have rules of their own
     try:
-        samples = _to_uint8(array)
+        return _to_rgb(_to_uint8(np.asarray(array)), background)  # sub-classes have rules of their own
     except ValueError as error:
         raise ImageError(f"{name}: {error}") from error
-    return _to_rgb(samples, background)
 
 
 def _from_tensor(tensor: "torch.Tensor", name: str, background: np.ndarray) -> np.ndarray:
@@ -295,16 +279,10 @@ def _to_rgb(samples: np.ndarray, background: np.ndarray) -> np.ndarray:
     """New contiguous RGB array of uint8 samples `(H, W)` or `(H, W, C)`."""
     if samples.ndim == 2:
         samples = samples[:, :, None]
-    if samples.shape[2] == 4:
-        return _composite(samples, background)
-    height, width = samples.shape[:2]
-    return np.array(np.broadcast_to(samples, (height, width, 3)), order="C")
-
-
-def _composite(rgba: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """`round(alpha * colour + (1 - alpha) * background)` in exact integer arithmetic."""
-    colour, alpha = rgba[:, :, :3].astype(np.uint16), rgba[:, :, 3:].astype(np.uint16)
-    return ((colour * alpha + background * (255 - alpha) + 127) // 255).astype(np.uint8)
+    if samples.shape[2] < 4:
+        return np.array(np.broadcast_to(samples, (*samples.shape[:2], 3)), order="C")
+    colour, alpha = samples[:, :, :3].astype(np.uint16), samples[:, :, 3:].astype(np.uint16)
+    return ((colour * alpha + background * (255 - alpha) + 127) // 255).astype(np.uint8)  # rounded
 
 
 # ---- names and checks -------------------------------------------------------------------------------------------
@@ -319,9 +297,10 @@ def _is_tensor(source: Any) -> bool:
 def check_same_size(source: Any, image: np.ndarray, other_source: Any, other: np.ndarray) -> None:
     """Raise an `ImageError` that names both sources unless their images `(H, W, 3)` have one size."""
     if other.shape != image.shape:
+        size, other_size = (f"{array.shape[1]} x {array.shape[0]}" for array in (image, other))
         raise ImageError(
-            f"images differ in size: {describe(source)} is {_size(image)} and {describe(other_source)} is "
-            f"{_size(other)} (width x height); crop or resize them to one size first"
+            f"images differ in size: {describe(source)} is {size} and {describe(other_source)} is {other_size} "
+            "(width x height); crop or resize them to one size first"
         )
 
 
@@ -336,10 +315,6 @@ def describe(source: Any) -> str:
     if _is_tensor(source):
         return f"tensor of shape {tuple(source.shape)} ({source.dtype})"
     return f"object of type {type(source).__name__}"
-
-
-def _size(image: np.ndarray) -> str:
-    return f"{image.shape[1]} x {image.shape[0]}"
 
 
 def _check_background(background: tuple[int, int, int]) -> np.ndarray:
