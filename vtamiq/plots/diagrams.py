@@ -1,7 +1,4 @@
-"""Two diagrams of the network, drawn from a model as it is: `vtamiq_diagram` shows the whole, `vit_diagram` its encoder.
-
-The first part has what both are drawn with: boxes that fit their text, on a sheet measured in inches.
-"""
+"""Two diagrams of the network, drawn from a model as it is, on a sheet measured in inches; boxes fit their text."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
 from matplotlib.path import Path as Line
@@ -20,10 +18,9 @@ from vtamiq.plots.style import PAGE, new_figure, styled, text_width, tile
 
 TITLE_SIZE, DETAIL_SIZE, LINE = 7.5, 7.0, 1.25  # points, points, line height in font sizes
 INK = "#333333"
-COPY = 0.03  # inches, how far a copy peeps out
-GAP = 0.12  # inches, the shortest arrow
-OPERATOR = 0.17  # inches, the diameter of + and ×
-PICTURE = 0.74  # inches, the width of an image
+# Inches: how far a copy peeps out, the shortest arrow, the diameter of + and ×, the width of an image
+COPY, GAP, OPERATOR, PICTURE = 0.03, 0.12, 0.17, 0.74
+TABLE_LEFT, GRID_SIDE = 0.88, 0.56  # inches, of the position table
 KINDS = {  # fill and edge, one meaning per colour throughout both diagrams
     "plain": ("#F2F2F2", "#777777"),
     "patch": ("#D5EDE5", "#009E73"),
@@ -34,9 +31,6 @@ KINDS = {  # fill and edge, one meaning per colour throughout both diagrams
     "operator": ("#FFFFFF", INK),
     "panel": ("#FAFAFA", "#BBBBBB"),
 }
-
-
-# ------------------------------------------------------------------------------------------------------- boxes and arrows
 
 
 def _look(kind: str) -> dict[str, Any]:
@@ -56,8 +50,8 @@ class _Part:
     @property
     def lines(self) -> list[tuple[str, float]]:
         """Lines of text with their size in points."""
-        details = [(line, DETAIL_SIZE) for line in self.detail.splitlines()]
-        return [(line, TITLE_SIZE) for line in self.title.splitlines()] + details
+        titles = [(line, TITLE_SIZE) for line in self.title.splitlines()]
+        return titles + [(line, DETAIL_SIZE) for line in self.detail.splitlines()]
 
     @property
     def width(self) -> float:
@@ -66,15 +60,13 @@ class _Part:
         return max(text_width(line, size) for line, size in self.lines) + 0.12
 
     @property
+    def height(self) -> float:
+        return OPERATOR if self.kind == "operator" else sum(size for _, size in self.lines) * LINE / 72 + 0.1
+
+    @property
     def span(self) -> float:
         """Width with the copies that peep out behind."""
         return self.width + COPY * (min(self.copies, 3) - 1)
-
-    @property
-    def height(self) -> float:
-        if self.kind == "operator":
-            return OPERATOR
-        return sum(size for _, size in self.lines) * LINE / 72 + 0.1
 
 
 PLUS, TIMES, MINUS = (_Part(sign, kind="operator") for sign in "+×−")
@@ -97,8 +89,6 @@ class _Box:
 
 
 class _Sheet:
-    """A drawing surface measured in inches, so that boxes fit their text at any size of the sheet."""
-
     def __init__(self, width: float, height: float):
         self.figure = new_figure(width, height)
         self.figure.set_layout_engine("none")
@@ -109,7 +99,7 @@ class _Sheet:
         self.width, self.height = width, height
 
     def text(self, x: float, y: float, text: str | _Part, **options: Any) -> None:
-        """Lines around (x, y). Each is set on its own baseline, so that boxes side by side have theirs level."""
+        # Each line is set on its own baseline, so that boxes side by side have theirs level.
         part = _Part("", text) if isinstance(text, str) else text
         top = y + sum(size for _, size in part.lines) * LINE / 144
         for line, size in part.lines:
@@ -118,7 +108,6 @@ class _Sheet:
             self.ax.text(x, top + 0.28 * size / 72, line, **look | options)
 
     def box(self, x: float, y: float, part: _Part, width: float | None = None, height: float | None = None) -> _Box:
-        """A part centred at (x, y), as large as its text asks for or as told."""
         box = _Box(x, y, width or part.width, height or part.height)
         if part.kind == "operator":
             self.ax.add_patch(Circle((x, y), box.width / 2, **_look(part.kind)))
@@ -130,7 +119,6 @@ class _Sheet:
         return box
 
     def panel(self, left: float, bottom: float, width: float, height: float, title: str = "") -> _Box:
-        """A light field for a part of the drawing, titled in its top left corner."""
         box = _Box(left + width / 2, bottom + height / 2, width, height)
         self._rounded(box, **_look("panel") | {"linewidth": 0.6, "zorder": 0})
         self.text(left + 0.07, bottom + height - 0.12, _Part(title), ha="left", weight="bold")
@@ -150,12 +138,12 @@ class _Sheet:
     def arrow(self, *points: tuple[float, float], head: bool = True, **options: Any) -> None:
         """A line through the points, with its head at the last one."""
         look = {"arrowstyle": "-|>,head_length=2.6,head_width=1.4" if head else "-", "mutation_scale": 1} | options
-        line = FancyArrowPatch(path=Line(points), color=INK, linewidth=0.8, joinstyle="miter", zorder=1.5, **look)
-        self.ax.add_patch(line)
+        look |= {"color": INK, "linewidth": 0.8, "joinstyle": "miter", "zorder": 1.5}
+        self.ax.add_patch(FancyArrowPatch(path=Line(points), **look))
 
     def picture(self, box: _Box, image: np.ndarray) -> None:
-        (left, right), (bottom, top) = (box.left[0], box.right[0]), (box.bottom[1], box.top[1])
-        self.ax.imshow(image, extent=(left, right, bottom, top), aspect="auto", zorder=2)
+        extent = (box.left[0], box.right[0], box.bottom[1], box.top[1])
+        self.ax.imshow(image, extent=extent, aspect="auto", zorder=2)
         self.ax.add_patch(Rectangle(box.corner, box.width, box.height, fill=False, linewidth=0.6, zorder=3))
 
     def chain(self, left: float, right: float, y: float, parts: Sequence[_Part], ends: bool = True) -> list[_Box]:
@@ -200,7 +188,7 @@ def _sketch() -> np.ndarray:
 
 
 def _cut_patches(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Nine patches of a sketch as one picture of 3 × 3 tiles, their top left corners (9, 2) and their side in pixels."""
+    """Nine patches as one picture of 3 × 3 tiles, their top left corners (9, 2) and their side in pixels."""
     side = image.shape[0] // 7
     thirds = np.stack(np.divmod(np.arange(9), 3), axis=1) + np.random.default_rng(3).uniform(0.1, 0.9, (9, 2))
     top_left = (thirds / 3 * (np.array(image.shape[:2]) - side)).astype(int)
@@ -212,19 +200,9 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}" + ("" if number == 1 else "s")
 
 
-def _length(tokens: nn.Parameter | None) -> int:
-    return 0 if tokens is None else tokens.shape[1]
-
-
-# --------------------------------------------------------------------------------------------------------- VTAMIQ diagram
-
-
 @styled
 def vtamiq_diagram(model: VTAMIQ) -> Figure:
-    """Draw the whole network as it is: image pair → patches → shared encoder → difference → DiffNet → quality head → q.
-
-    Every number is read from the model, and optional parts are there if the model has them.
-    """
+    """Draw the network with its own numbers: image pair → patches → encoder → difference → DiffNet → quality head → q."""
     panels, parts = _diffnet_panels(model), _main_parts(model)
     widths = {"images": PICTURE} | {name: part.width for name, part in parts.items()}
     panel_widths = [_chain_width([part.span for part in chain]) for chain in panels.values()]
@@ -240,12 +218,12 @@ def vtamiq_diagram(model: VTAMIQ) -> Figure:
 
 
 def _main_parts(model: VTAMIQ) -> dict[str, _Part]:
-    """What stands in the main line from left to right, with the optional parts that this model has."""
+    """What stands in the main line from left to right."""
     encoder, head = model.encoder, model.head
     P, width = encoder.patch_size, encoder.class_token.shape[-1]
-    scales = 1 if encoder.scale_table is None else len(encoder.scale_table)
+    scales = model.config.num_scales
     lines = ["(shared)", _count(len(encoder.blocks), "block"), f"width {width}"]
-    lines += [_count(encoder.blocks[0].attn.num_heads, "head"), _count(_length(encoder.registers), "register")]
+    lines += [_count(encoder.blocks[0].attn.num_heads, "head"), _count(model.config.num_registers, "register")]
     parts = {
         "caps": _Part("CAPS", f"same\nplaces\nin both,\n{_count(scales, 'scale')}", "patch"),
         "patches": _Part("", f"N × 3 × {P} × {P}\nat (u, v{', s' if scales > 1 else ''})"),
@@ -261,7 +239,7 @@ def _main_parts(model: VTAMIQ) -> dict[str, _Part]:
         groups = model.diffnet.groups
         blocks = _count(len(groups[0].blocks), "block")
         parts["diffnet"] = _Part("DiffNet", f"{_count(len(groups), 'group')} ×\n{blocks}", "attention")
-    sizes = f"{head.hidden.in_features} → {head.hidden.out_features} → {head.output.out_features}"
+    sizes = f"{width} → {head.hidden.out_features} → {head.output.out_features}"
     dropout = f"\ndropout {head.dropout.p:g}" if head.dropout.p else ""
     parts["head"] = _Part("quality head", sizes + dropout, "token")
     if model.config.zero_anchor:
@@ -270,22 +248,21 @@ def _main_parts(model: VTAMIQ) -> dict[str, _Part]:
 
 
 def _draw_streams(sheet: _Sheet, parts: Mapping[str, _Part], x: Mapping[str, float], middle: float) -> list[_Box]:
-    """From the two images to their class tokens, whose boxes are returned."""
+    """From the two images to their class tokens, whose boxes it returns."""
     caps = sheet.box(x["caps"], middle, parts["caps"], height=1.5)
     encoder = sheet.box(x["encoder"], middle, parts["encoder"], height=1.5)
     sheet.text(x["patches"], middle, parts["patches"])
     tokens = []
-    for image, name, side in zip(_sketch(), ("reference", "distorted"), (1, -1), strict=True):
-        y = middle + side * 0.45
+    for image, name, sign in zip(_sketch(), ("reference", "distorted"), (1, -1), strict=True):
+        y = middle + sign * 0.45
         inches = PICTURE / image.shape[1]  # per pixel
         picture = _Box(x["images"], y, PICTURE, image.shape[0] * inches)
         sheet.picture(picture, image)
-        sheet.text(picture.x, y + side * (picture.height / 2 + 0.09), name)
+        sheet.text(picture.x, y + sign * (picture.height / 2 + 0.09), name)
         tiles, top_left, pixels = _cut_patches(image)
         for row, column in top_left * inches:
-            corner = picture.left[0] + column, picture.top[1] - row - pixels * inches
-            frame = {"fill": False, "edgecolor": "white", "linewidth": 0.6, "zorder": 3}
-            sheet.ax.add_patch(Rectangle(corner, pixels * inches, pixels * inches, **frame))
+            corner, side = (picture.left[0] + column, picture.top[1] - row - pixels * inches), pixels * inches
+            sheet.ax.add_patch(Rectangle(corner, side, side, fill=False, edgecolor="white", linewidth=0.6, zorder=3))
         stack = _Box(x["patches"], y, 0.46, 0.46)
         sheet.picture(stack, tiles)
         tokens.append(_Box(x["tokens"], y, 0.13, 0.5))
@@ -325,7 +302,7 @@ def _draw_decoder(
 
 
 def _diffnet_panels(model: VTAMIQ) -> dict[str, list[_Part]]:
-    """Titles and chains of DiffNet, of its residual group, and of the channel-attention block in it; or nothing."""
+    """Titles and chains of DiffNet, its residual group, and the channel-attention block in that; or nothing."""
     if not model.config.num_groups:
         return {}
     groups = model.diffnet.groups
@@ -345,7 +322,7 @@ def _diffnet_panels(model: VTAMIQ) -> dict[str, list[_Part]]:
 
 
 def _draw_diffnet(sheet: _Sheet, panels: Mapping[str, list[_Part]], widths: Sequence[float], diffnet: _Box) -> None:
-    """DiffNet from its outside in, below the main line, whose box `diffnet` it explains."""
+    """DiffNet from its outside in, below its box in the main line."""
     margin, y = 0.1, 0.6
     spare = (sheet.width - margin * (len(panels) + 1) - sum(widths)) / len(panels)
     left = margin
@@ -362,17 +339,10 @@ def _draw_diffnet(sheet: _Sheet, panels: Mapping[str, list[_Part]], widths: Sequ
     sheet.arrow((margin, 1.35), (sheet.width - margin, 1.35), head=False, linestyle=":")
 
 
-# ------------------------------------------------------------------------------------------------------------ ViT diagram
-
-
 @styled
 def vit_diagram(model: VTAMIQ) -> Figure:
     """Draw the patch encoder: how patches become tokens, what a block does, and where the class token comes out."""
-    encoder = model.encoder
-    block = encoder.blocks[0]
-    if not all(hasattr(block, name) for name in ("norm1", "attn", "ls1", "norm2", "mlp", "ls2")):
-        kind = type(block).__name__
-        raise ValueError(f"blocks of `{model.config.backbone}` are {kind}s; only plain ViT blocks are drawn")
+    encoder, block = model.encoder, model.encoder.blocks[0]
     attention = _Part("self-attention", f"{_count(block.attn.num_heads, 'head')} × {block.attn.head_dim}", "attention")
     sizes = f"{block.mlp.fc1.in_features} → {block.mlp.fc1.out_features} → {block.mlp.fc2.out_features}"
     mlp = _Part("MLP", f"{sizes}\n{type(block.mlp.act).__name__}")
@@ -404,7 +374,7 @@ def vit_diagram(model: VTAMIQ) -> Figure:
 
 
 def _branch(norm: nn.Module, main: _Part, after: nn.Module, gamma: str) -> list[_Part]:
-    """One residual branch of a transformer block, from its norm to its sum, with the optional parts that it has."""
+    """One residual branch of a transformer block, from its norm to its sum."""
     adapters = [m for m in after.modules() if isinstance(m, Adapter)]
     scales = [m for m in after.modules() if hasattr(m, "gamma")]
     return [
@@ -422,14 +392,12 @@ def _norm(module: nn.Module) -> str:
 
 
 def _training_note(config: VTAMIQConfig) -> str:
-    """What acts on the blocks in training only, if anything does."""
     rates = {"MLP dropout": config.mlp_dropout, "drop path up to": config.encoder_drop_path}
     acting = [f"{name} {rate:g}" for name, rate in rates.items() if rate]
     return f"in training: {', '.join(acting)}" if acting else ""
 
 
 def _tables(encoder: nn.Module) -> dict[str, _Part]:
-    """What is looked up for a patch, by which key."""
     rows, D = encoder.position_table.shape
     first = "row 0: class token" if encoder.class_token_position else "row 0: first cell"
     detail = f"{rows} × {D}\n{encoder.grid} × {encoder.grid} cells\n{first}"
@@ -441,23 +409,19 @@ def _tables(encoder: nn.Module) -> dict[str, _Part]:
 
 def _token_groups(encoder: nn.Module) -> list[tuple[str, str, int, float]]:
     """Kind, name and number drawn of the tokens that enter the first block, and the inches that they take."""
-    registers = _length(encoder.registers)
+    registers = 0 if encoder.registers is None else encoder.registers.shape[1]
     groups = [("token", "class token", 1), ("learned", _count(registers, "register"), min(registers, 8))]
     groups = [group for group in groups if group[2]] + [("patch", "N patches", 7)]
     return [(kind, name, n, max(0.13 * n, text_width(name, DETAIL_SIZE))) for kind, name, n in groups]
 
 
-TABLE_LEFT, GRID_SIDE = 0.88, 0.56  # inches
-
-
 def _embedding_width(encoder: nn.Module) -> float:
-    """Inches that the upper half needs: tables with a sum each, and the row of tokens."""
     tables = sum(part.width + 0.72 for part in _tables(encoder).values())
     return TABLE_LEFT + GRID_SIDE + tables + _chain_width([width for *_, width in _token_groups(encoder)]) + 0.2
 
 
 def _draw_embedding(sheet: _Sheet, encoder: nn.Module) -> _Box:
-    """Upper half: patches, their projection, position and scale looked up in tables; returns the sequence of tokens."""
+    """Upper half: patches, their projection, position and scale looked up in tables; returns the box of tokens."""
     P, y, below = encoder.patch_size, 2.66, 1.86
     stack = _Box(0.47, y, 0.46, 0.46)
     sheet.picture(stack, _cut_patches(_sketch()[0])[0])
@@ -488,21 +452,17 @@ def _draw_embedding(sheet: _Sheet, encoder: nn.Module) -> _Box:
 
 def _draw_grid(sheet: _Sheet, box: _Box, grid: int) -> None:
     """The cells of the position table, one of them looked up."""
-    (left, bottom), cell = box.corner, box.width / grid
-    kind = _look("patch") | {"facecolor": KINDS["patch"][1], "linewidth": 0}
-    sheet.ax.add_patch(Rectangle((left, bottom), box.width, box.height, color="white", zorder=2))
-    row, column = (grid // 2 + 0.5) * cell, (grid * 2 // 3 + 0.5) * cell
-    sheet.ax.add_patch(Rectangle((left + column - cell / 2, bottom + row - cell / 2), cell, cell, **kind))
-    x, y = [left, left + column, left + column], [bottom + row, bottom + row, box.top[1]]
-    sheet.ax.plot(x, y, color=kind["facecolor"], linewidth=0.9, zorder=4)
-    lines = np.arange(grid + 1) * cell
-    look = {"color": KINDS["learned"][1], "linewidth": 0.25, "zorder": 3}
-    sheet.ax.hlines(bottom + lines, left, left + box.width, **look)
-    sheet.ax.vlines(left + lines, bottom, bottom + box.height, **look)
+    row, column = grid // 2, grid * 2 // 3
+    cells = np.zeros((grid, grid))
+    cells[row, column] = 1
+    x, y = (start + np.arange(grid + 1) * box.width / grid for start in box.corner)
+    look = {"edgecolors": KINDS["learned"][1], "linewidth": 0.25, "antialiased": True, "zorder": 3}
+    sheet.ax.pcolormesh(x, y, cells, cmap=ListedColormap(["white", KINDS["patch"][1]]), **look)
+    across, up = x[column : column + 2].mean(), y[row : row + 2].mean()
+    sheet.ax.plot([x[0], across, across], [up, up, y[-1]], color=KINDS["patch"][1], linewidth=0.9, zorder=4)
 
 
 def _draw_tokens(sheet: _Sheet, encoder: nn.Module, left: float) -> _Box:
-    """The sequence that enters the first block: class token, registers, patch tokens."""
     frame = sheet.panel(left, 1.5, sheet.width - 0.1 - left, 1.55)
     groups, y = _token_groups(encoder), 2.52
     centres = _spread([width for *_, width in groups], left, frame.right[0])
@@ -512,8 +472,8 @@ def _draw_tokens(sheet: _Sheet, encoder: nn.Module, left: float) -> _Box:
         if kind == "token" and encoder.class_token_position:
             sheet.text(x, y - 0.33, "+ row 0")
     sheet.text(centres[-1] + 0.13 * 3.5 + 0.09, y, "…")
-    registers = _length(encoder.registers)
-    lines = [f"T = 1 + {f'{registers} + ' if registers else ''}N tokens of width {encoder.class_token.shape[-1]}"]
+    registers = "" if encoder.registers is None else f"{encoder.registers.shape[1]} + "
+    lines = [f"T = 1 + {registers}N tokens of width {encoder.class_token.shape[-1]}"]
     if not isinstance(encoder.norm_pre, nn.Identity):
         lines.append(f"then {_norm(encoder.norm_pre)}")
     if encoder.embedding_dropout.p:
