@@ -20,8 +20,7 @@ TINY = VTAMIQConfig(
 CONFIGS = {
     "tiny": TINY,
     "everything": replace(
-        TINY, num_scales=3, adapters=True, difference_gate=True, num_registers=12, image_size=160, mlp_dropout=0.1,
-        encoder_drop_path=0.2, embedding_dropout=0.3,
+        TINY, num_scales=3, adapters=True, difference_gate=True, num_registers=12, image_size=160,
     ),
     "nothing": replace(
         TINY, num_groups=0, num_registers=0, difference_scale=False, layer_scale=False, head_dropout=0.0,
@@ -157,7 +156,7 @@ class TestDiagramContent:
             ("zero\nanchor", "tiny", "nothing"),
             ("dropout 0.1", "tiny", "nothing"),
             ("drop path\n0.1", "tiny", "no scale, gate"),
-            ("difference gate", "everything", "tiny"),
+            ("difference\ngate", "everything", "tiny"),
             ("at (u, v, s)", "everything", "tiny"),
             ("PReLU, sigmoid", "2021", "tiny"),
         ],
@@ -175,8 +174,6 @@ class TestDiagramContent:
             ("row 0: first cell", "2021", "tiny"),
             ("scale table\n3 × 48", "everything", "tiny"),
             ("adapter\n48 → 12\n→ 48", "everything", "tiny"),
-            ("in training: MLP dropout 0.1, drop path up to 0.2", "everything", "tiny"),
-            ("in training: dropout 0.3", "everything", "tiny"),
         ],
     )
     def test_optional_parts_of_the_encoder(self, text, present, absent, diagrams):

@@ -331,9 +331,6 @@ def contrast_change(image: np.ndarray, amount: float) -> np.ndarray:
     return curve(image)
 
 
-# ---- shared parts -----------------------------------------------------------------------------------------------
-
-
 def _to_uint8(image: np.ndarray) -> np.ndarray:
     return np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8, order="C")
 
@@ -391,8 +388,6 @@ def _otsu_classes(values: np.ndarray, counts: np.ndarray, classes: int) -> np.nd
         ends.append(start[ends[-1]] - 1)
     return np.array(ends[::-1])
 
-
-# ---- the table --------------------------------------------------------------------------------------------------
 
 # fmt: off
 _TABLE = (

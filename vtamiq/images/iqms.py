@@ -98,9 +98,6 @@ _KADID_SROCC = {
 KNOTS = 501  # of a quantile table: a rank moves by no more than about 1 / KNOTS, if few values tie
 
 
-# ----------------------------------------------------------------------------------------------- scores of one pair
-
-
 def iqm_scores(
     reference: np.ndarray,
     distorted: np.ndarray,
@@ -187,9 +184,6 @@ def _known_names(names: Iterable[str] | None) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise ValueError(f"a metric is named twice: {', '.join(names)}")
     return names
-
-
-# -------------------------------------------------------------------------------------------- from scores to labels
 
 
 def align(scores: pd.DataFrame, names: Iterable[str] | None = None) -> pd.DataFrame:

@@ -69,11 +69,7 @@ def read_image(source: ImageSource, *, background: tuple[int, int, int] = WHITE)
 
 
 def read_images(sources: Iterable[ImageSource], *, background: tuple[int, int, int] = WHITE) -> np.ndarray:
-    """Read K images of one size into a uint8 array `(K, H, W, 3)`.
-
-    Raises:
-        ImageError: there is no image, one of them cannot be read (see `read_image`), or two differ in size.
-    """
+    """Read K images of one size into a uint8 array `(K, H, W, 3)`; ImageError as in `read_image`, or if sizes differ."""
     one = isinstance(sources, str | os.PathLike | Image.Image)
     if one or not isinstance(sources, Iterable) or getattr(sources, "ndim", 4) != 4:  # rows of an image are no images
         raise ImageError(f"read_images needs a sequence of images, not one {describe(sources)}")
@@ -135,9 +131,6 @@ def check_uint8_rgb(image: Any, name: str = "image") -> np.ndarray:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise ImageError(f"{name} must be a uint8 RGB array (H, W, 3), got {image.dtype} of shape {image.shape}")
     return image
-
-
-# ---- from each kind of source -----------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -216,9 +209,7 @@ def _from_tensor(tensor: "torch.Tensor", name: str, background: np.ndarray) -> n
         raise ImageError(f"{name} must have shape (1, H, W), (3, H, W) or (4, H, W)")
     try:
         tensor = tensor.detach().cpu()
-        if tensor.is_floating_point():
-            tensor = tensor.double()  # numpy has no bfloat16
-        array = tensor.numpy()
+        array = (tensor.double() if tensor.is_floating_point() else tensor).numpy()  # numpy has no bfloat16
     except (RuntimeError, TypeError) as error:  # sparse, meta and quantised tensors
         raise ImageError(f"cannot read {name}: {error}") from error
     return _from_array(array.transpose(1, 2, 0), name, background)
@@ -255,9 +246,6 @@ def _decode_wide(image: Image.Image) -> np.ndarray:
     return np.stack([grey, grey, grey, alpha], axis=-1)
 
 
-# ---- samples and channels ---------------------------------------------------------------------------------------
-
-
 def _to_uint8(values: np.ndarray) -> np.ndarray:
     """The same samples as uint8; ValueError if their dtype or range is not one that `read_image` takes."""
     kind, width = values.dtype.kind, values.dtype.itemsize
@@ -283,9 +271,6 @@ def _to_rgb(samples: np.ndarray, background: np.ndarray) -> np.ndarray:
         return np.array(np.broadcast_to(samples, (*samples.shape[:2], 3)), order="C")
     colour, alpha = samples[:, :, :3].astype(np.uint16), samples[:, :, 3:].astype(np.uint16)
     return ((colour * alpha + background * (255 - alpha) + 127) // 255).astype(np.uint8)  # rounded
-
-
-# ---- names and checks -------------------------------------------------------------------------------------------
 
 
 def _is_tensor(source: Any) -> bool:

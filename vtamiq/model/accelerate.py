@@ -36,8 +36,8 @@ class OneDNNLinear(nn.Linear):
     on first use without gradients, and anew after they changed.
 
     Args:
-        training_too: compute gradients with oneDNN as well, and pack nothing, because training changes weights in ways
-            that cannot be noticed, such as an exchange with their moving average.
+        training_too: compute gradients with oneDNN as well, and pack nothing, because training may change weights unnoticed
+            (an exchange with their moving average).
         gelu: the `approximate` of an `nn.GELU` to apply to the outputs: one way through memory less.
     """
 
@@ -93,16 +93,13 @@ class _Product(torch.autograd.Function):
 
 
 def accelerate(module: nn.Module, *, training: bool = False, shapes: Collection[Shape] | None = None) -> nn.Module:
-    """Let the linear layers of a module compute with oneDNN, in place, where a quick timing says that it pays here.
+    """Let linear layers compute with oneDNN, in place, where a quick timing says that it pays; `restore` undoes it.
 
     Each distinct shape is timed for some milliseconds, and its result compared. Results differ by rounding only.
 
     Args:
-        training: use oneDNN for training steps too. Off: gradients are computed as before.
+        training: use oneDNN for gradients too.
         shapes: use it for linear layers of these (outputs, inputs) and no others, without timing, if it is right here.
-
-    Returns:
-        The module. `restore` undoes it.
     """
 
     @functools.cache
@@ -134,9 +131,6 @@ def restore(module: nn.Module) -> nn.Module:
                 if child.gelu is not None:
                     parent.act = nn.GELU(child.gelu).train(parent.training)
     return module
-
-
-# -------------------------------------------------------------------------------------------------------------- one token
 
 
 def first_token(block: nn.Module, x: Tensor) -> Tensor:
@@ -176,20 +170,13 @@ def _linear_rows(linear: nn.Linear, x: Tensor, start: int, stop: int) -> Tensor:
     return F.linear(x, *_sliced(linear, start, stop))
 
 
-# --------------------------------------------------------------------------------------------------------- torch.compile
-
-
 def compile_blocks(blocks: nn.ModuleList, width: int, *, training: bool = False) -> bool:
     """Compile transformer blocks (B, T, width) → (B, T, width) in place: one code for all of them, for any B and T.
 
     The first one is run at once, which takes seconds to minutes. Where that fails, for want of a C++ compiler for example,
     a warning says why and the blocks stay as they were. Copies are not compiled; hooks that are set later are not called.
 
-    Args:
-        training: also compile gradients now; scoring compiles on its first use then.
-
-    Returns:
-        Whether they are compiled.
+    `training` compiles gradients now, and scoring on its first use. Returns whether the blocks are compiled.
     """
     for block in blocks:
         block.compile(dynamic=True)
@@ -213,9 +200,6 @@ def decompile_blocks(blocks: nn.ModuleList) -> None:
     """Undo `compile_blocks`, in place."""
     for block in blocks:
         block._compiled_call_impl = None  # PyTorch has no public way back
-
-
-# ------------------------------------------------------------------------------------------------------ oneDNN, in detail
 
 
 def _take_parameters(linear: nn.Linear, other: nn.Linear) -> None:
@@ -294,10 +278,8 @@ def _worth_it(outputs: int, inputs: int, training: bool) -> bool:
     x, weight = (part.requires_grad_(training) for part in _trial(outputs, inputs))
     ours = partial(_Product.apply, x, weight) if training else partial(_onednn_product, x, _onednn_pack(weight))
     products = partial(F.linear, x, weight), partial(ours, None)
-    seconds = [[_seconds(product, training) for product in products] for _ in range(1 + TRIALS)][
-        1:
-    ]  # the first to warm up
-    default, onednn = map(min, zip(*seconds, strict=True))
+    rounds = [[_seconds(product, training) for product in products] for _ in range(1 + TRIALS)]
+    default, onednn = map(min, zip(*rounds[1:], strict=True))  # the first to warm up
     return onednn <= WORTH * default
 
 

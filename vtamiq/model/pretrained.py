@@ -51,9 +51,9 @@ class Pretrained(
     """How `VTAMIQ` is started from, loaded from and saved to files.
 
     Attributes:
-        origin: where the weights come from, in words; set by whatever loads them.
-        seen: pictures that the weights were trained or validated on for image quality, as `vtamiq.databases.seen` has
-            them; empty for initial values and for an ImageNet ViT, None if nobody knows. Kept by `save_pretrained`.
+        origin: where the weights come from, in words.
+        seen: pictures that the weights were trained or validated on, as `vtamiq.databases.seen` has them; empty for
+            initial values and for an ImageNet ViT, None if nobody knows. Kept by `save_pretrained`.
     """
 
     config: VTAMIQConfig

@@ -1,7 +1,7 @@
 """Two diagrams of the network, drawn from a model as it is, on a sheet measured in inches; boxes fit their text."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +12,6 @@ from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangl
 from matplotlib.path import Path as Line
 from torch import nn
 
-from vtamiq.model.config import VTAMIQConfig
 from vtamiq.model.network import VTAMIQ, Adapter
 from vtamiq.plots.style import PAGE, new_figure, styled, text_width, tile
 
@@ -146,13 +145,16 @@ class _Sheet:
         self.ax.imshow(image, extent=extent, aspect="auto", zorder=2)
         self.ax.add_patch(Rectangle(box.corner, box.width, box.height, fill=False, linewidth=0.6, zorder=3))
 
+    def join(self, *boxes: _Box) -> None:
+        """Arrows from each box to the next."""
+        for start, end in pairwise(boxes):
+            self.arrow(start.right, end.left)
+
     def chain(self, left: float, right: float, y: float, parts: Sequence[_Part], ends: bool = True) -> list[_Box]:
         """Parts from left to right with arrows between them, into the first and, if `ends`, out of the last."""
         centres = _spread([part.span for part in parts], left, right)
         boxes = [self.box(x - (part.span - part.width) / 2, y, part) for x, part in zip(centres, parts, strict=True)]
-        stops = [_Box(left, y, 0, 0), *boxes, *([_Box(right, y, 0, 0)] if ends else [])]
-        for start, end in pairwise(stops):
-            self.arrow(start.right, end.left)
+        self.join(_Box(left, y, 0, 0), *boxes, *([_Box(right, y, 0, 0)] if ends else []))
         return boxes
 
     def skip(self, start: float, end: _Box, y: float) -> None:
@@ -234,7 +236,7 @@ def _main_parts(model: VTAMIQ) -> dict[str, _Part]:
     if model.difference_scale is not None:
         parts["scale"] = _Part("scale γ", str(model.difference_scale.numel()), "plain")
     if model.difference_gate is not None:
-        parts["gate"] = TIMES
+        parts["gate"] = _Part("difference\ngate", "of the\nreference", "attention")
     if model.config.num_groups:
         groups = model.diffnet.groups
         blocks = _count(len(groups[0].blocks), "block")
@@ -267,10 +269,7 @@ def _draw_streams(sheet: _Sheet, parts: Mapping[str, _Part], x: Mapping[str, flo
         sheet.picture(stack, tiles)
         tokens.append(_Box(x["tokens"], y, 0.13, 0.5))
         sheet.cells(tokens[-1], 7, 1, "token")
-        sheet.arrow(picture.right, (caps.left[0], y))
-        sheet.arrow((caps.right[0], y), stack.left)
-        sheet.arrow(stack.right, (encoder.left[0], y))
-        sheet.arrow((encoder.right[0], y), tokens[-1].left)
+        sheet.join(picture, replace(caps, y=y), stack, replace(encoder, y=y), tokens[-1])
     sheet.text(x["tokens"], tokens[0].top[1] + 0.12, "class tokens")
     sheet.text(x["tokens"], tokens[1].bottom[1] - 0.09, parts["tokens"])
     return tokens
@@ -281,23 +280,15 @@ def _draw_decoder(
 ) -> dict[str, _Box]:
     """From the two class tokens to q; returns the boxes of this part of the main line."""
     middle = (tokens[0].y + tokens[1].y) / 2
-    names = list(parts)[list(parts).index("difference") : -1]
-    line = {name: sheet.box(x[name], middle, parts[name]) for name in names}
+    names = list(parts)
+    line = {name: sheet.box(x[name], middle, parts[name]) for name in names[names.index("difference") : -1]}
     difference = line["difference"]
     for token, end, sign, side in zip(tokens, (difference.top, difference.bottom), "+−", (1, -1), strict=True):
         sheet.arrow(token.right, (difference.x, token.y), end)
         sheet.text(difference.x + 0.11, middle + side * 0.17, sign)
-    for start, end in pairwise(line.values()):
-        sheet.arrow(start.right, end.left)
-    sheet.arrow(line[names[-1]].right, (x["q"] - 0.1, middle))
+    sheet.join(*line.values(), _Box(x["q"], middle, 0.2, 0))
     sheet.ax.text(x["q"], middle, "q", size=11, weight="bold", style="italic", ha="center", va="center_baseline")
     sheet.text(x["q"], middle - 0.27, f"{'lower' if model.lower_better else 'higher'} is\nbetter")
-    if "gate" in line:
-        part = _Part("difference gate", f"{_count(len(model.difference_gate.blocks), 'block')}, linear", "attention")
-        centre = max(line["gate"].x, difference.x + 0.22 + part.width / 2)
-        gate = sheet.box(centre, tokens[0].y + 0.02, part)
-        sheet.arrow((difference.x, tokens[0].y), (gate.left[0], tokens[0].y))
-        sheet.arrow((line["gate"].x, gate.bottom[1]), line["gate"].top)
     return line
 
 
@@ -356,7 +347,6 @@ def vit_diagram(model: VTAMIQ) -> Figure:
 
     y, left, right = 0.47, 0.1, width - final.width - 0.96
     sheet.panel(left, 0.06, right - left, 1.2, f"transformer block × {len(encoder.blocks)}")
-    sheet.text(right - 0.07, 1.14, _training_note(model.config), ha="right")
     boxes = sheet.chain(left, right, y, [*attention, *mlp], ends=False)
     first, last = boxes[: len(attention)], boxes[len(attention) :]
     sheet.skip((left + first[0].left[0]) / 2, first[-1], 0.9)
@@ -366,8 +356,7 @@ def vit_diagram(model: VTAMIQ) -> Figure:
     norm = sheet.box(right + GAP + final.width / 2, y, final)
     out = _Box(width - 0.42, y, 0.13, 0.5)
     sheet.cells(out, 7, 1, "token")
-    sheet.arrow(boxes[-1].right, norm.left)
-    sheet.arrow(norm.right, out.left)
+    sheet.join(boxes[-1], norm, out)
     sheet.text(out.x, out.top[1] + 0.15, "class token\nof the image")
     sheet.text(out.x, out.bottom[1] - 0.09, str(encoder.class_token.shape[-1]))
     return sheet.figure
@@ -389,12 +378,6 @@ def _branch(norm: nn.Module, main: _Part, after: nn.Module, gamma: str) -> list[
 def _norm(module: nn.Module) -> str:
     name = type(module).__name__
     return {"LayerNorm": "LN", "RmsNorm": "RMS", "Identity": "no norm"}.get(name, name)
-
-
-def _training_note(config: VTAMIQConfig) -> str:
-    rates = {"MLP dropout": config.mlp_dropout, "drop path up to": config.encoder_drop_path}
-    acting = [f"{name} {rate:g}" for name, rate in rates.items() if rate]
-    return f"in training: {', '.join(acting)}" if acting else ""
 
 
 def _tables(encoder: nn.Module) -> dict[str, _Part]:
@@ -473,10 +456,8 @@ def _draw_tokens(sheet: _Sheet, encoder: nn.Module, left: float) -> _Box:
             sheet.text(x, y - 0.33, "+ row 0")
     sheet.text(centres[-1] + 0.13 * 3.5 + 0.09, y, "…")
     registers = "" if encoder.registers is None else f"{encoder.registers.shape[1]} + "
-    lines = [f"T = 1 + {registers}N tokens of width {encoder.class_token.shape[-1]}"]
+    note = f"T = 1 + {registers}N tokens of width {encoder.class_token.shape[-1]}"
     if not isinstance(encoder.norm_pre, nn.Identity):
-        lines.append(f"then {_norm(encoder.norm_pre)}")
-    if encoder.embedding_dropout.p:
-        lines.append(f"in training: dropout {encoder.embedding_dropout.p:g}")
-    sheet.text(frame.x, 1.86, "\n".join(lines))
+        note += f"\nthen {_norm(encoder.norm_pre)}"
+    sheet.text(frame.x, 1.86, note)
     return frame
