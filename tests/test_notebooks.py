@@ -174,8 +174,7 @@ class TestHeadless:
             assert path.with_suffix(".csv").exists() or path.with_suffix(".json").exists()
 
     def test_weak_pretraining_learns_from_other_labels(self, tmp_path):
-        """From all metrics, then in the same folder from one. The second training speaks of the run that it sets aside;
-        where that lies on this machine is not for the reader to see."""
+        """From all metrics, then in the same folder from one: the second training takes the place of the first."""
         shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
         folder = tmp_path / "runs" / "smoke" / "03_weak_pretraining"
         every = [f"rank_{name}" for name in CHEAP_IQMS]
@@ -188,7 +187,6 @@ class TestHeadless:
                 notebooks=tmp_path / "notebooks",
             )
             assert list(summary["status"]) == ["done"], summary["error"][0]
-            assert len(list(folder.glob("run.*"))) == (labels == "gmsd")
             run = Run.load(folder / "run")
             assert sorted(run.stage.auxiliary) == sorted(heads)
             assert ("train_auxiliary" in run.history) == bool(heads)

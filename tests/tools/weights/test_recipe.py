@@ -140,8 +140,11 @@ class TestMade:
         def refuse(*_, **__):
             raise AssertionError("done again")
 
-        for place in ("training._fit", "synthesis._render", "protocol.predict", "ablation.predict", "measures.predict"):
-            monkeypatch.setattr(f"vtamiq.{place}", refuse)
+        for place in (
+            "vtamiq.training.run._fit", "vtamiq.databases.synthesis._render", "vtamiq.lab.candidates.predict",
+            "vtamiq.lab.ablation.predict", "tools.weights.measures.predict",
+        ):  # fmt: skip
+            monkeypatch.setattr(place, refuse)
         before = {path.name: path.read_bytes() for path in (out / NAME).iterdir()}, (out / "times.json").read_text()
         again = make_weights(photographs, out, "cpu", QUICK, **OPTIONS)
         pd.testing.assert_frame_equal(again, goals)
