@@ -70,7 +70,7 @@ def page(tmp_path_factory) -> Iterator[Chromium]:
     try:
         (found,) = wait_for(lambda: list(runtime.glob("jpserver-*.json")), "JupyterLab")
         url = wait_for(lambda: found.read_text(), "JupyterLab") and json.loads(found.read_text())["url"]
-        with Chromium(folder / "profile", 1440, 1000) as chromium:
+        with Chromium(folder / "profile", 1280, 800) as chromium:
             chromium.call("Page.navigate", url=f"{url}doc/tree/explorers.ipynb?token=letmein")
             prompt = "document.querySelector('.jp-Notebook .jp-InputPrompt')"
             wait_for(lambda: chromium.evaluate(f"!!{prompt}"), "the notebook")
@@ -163,7 +163,7 @@ def test_all_weights_zero_is_said_and_gone_with_the_next_move(page, tmp_path):
         page.click(handle("sampling", label))
         page.press("Home")
     error = f"{explorer('sampling')}.querySelector('.vtamiq-error')?.innerText"
-    assert "at least one must be positive" in wait_for(lambda: page.evaluate(error), "the error")
+    assert "must have a positive, finite sum" in wait_for(lambda: page.evaluate(error), "the error")
     keep_screenshot(page, "sampling", tmp_path / "error.png")
     page.press("End")
     wait_for(lambda: not page.evaluate(error), "the end of the error")
@@ -218,3 +218,13 @@ def test_two_files_are_scored(page, tmp_path):
     assert line(page, "score").startswith("q = ")
     nothing_wrong(page)
     keep_screenshot(page, "score", tmp_path / "score.png")
+
+
+def test_nothing_is_cut_off_or_scrolls_sideways_in_a_narrow_window(page, tmp_path):
+    page.call("Emulation.setDeviceMetricsOverride", width=1100, height=800, deviceScaleFactor=1, mobile=False)
+    parts = "'.jp-OutputArea-output, .vtamiq-explorer, .vtamiq-explorer > *, .vtamiq-title, .vtamiq-line, .vtamiq-hint'"
+    wide = f"[...document.querySelectorAll({parts})].filter(e => e.scrollWidth > e.clientWidth + 1)"
+    wait_for(lambda: page.evaluate("innerWidth") == 1100, "the narrow window")
+    for name in CELLS:
+        keep_screenshot(page, name, tmp_path / f"narrow_{name}.png")
+    assert page.evaluate(f"{wide}.map(e => e.className + e.innerText)") == []

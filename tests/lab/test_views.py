@@ -1,5 +1,6 @@
 """What the explorers show, as plain functions."""
 
+import base64
 import io
 
 import numpy as np
@@ -11,7 +12,7 @@ from tests.small import TINY
 from vtamiq import CAPS, VTAMIQ, ImageError, attention_maps, score
 from vtamiq.attention.maps import METHODS
 from vtamiq.lab import views
-from vtamiq.lab.views import Known, attention_view, sampling_view, score_view
+from vtamiq.lab.views import Bar, Study, attention_view, sampling_view, score_view
 from vtamiq.plots.sampling import patch_coverage
 
 H, W = 40, 56
@@ -125,14 +126,13 @@ class TestAttention:
         high = np.percentile(np.abs(maps[np.isfinite(maps)]), 99)
         for panel, image, values in zip(view.panels[2:], pair, maps, strict=True):
             assert (panel.bar.low, panel.bar.high) == (-high if signed else 0, high)
-            np.testing.assert_array_equal(panel.image, views._overlay(image, values, (panel.bar.low, high)))
+            np.testing.assert_array_equal(panel.image, views._overlay(image, values, panel.bar))
 
     def test_block_and_head(self, model, pair):
         options = {"draws": 2, "caps": FEW, "block": 0, "head": 1}
         maps = attention_maps(model, *pair, method="attention", **options)
         view = attention_view(model, *pair, method="attention", **options)
-        limits = (view.panels[3].bar.low, view.panels[3].bar.high)
-        np.testing.assert_array_equal(view.panels[3].image, views._overlay(pair[1], maps[1], limits))
+        np.testing.assert_array_equal(view.panels[3].image, views._overlay(pair[1], maps[1], view.panels[3].bar))
         assert view.panels[3].title == "attention in block 1, head 2 (distorted)"
 
     def test_sentence(self, model, pair):
@@ -157,15 +157,15 @@ class TestAttention:
     def test_other_heads_need_no_other_pass(self, model, pair, monkeypatch):
         passes = []
         monkeypatch.setattr(views, "capture", lambda *args, **options: passes.append(0) or capture(*args, **options))
-        known, capture = Known(model), attention_maps.__globals__["capture"]
-        one, other, mean = (known.maps(pair, "attention", 0, head, 2, FEW, 0).maps for head in (0, 1, None))
-        known.maps(pair, "rollout", None, None, 2, FEW, 0)
+        study, capture = Study(model, pair, FEW, 0, ""), attention_maps.__globals__["capture"]
+        one, other, mean = (study.maps("attention", 0, head, 2).maps for head in (0, 1, None))
+        study.maps("rollout", None, None, 2)
         assert len(passes) == 2  # one per draw
         seen = np.isfinite(mean)  # heads count by how much of their attention goes to patches, so only about the mean
         assert np.corrcoef(((one + other) / 2)[seen], mean[seen])[0, 1] > 0.8
         assert np.nanmax(np.abs(one - other)) > 1e-6
-        known.maps(pair[:, ::-1], "attention", 0, 0, 2, FEW, 0)  # other images
-        assert len(passes) == 4
+        study.maps("rollout", None, None, 3)
+        assert len(passes) == 3  # a further draw alone
 
 
 class TestScore:
@@ -177,8 +177,7 @@ class TestScore:
         share = 16 * 24 / (H * W)
         assert view.numbers["difference"] == pytest.approx(share * np.sqrt(3) * 50 / 255)
         maps = attention_maps(model, *pair, method="gradient", draws=3, seed=1, caps=FEW)
-        limits = (view.panels[3].bar.low, view.panels[3].bar.high)
-        np.testing.assert_array_equal(view.panels[3].image, views._overlay(pair[1], maps[1], limits))
+        np.testing.assert_array_equal(view.panels[3].image, views._overlay(pair[1], maps[1], view.panels[3].bar))
 
     def test_a_copy(self, model, pair):
         view = score_view(pair[0], pair[0], model=model, caps=FEW, method="quality")
@@ -193,8 +192,9 @@ class TestScore:
             score_view(*pair, model=model, repeats=0)
 
 
-def test_no_negative_zero():
-    assert views._scored({"q": -1e-9, "standard_error": 0.0}, 2, 1, "").startswith("q = 0.000 ")
+def test_no_negative_zero(model, pair, monkeypatch):
+    monkeypatch.setattr(views, "score", lambda *args, **options: (-1e-9, 0.0))
+    assert score_view(*pair, model=model, caps=FEW, repeats=2).summary.startswith("q = 0.000 ")
 
 
 def test_overlay_is_the_map_over_grey():
@@ -203,33 +203,26 @@ def test_overlay_is_the_map_over_grey():
     values = np.array([[1.0, 1.0, np.nan]])
     expected = 0.65 * np.array([[251, 252, 191], [251, 252, 191], [201, 201, 201]])  # the last colour; grey
     expected[1] += 0.35 * 255
-    np.testing.assert_allclose(views._overlay(image, values, (0, 1))[0], expected, atol=0.51)
+    np.testing.assert_allclose(views._overlay(image, values, Bar(0, 1, ""))[0], expected, atol=0.51)
 
 
 class TestView:
     def test_picture(self, pair):
         view = sampling_view(pair, FEW)
-        picture = view.picture()
-        assert picture.shape == (2 * (6 * H + 22 + 12) + 22 + 12, 2 * (6 * W + 12) + 12, 3)  # six times as large
-        np.testing.assert_array_equal(picture[6 + 22 :, 12:][: 6 * H : 6, : 6 * W : 6], pair[0])
-        with Image.open(io.BytesIO(view._repr_png_())) as image:
-            np.testing.assert_array_equal(np.asarray(image), picture)
+        picture, gap = view.picture(), views.GAP
+        assert picture.shape == (2 * (H + gap), 2 * (W + gap), 3)
+        rows, columns = (slice(gap // 2, gap // 2 + side) for side in (H, W))
+        np.testing.assert_array_equal(picture[rows, columns], pair[0])
+        np.testing.assert_array_equal(picture[H + gap :, W + gap :][rows, columns], view.panels[3].image)
+
+    def test_shown_without_widgets(self, pair):
+        view = sampling_view(pair, FEW)
+        bundle = view._repr_mimebundle_()
+        assert bundle["text/plain"] == view.summary
+        with Image.open(io.BytesIO(base64.b64decode(bundle["image/jpeg"]))) as image:
+            assert image.size == view.picture().shape[1::-1]
 
     def test_large_images_are_shown_smaller(self):
         large = np.full((100, 1440, 3), 7, np.uint8)
         picture = sampling_view([large, large], FEW).picture()
-        assert picture.shape == (2 * (50 + 22 + 12) + 22 + 12, 2 * (720 + 12) + 12, 3)
-
-    def test_long_titles_are_cut(self):
-        font = views._font(12)
-        assert views._fitting("short", font, 500) == "short"
-        cut = views._fitting("long" * 100, font, 100)
-        assert cut.endswith("g…") or cut.endswith("…")
-        assert font.getlength(cut) <= 100
-
-
-def test_kept_are_the_newest():
-    kept, computed = views.Kept(2), []
-    for key in (1, 2, 1, 3, 1, 2):
-        assert kept(key, lambda key=key: computed.append(key) or -key) == -key
-    assert computed == [1, 2, 3, 2]
+        assert picture.shape == (2 * (50 + views.GAP), 2 * (720 + views.GAP), 3)

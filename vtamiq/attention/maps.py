@@ -30,9 +30,9 @@ from vtamiq.model.network import VTAMIQ
 from vtamiq.utils.configs import did_you_mean
 
 __all__ = [
-    "METHODS", "SIGNED", "Capture", "Maps", "attention_maps", "average_maps", "capture", "channel_attention", "even_shares",
-    "gradient_rollout", "head_maps", "kept_models", "occlusion", "paint", "patch_difference", "patch_weights", "repair",
-    "rollout", "token_attention", "token_shares",
+    "METHODS", "SIGNED", "Capture", "Maps", "attention_maps", "average_maps", "capture", "channel_attention",
+    "check_method", "even_shares", "gradient_rollout", "head_maps", "kept_models", "occlusion", "paint", "patch_difference",
+    "patch_weights", "repair", "rollout", "token_attention", "token_shares",
 ]  # fmt: skip
 
 METHODS = ("attention", "rollout", "gradient", "occlusion", "quality", "difference")
@@ -446,11 +446,7 @@ def attention_maps(
         ValueError: an unknown method, an option that the method has no use for, or as `average_maps`, `capture`.
         ImageError: an image cannot be read, is smaller than a patch, or differs in size from the reference.
     """
-    chosen = {name: value for name, value in (("token", token), ("block", block), ("head", head)) if value is not None}
-    if method not in METHODS:
-        raise ValueError(f"no method {method!r}{did_you_mean(method, METHODS)}; there are {', '.join(METHODS)}")
-    if chosen and method != "attention":
-        raise ValueError(f'{", ".join(chosen)} is for method="attention", {method!r} has no use for it')
+    chosen = check_method(method, token=token, block=block, head=head)
     weigh = lambda sample: patch_weights(model, sample, method, **chosen)  # noqa: E731
     options = {"draws": draws, "until": until, "max_draws": max_draws, "seed": seed}
     averaged = _averaged(weigh, model, reference, distorted, caps, **options)
@@ -509,6 +505,16 @@ def patch_weights(model: VTAMIQ, sample: PatchSample, method: str, **options: in
     else:
         tokens = rollout(captured.attention)
     return even_shares(tokens[:, 0, captured.prefix :])
+
+
+def check_method(method: str, **options: int | None) -> dict[str, int]:
+    """The options that are set; ValueError for an unknown method, or one that has no use for them."""
+    chosen = {name: value for name, value in options.items() if value is not None}
+    if method not in METHODS:
+        raise ValueError(f"no method {method!r}{did_you_mean(method, METHODS)}; there are {', '.join(METHODS)}")
+    if chosen and method != "attention":
+        raise ValueError(f'{", ".join(chosen)} is for method="attention", {method!r} has no use for it')
+    return chosen
 
 
 def _check_index(name: str, index: int, low: int, high: int) -> None:
