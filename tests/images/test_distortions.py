@@ -624,7 +624,7 @@ def test_number_tag_and_name_mean_the_same(type):
 
 @pytest.mark.parametrize(
     ("type", "hint"),
-    [("gblurr", "'gblur'"), ("jpeg20000", "'jpeg2000'"), ("color shift", "'colo.?r ?shift'"), ("???", "known tags")],
+    [("gblurr", "`gblur`"), ("jpeg20000", "`jpeg2000`"), ("color shift", "`colo.?r ?shift`"), ("???", "known tags")],
 )
 def test_unknown_name_gives_a_hint(type, hint):
     with pytest.raises(ValueError, match=hint):

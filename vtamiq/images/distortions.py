@@ -14,7 +14,6 @@ The published descriptions and programs disagree in places. Decisions for all ty
 - Some levels change nothing and are kept: types 1, 3 and 8 at level 1, type 18 at level 3.
 """
 
-import difflib
 import io
 import math
 import operator
@@ -32,6 +31,7 @@ from skimage.color import hsv2rgb, lab2rgb, rgb2hsv, rgb2lab, rgb2ycbcr, ycbcr2r
 from skimage.restoration import denoise_tv_chambolle
 
 from vtamiq.images.reading import check_uint8_rgb
+from vtamiq.utils.configs import did_you_mean
 
 __all__ = ["DISTORTIONS", "LEVELS", "Distortion", "distort", "find_distortion"]
 
@@ -102,9 +102,8 @@ def find_distortion(type: int | str) -> Distortion:
             raise ValueError(f"distortion types are numbered 1 to {len(DISTORTIONS)}, got {type!r}") from None
     by_name = {key.lower(): d for d in DISTORTIONS.values() for key in (d.tag, d.name)}
     if type.lower() not in by_name:
-        nearest = difflib.get_close_matches(type.lower(), by_name, n=1, cutoff=0.4)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known tags: {[d.tag for d in DISTORTIONS.values()]}"
-        raise ValueError(f"unknown distortion {type!r}; {hint}")
+        hint = did_you_mean(type.lower(), by_name) or f"; known tags: {[d.tag for d in DISTORTIONS.values()]}"
+        raise ValueError(f"unknown distortion {type!r}{hint}")
     return by_name[type.lower()]
 
 

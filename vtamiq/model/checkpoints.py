@@ -42,25 +42,24 @@ def _fetch(hub_id: str, download: bool, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=files, local_files_only=not download))
     except LocalEntryNotFoundError as error:
-        cause = (
-            f", and cannot be fetched ({error.__cause__ or error})" if download else "; pass download=True to fetch it"
-        )
+        failure = f", and cannot be fetched ({error.__cause__ or error})"
+        cause = failure if download else "; pass download=True to fetch it"
         raise CheckpointError(f"`{hub_id}` is neither a folder nor in the local Hugging Face cache{cause}") from error
     except (HFValidationError, HfHubHTTPError, OSError) as error:
         message = f"`{hub_id}` is neither a folder nor to be had from the Hugging Face Hub ({error})"
         raise CheckpointError(message) from error
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """State dict of a safetensors file; CheckpointError if it is no such file, or cut off."""
+def load_weights(model: nn.Module, source: Path | Mapping[str, Tensor]) -> None:
+    """Copy a safetensors file, or the state dict of an original checkpoint, into a model.
+
+    CheckpointError if the file is damaged, a name or shape differs, or a value is not finite.
+    """
+    where = source if isinstance(source, Path) else "original checkpoint"
     try:
-        return load_file(path)
+        state = load_file(source) if isinstance(source, Path) else source
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: damaged or truncated ({error})") from error
-
-
-def load_weights(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Copy a state dict into a model; CheckpointError if a name or shape differs, or a value is not finite."""
+        raise CheckpointError(f"{where}: damaged or truncated ({error})") from error
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -18,7 +18,6 @@ from vtamiq.model.checkpoints import (
     find_folder,
     load_weights,
     read_seen,
-    read_weights,
 )
 from vtamiq.model.config import VTAMIQConfig
 from vtamiq.model.original import convert_original, read_original
@@ -100,7 +99,7 @@ class Pretrained(
             model = cls(replace(base, **(read | {"num_heads": num_heads} | changes)))
         except ValueError as error:
             raise CheckpointError(f"original checkpoint: {error}") from error
-        load_weights(model, state, "original checkpoint")
+        load_weights(model, state)
         model.origin, model.seen = "a given state dict" if isinstance(source, Mapping) else str(source), None
         return model.eval()
 
@@ -121,7 +120,7 @@ class Pretrained(
             model = cls(VTAMIQConfig.from_dict(json.loads((folder / CONFIG).read_text(encoding="utf-8"))))
         except (ValueError, OSError, RuntimeError, MemoryError) as error:  # the latter two: sizes beyond all memory
             raise CheckpointError(f"{folder / CONFIG}: not a VTAMIQ configuration ({error})") from error
-        load_weights(model, read_weights(folder / WEIGHTS), str(folder / WEIGHTS))
+        load_weights(model, folder / WEIGHTS)
         if folder.parent == SHIPPED:
             model.origin = f"{folder.name}, which ships with vtamiq"
         else:
