@@ -1,11 +1,8 @@
 """Context-aware patch sampling (CAPS): look more often where an observer would look and where the images differ.
 
-A weight map over the reference – the mean of three maps in [0, 1]: perceptual difference, centre bias, uniform – says
-how likely a patch is *centred* at each pixel. A stratified draw places the patches so that their expected density is
-exactly that map, but without the clumps and holes of independent draws. Every scale of a 2x2 mean pyramid is sampled on
-its own, and all images of an item are cut at the same places. Images stay uint8 until the patches are cut.
-
-The map of a large image has one weight per block of pixels, so that drawing stays cheap beside decoding the image.
+A weight map – the mean of three maps in [0, 1]: perceptual difference, centre bias, uniform – says how likely a patch is
+*centred* at each pixel; large images have one weight per block of pixels. Each scale of a 2x2 mean pyramid is sampled on
+its own, and all images of an item are cut at the same places.
 
 Shapes: K images, N patches, P patch side, H W image, h w image at a scale, R C = h-P+1, w-P+1 places that fit a patch, b
 side of a block in pixels.
@@ -18,10 +15,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 
-from vtamiq.images.reading import ImageError, check_uint8_rgb
+from vtamiq.images.reading import ImageError, check_same_size, check_uint8_rgb
 from vtamiq.utils.configs import conform, require
 
 if TYPE_CHECKING:
@@ -33,11 +31,7 @@ MAX_SCALES = 5
 STRIP = 32  # rows that `block_difference` compares at a time
 SSIM_WINDOW = 7  # pixels
 
-Seed: TypeAlias = int | Sequence[int] | np.random.SeedSequence | np.random.Generator | torch.Generator
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Scales and places
+Images: TypeAlias = np.ndarray | Sequence[np.ndarray]
 
 
 def pool(image: np.ndarray) -> np.ndarray:
@@ -51,7 +45,7 @@ def pool(image: np.ndarray) -> np.ndarray:
 
 
 def effective_scales(height: int, width: int, patch_size: int, num_scales: int) -> int:
-    """How many of `num_scales` scales an image has room for, at least 1: the next coarser one must leave a choice."""
+    """How many of `num_scales` scales an image has room for, at least 1."""
     room, halvings = min(height, width), 0
     while room > 1:
         room, halvings = (room - patch_size) / 2, halvings + 1
@@ -60,20 +54,17 @@ def effective_scales(height: int, width: int, patch_size: int, num_scales: int) 
 
 def patches_per_scale(num_patches: int, num_scales: int, ratio: float) -> np.ndarray:
     """Split `num_patches` over the scales, (num_scales,) int64, COARSEST first: each finer scale gets 2^ratio times as
-    many (2 = equal coverage of pixels). Rounded up from the coarsest on; the finest gets what is left."""
+    many. Rounded up from the coarsest on; the finest gets the rest."""
     growth = 2.0 ** (ratio * np.arange(num_scales))
     wanted = np.ceil(num_patches * growth / growth.sum()).astype(np.int64)
     return np.diff(np.minimum(np.cumsum(wanted), num_patches), prepend=0)
 
 
 def patch_uv(top_left: np.ndarray, height: int, width: int, patch_size: int, anchor: str = "centre") -> np.ndarray:
-    """Position of patches in the image, (..., 2) float64 in [0, 1 - 1e-6].
+    """Positions (..., 2) float64 in [0, 1 - 1e-6] of patches with their top-left pixel at (..., 2) rows and columns.
 
-    `anchor="centre"`: patch centre over the largest patch centre, (y + P/2) / (h - P/2).
-    `anchor="corner"`: the convention of 2021, the top-left corner in [-1, 1], mapped to (p + 1) / (2 + 1e-6).
-
-    Args:
-        top_left: (..., 2) real rows and columns, 0 <= y <= h - P.
+    "centre": patch centre over the largest patch centre, (y + P/2) / (h - P/2). "corner", the convention of 2021: the
+    top-left corner as p in [-1, 1], mapped to (p + 1) / (2 + 1e-6).
     """
     size, half = np.array([height, width]), patch_size / 2
     if anchor == "centre":
@@ -86,7 +77,7 @@ def patch_uv(top_left: np.ndarray, height: int, width: int, patch_size: int, anc
 
 
 def pyramid(image: np.ndarray, scales: int) -> list[np.ndarray]:
-    """The image (H, W, 3) and the same pooled once, twice, …: one array for each scale."""
+    """The image (H, W, 3) and the same pooled once, twice, …"""
     levels = [image]
     while len(levels) < scales:
         levels.append(pool(levels[-1]))
@@ -96,41 +87,23 @@ def pyramid(image: np.ndarray, scales: int) -> list[np.ndarray]:
 def cut_patches(levels: Sequence[np.ndarray], position: np.ndarray, scale: np.ndarray, patch_size: int) -> np.ndarray:
     """Cut patches out of a `pyramid` of a uint8 image, (N, 3, P, P) uint8; means of pixels are rounded.
 
-    Args:
-        levels: the image at each scale, (h, w, 3).
-        position: (N, 2) integer rows and columns of top-left pixels, in the image at their scale.
-        scale: (N,) which level each patch is from.
-
-    Raises:
-        ValueError: a patch would reach over the border.
+    `position` (N, 2) has rows and columns of top-left pixels, in the image at the patch's `scale` (N,).
     """
     patches = np.empty((len(scale), 3, patch_size, patch_size), np.uint8)
     for s, level in enumerate(levels):
         here = scale == s
-        outside = ((position[here] < 0) | (position[here] > np.array(level.shape[:2]) - patch_size)).any(axis=-1)
-        if outside.any():
-            raise ValueError(
-                f"a patch of {patch_size}x{patch_size} at {tuple(position[here][outside][0].tolist())} does not fit into "
-                f"an image of {level.shape[0]}x{level.shape[1]}"
-            )
         if here.any():
             row, column = position[here].T
-            window = (patch_size, patch_size)
-            windows = np.lib.stride_tricks.sliding_window_view(level, window, axis=(0, 1))  # (R, C, 3, P, P)
-            cut = windows[row, column]
+            cut = sliding_window_view(level, (patch_size, patch_size), axis=(0, 1))[row, column]  # (n, 3, P, P)
             patches[here] = cut if cut.dtype == np.uint8 else np.rint(cut)
     return patches
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Maps
-
-
 def difference_map(reference: np.ndarray, distorted: np.ndarray, metric: str = "mse") -> np.ndarray:
-    """Per-pixel difference of two (H, W, 3) uint8 images, (H, W) float32 >= 0, exactly 0 for equal images.
+    """Difference of two (H, W, 3) uint8 images at each pixel, (H, W) float32 >= 0, exactly 0 where equal.
 
-    `"mse"`: mean squared difference of the channels, `"absolute"`: Euclidean length of the colour difference (both for
-    colours in [0, 1]); `"ssim"`: 1 - SSIM, mean of the channels (Wang et al. 2004).
+    "mse": mean squared difference of the channels, "absolute": Euclidean length of the colour difference, both for
+    colours in [0, 1]; "ssim": 1 - SSIM, mean of the channels (Wang et al. 2004).
     """
     if metric == "ssim":
         side = min(SSIM_WINDOW, *reference.shape[:2])
@@ -154,8 +127,8 @@ def difference_map(reference: np.ndarray, distorted: np.ndarray, metric: str = "
 def block_difference(reference: np.ndarray, distorted: np.ndarray, metric: str, block: int) -> np.ndarray:
     """Mean of `difference_map` over blocks of b x b pixels, b a power of two, (⌈H/b⌉, ⌈W/b⌉) float32.
 
-    The differences are averaged, not the images, in which noise would cancel out; in strips, which need little memory.
-    Where the image ends within a block, its last row and column are repeated.
+    Differences are averaged, not images, in which noise would cancel out; strip by strip to save memory. Where the image
+    ends within a block, its last row and column are repeated.
     """
     if block == 1:
         return difference_map(reference, distorted, metric)
@@ -167,9 +140,7 @@ def block_difference(reference: np.ndarray, distorted: np.ndarray, metric: str, 
         begin = max(0, min(top, height - rows) - halo)  # so that the last strip has room for a window too
         seen = slice(begin, top + rows + halo)
         difference = difference_map(reference[seen], distorted[seen], metric)[top - begin :][:rows]
-        missing = [-length % block for length in difference.shape]
-        if any(missing):
-            difference = np.pad(difference, [(0, n) for n in missing], mode="edge")
+        difference = np.pad(difference, [(0, -length % block) for length in difference.shape], mode="edge")
         for _ in range(block.bit_length() - 1):
             difference = pool(difference)
         strips.append(difference)
@@ -177,7 +148,7 @@ def block_difference(reference: np.ndarray, distorted: np.ndarray, metric: str, 
 
 
 def gaussian_centre(height: int, width: int, sigma: float) -> np.ndarray:
-    """Gaussian around the image centre, (H, W) float32, peak 1; `sigma` is its standard deviation in half sides."""
+    """Gaussian around the image centre, (H, W) float32, peak 1; its standard deviation is `sigma` half sides."""
 
     def profile(length: int) -> np.ndarray:
         x = (np.arange(length) + 0.5) * 2 / length - 1  # pixel centres in (-1, 1)
@@ -188,9 +159,9 @@ def gaussian_centre(height: int, width: int, sigma: float) -> np.ndarray:
 
 
 def centre_template(path: str) -> np.ndarray:
-    """The 2-D log-density of a `.npy` file, which stays on the disk; ValueError where there is none."""
+    """The 2-D log-density of a `.npy` file, memory-mapped; ValueError if it holds none."""
     try:
-        template = np.load(path, mmap_mode="r", allow_pickle=False)  # only the rows in use are read
+        template = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"centre_map {path!r} cannot be read as a .npy array: {error}") from error
     if template.ndim != 2 or template.size == 0 or not np.issubdtype(template.dtype, np.floating):
@@ -199,42 +170,29 @@ def centre_template(path: str) -> np.ndarray:
 
 
 def load_centre(path: str, height: int, width: int) -> np.ndarray:
-    """Centre bias from a `.npy` file with a 2-D log-density, (H, W) float32, peak 1: nearest-neighbour resize, then the
-    exponential, which is the softmax divided by its largest value.
-
-    Raises:
-        ValueError: the file is missing, is no 2-D float array, or has NaN or an infinite maximum where it is read.
-    """
+    """Centre bias from a log-density, (H, W) float32, peak 1: nearest neighbours, exponentiated. Errors are ValueErrors."""
     template = centre_template(path)
     row = ((np.arange(height) + 0.5) * template.shape[0] / height).astype(int)
     column = ((np.arange(width) + 0.5) * template.shape[1] / width).astype(int)
     log_density = np.asarray(template[np.ix_(row, column)], dtype=np.float32)
     peak = log_density.max()
-    if not np.isfinite(peak):  # NaN or +inf, or -inf everywhere; a single -inf is an honest "never here"
+    if not np.isfinite(peak):  # a single -inf may mean "never here"
         raise ValueError(f"centre_map {path!r} is not a log-density: its maximum is {peak}")
     return np.exp(log_density - peak)
 
 
-def rescale(values: np.ndarray) -> np.ndarray:
-    """Divide by the largest value: [0, max] -> [0, 1]. Zero keeps its meaning, and all zeros stay all zeros."""
-    peak = values.max()
-    return values / peak if peak > 0 else np.zeros_like(values)
-
-
-def block_side(height: int, width: int, most: int) -> int:
-    """Smallest power of two b such that at most `most` blocks of b x b pixels cover an image."""
+def blocks_of(height: int, width: int, most: int) -> tuple[tuple[int, int], int]:
+    """Rows and columns of the blocks of b x b pixels that cover an image, b the smallest power of two that takes at most
+    `most` of them; and b."""
     side = 1
     while -(-height // side) * -(-width // side) > most:
         side *= 2
-    return side
+    return (-(-height // side), -(-width // side)), side
 
 
 @dataclass(frozen=True)
 class WeightMap:
-    """How likely a patch is centred at each pixel of an image, up to a factor; one weight for each block of pixels.
-
-    The patch with its top-left pixel at (y, x) is centred at (y + P // 2, x + P // 2).
-    """
+    """Weights of patches by their centre, (y + P // 2, x + P // 2); one for each block of pixels."""
 
     weights: np.ndarray  # (⌈h/b⌉, ⌈w/b⌉) or larger, float >= 0
     size: tuple[int, int]  # of the image, (h, w)
@@ -254,7 +212,7 @@ class WeightMap:
 
     def fitting(self, patch_size: int) -> np.ndarray:
         """Weights of the blocks in which patches that fit are centred, each times the number of those patches; uniform
-        over all places if they have no weight. Of pixels it is (R, C): entry (y, x) belongs to the patch at (y, x)."""
+        over all places if none has weight. With b = 1 it is (R, C)."""
         first = patch_size // 2 // self.block
         rows, columns = (np.diff(edges) for edges in self._edges(patch_size))
         inside = self.weights[first : first + len(rows), first : first + len(columns)]
@@ -263,7 +221,7 @@ class WeightMap:
         return inside if self.block == 1 else inside * np.outer(rows, columns).astype(inside.dtype)
 
     def places(self, entries: np.ndarray, patch_size: int, rng: np.random.Generator) -> np.ndarray:
-        """Entries (N, 2) of `fitting` -> top-left pixels (N, 2) of patches, any that are centred in the block."""
+        """Entries (N, 2) of `fitting` -> top-left pixels (N, 2) of patches centred anywhere in those blocks."""
         if self.block == 1:
             return entries
         (rows, columns), (i, j) = self._edges(patch_size), entries.T
@@ -281,10 +239,6 @@ class WeightMap:
         return edges
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Draws
-
-
 def draw_multinomial(weights: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """`count` independent draws of (row, column), each with probability `weights` (R, C) over its sum; (count, 2)."""
     cumulative = _cumulative(weights, 1.0)
@@ -292,23 +246,17 @@ def draw_multinomial(weights: np.ndarray, count: int, rng: np.random.Generator) 
     return np.stack(np.unravel_index(index, weights.shape), axis=-1)
 
 
-def cell_side(rows: int, columns: int, count: int) -> int:
-    """Side in pixels of the square cells of a stratified draw: about as many cells as draws."""
-    return int(np.clip(round(np.sqrt(rows * columns / count)), 1, max(rows, columns)))
-
-
 def draw_stratified(weights: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """`count` draws of (row, column) as in `draw_multinomial`, of the same expected density, but evenly spread.
 
-    Square cells share out the draws by systematic sampling: every cell gets the floor or the ceiling of its expected
-    count. Within a cell, the n-th of its draws comes from the n-th part of equal weight along a boustrophedon through
-    its pixels. Returns (count, 2) int64, cell by cell.
+    Systematic sampling gives every square cell the floor or the ceiling of its expected count. The n-th draw of a cell
+    comes from the n-th part of equal weight along a boustrophedon through its pixels. (count, 2) int64, cell by cell.
     """
-    side = cell_side(*weights.shape, count)
+    side = int(np.clip(round(np.sqrt(weights.size / count)), 1, max(weights.shape)))  # about as many cells as draws
     cells = _to_cells(weights, side)  # (cell rows, cell columns, side, side)
     cumulative = _cumulative(cells, count)  # expected number of draws up to and with each pixel
 
-    upper = cumulative[side * side - 1 :: side * side]  # ... with each cell
+    upper = cumulative[side * side - 1 :: side * side]  # … with each cell
     lower = np.concatenate([[0.0], upper[:-1]])
     reached = np.minimum(np.floor(upper + rng.random()), count)  # the sum could round up to count + 1
     quota = np.diff(reached, prepend=0).astype(np.int64)  # draws per cell, sums to count
@@ -331,8 +279,7 @@ def _cumulative(weights: np.ndarray, total: float) -> np.ndarray:
 
 
 def _to_cells(weights: np.ndarray, side: int) -> np.ndarray:
-    """(R, C) -> (cell rows, cell columns, side, side), padded with zeros; cells and the pixels in a cell run
-    boustrophedon, so that neighbours in memory are neighbours in the image."""
+    """(R, C) -> (cell rows, cell columns, side, side), zero-padded; cells, and pixels in a cell, in boustrophedon."""
     rows, columns = (-(-n // side) for n in weights.shape)
     padded = np.zeros((rows * side, columns * side), weights.dtype)
     padded[: weights.shape[0], : weights.shape[1]] = weights
@@ -343,16 +290,12 @@ def _to_cells(weights: np.ndarray, side: int) -> np.ndarray:
 
 
 def _from_cells(index: np.ndarray, shape: tuple[int, int, int, int]) -> np.ndarray:
-    """Flat index into the array of `_to_cells` -> (row, column) of the map, (N,) -> (N, 2)."""
+    """Flat indices (N,) into the array of `_to_cells` -> rows and columns of the map (N, 2)."""
     cell_row, cell_column, row, column = np.unravel_index(index, shape)
     _, columns, side, _ = shape
     cell_column = np.where(cell_row % 2, columns - 1 - cell_column, cell_column)
     column = np.where(row % 2, side - 1 - column, column)
     return np.stack([cell_row * side + row, cell_column * side + column], axis=-1)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# The sampler
 
 
 @dataclass(frozen=True)
@@ -379,25 +322,22 @@ class CAPS:
         num_patches: N, over all scales.
         patch_size: P in pixels.
         num_scales: scales of the pyramid, 1 to 5; small images use fewer (`effective_scales`).
-        difference: weight of the perceptual difference between the reference and the mean of the others.
-        centre: weight of the centre bias.
-        uniform: weight of the constant map. Only the ratios of the three weights count; the paper's code has 5 : 2 :
-            0.25 (`paper_2021`), here the constant map is stronger, so that the corners are seen too.
+        difference, centre, uniform: weights of the mean difference from the reference, the centre bias and a constant;
+            only their ratios count.
         difference_metric: "mse", "absolute" or "ssim" (`difference_map`).
         smoothing: standard deviation in pixels of a Gaussian over the difference; None: (2 P^2)^(1/4), 0: none.
-        centre_sigma: standard deviation of the centre bias, as a fraction of half the image's height and width.
-        centre_map: `.npy` file with a log-density to use as the centre bias instead of the Gaussian.
-        stratified: evenly spread draws; False: independent draws. The expected density is the same.
-        aligned: all images are cut at the same places; False: each image gets a draw of its own.
+        centre_sigma: standard deviation of the centre bias, in half sides of the image.
+        centre_map: `.npy` file with a log-density that replaces the Gaussian centre bias.
+        stratified: evenly spread draws; False: independent ones, of the same expected density.
+        aligned: all images are cut at the same places; False: each image gets its own.
         patch_ratio: every scale has 2^patch_ratio times the patches of the next coarser one.
         shuffle: patches in random order; False: scale 0 first.
         uv_anchor: "centre" or "corner", the convention of `uv` (`patch_uv`).
-        map_pixels: most weights that a map has. A larger image has one for each block of 2 x 2, 4 x 4, … pixels, the mean
-            of their differences; a patch is centred at any pixel of a drawn block. That moves less than 1 % of the
-            draws with blocks of up to 8 x 8 (`tests/test_caps.py`).
+        map_pixels: most weights of a map. A larger image has one for each block of 2 x 2, 4 x 4, … pixels, which moves
+            less than 1 % of the draws with blocks of up to 8 x 8.
 
     Raises:
-        ValueError: an option is out of its range; the message names the value.
+        ValueError: an option is out of its range.
     """
 
     num_patches: int = 256
@@ -424,17 +364,11 @@ class CAPS:
         require(self, "num_scales", 1 <= self.num_scales <= MAX_SCALES, f"must be from 1 to {MAX_SCALES}")
         for name in ("difference", "centre", "uniform"):
             require(self, name, 0 <= getattr(self, name) < np.inf, "must be finite and not negative")
-        smoothing = 0 if self.smoothing is None else self.smoothing
-        require(self, "smoothing", 0 <= smoothing < np.inf, "must be None, or finite and not negative")
+        require(self, "smoothing", 0 <= (self.smoothing or 0) < np.inf, "must be None, or finite and not negative")
         require(self, "centre_sigma", 0.01 <= self.centre_sigma < np.inf, "must be finite and at least 0.01")
         require(self, "patch_ratio", 0 <= self.patch_ratio <= 10, "must be from 0 to 10")
-        require(
-            self,
-            "difference_metric",
-            self.difference_metric in DIFFERENCE_METRICS,
-            f"must be one of {DIFFERENCE_METRICS}",
-        )
-        require(self, "uv_anchor", self.uv_anchor in UV_ANCHORS, f"must be one of {UV_ANCHORS}")
+        for name, known in (("difference_metric", DIFFERENCE_METRICS), ("uv_anchor", UV_ANCHORS)):
+            require(self, name, getattr(self, name) in known, f"must be one of {known}")
         require(self, "centre_map", (self.centre_map or ".npy").endswith(".npy"), "must be the path of a .npy file")
         total = self.difference + self.centre + self.uniform
         if not 0 < total < np.inf:
@@ -442,57 +376,53 @@ class CAPS:
 
     @classmethod
     def paper_2021(cls, **changes: Any) -> "CAPS":
-        """How the authors' first public code (October 2021) draws: independently, by squared difference, centre and
-        uniform map as 5 : 2 : 0.25, uv from the top-left corner.
-
-        Its centre bias is a file that is not public; unless `centre_map` gives one, the Gaussian stands in for it.
-        """
+        """How the authors' first public code (October 2021) draws, but for its centre bias, which is not public: give it
+        as `centre_map`, or the Gaussian stands in for it."""
         published = cls(difference=5.0, centre=2.0, uniform=0.25, stratified=False, uv_anchor="corner")
         return replace(published, **changes)
 
-    def __call__(self, images: np.ndarray | Sequence[np.ndarray], seed: Seed) -> PatchSample:
+    def __call__(self, images: Images, seed: int | Sequence[int] | np.random.Generator) -> PatchSample:
         """Draw N places from the weight map and cut the patches of all images.
-
-        Coarser scales are cut from the exact means of the pixels, rounded to uint8 at the end.
 
         Args:
             images: (K, H, W, 3) uint8 or K arrays (H, W, 3), K >= 1; image 0 is the reference.
-            seed: integer (or integers), or a numpy or torch Generator, which is then advanced. Same seed, same sample.
+            seed: integer, integers or a Generator, which is then advanced.
 
         Raises:
             ImageError: images are not uint8 RGB, differ in size, or are smaller than a patch.
+            ValueError: `seed` is none of those.
         """
-        return self._sample(*self._prepare(images), _generator(seed))
+        try:
+            rng = np.random.default_rng("none" if seed is None else seed)  # NumPy's None is another sample each time
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"seed must be an integer >= 0 or a Generator, got {seed!r}") from error
+        return self._sample(*self._prepare(images), rng)
 
-    def draws(
-        self, images: np.ndarray | Sequence[np.ndarray], seed: int, numbers: Iterable[int]
-    ) -> Iterator[PatchSample]:
-        """Samples of the draws of these numbers, those that scores and maps are made from.
+    def draws(self, images: Images, seed: int, numbers: Iterable[int]) -> Iterator[PatchSample]:
+        """The draws of these numbers, from which scores and maps are made; arguments and errors as for one sample.
 
         A draw takes its random numbers from the seed, its number and the pixels of the reference: a pair has the same
-        draws wherever it is scored, distorted images of one reference share their random numbers, and those of other
-        references are independent. Arguments and errors as for one sample.
+        draws wherever it is scored, and distorted images of one reference share their random numbers.
         """
         levels, maps = self._prepare(images)
         pixels = zlib.crc32(np.ascontiguousarray(levels[0][0]))
         for number in numbers:
             yield self._sample(levels, maps, np.random.default_rng([seed, number, pixels]))
 
-    def _prepare(self, images: np.ndarray | Sequence[np.ndarray]) -> tuple[list[list[np.ndarray]], "list[WeightMap]"]:
-        """What all draws of an item have in common: images (K, then scales) and maps (scales)."""
+    def _prepare(self, images: Images) -> tuple[list[list[np.ndarray]], list[WeightMap]]:
+        """Images (K, then scales) and maps (scales), which all draws of an item share."""
         images = _check_images(images, self.patch_size)
-        maps = [self._weights(images)]
-        scales = len(self._counts(*maps[0].size))
-        while len(maps) < scales:
-            maps.append(maps[-1].pooled())
-        return [pyramid(image, scales) for image in images], maps
+        maps = self._maps(images)
+        return [pyramid(image, len(maps)) for image in images], maps
 
-    def _sample(self, levels: list[list[np.ndarray]], maps: "list[WeightMap]", rng: np.random.Generator) -> PatchSample:
-        """One draw; images are trusted."""
+    def _sample(self, levels: list[list[np.ndarray]], maps: list[WeightMap], rng: np.random.Generator) -> PatchSample:
         counts, uv, position = self._counts(*maps[0].size), [], []
+        draw, draws = draw_stratified if self.stratified else draw_multinomial, 1 if self.aligned else len(levels)
         for weights, count in zip(maps, counts, strict=True):
             if count > 0:
-                position.append(self._draw(weights, count, len(levels), rng))
+                fitting = weights.fitting(self.patch_size)
+                places = [weights.places(draw(fitting, count, rng), self.patch_size, rng) for _ in range(draws)]
+                position.append(np.stack(places))
                 uv.append(patch_uv(position[-1], *weights.size, self.patch_size, self.uv_anchor))
         uv, position = np.concatenate(uv, axis=1), np.concatenate(position, axis=1)  # (1 or K, N, 2)
         scale = np.repeat(np.arange(len(counts)), counts)
@@ -508,86 +438,68 @@ class CAPS:
         arrays = (np.stack(patches), uv.astype(np.float32), scale, position)
         return PatchSample(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
 
-    def probability(self, images: np.ndarray | Sequence[np.ndarray], scale: int = 0) -> np.ndarray:
-        """Probability that a patch of this scale is centred at a pixel, (h, w) float64, sums to 1.
+    def probability(self, images: Images, scale: int = 0) -> np.ndarray:
+        """Probability that a patch of this scale is centred at a pixel, (h, w) float64, sums to 1; 0 where none fits.
 
-        The patch with top-left pixel (y, x) counts as centred at (y + P // 2, x + P // 2). Pixels around which no patch
-        fits have probability 0; if the maps are 0 wherever one fits, all places that fit are equally likely.
-
-        Args:
-            images: as for drawing a sample.
-            scale: 0 for the images as they are, s for the images pooled s times.
-
-        Raises:
-            ImageError: as for drawing a sample.
-            ValueError: `scale` is none of those that a sample of these images has.
+        The patch with top-left pixel (y, x) counts as centred at (y + P // 2, x + P // 2). Errors as for drawing a
+        sample, and ValueError if a sample of these images has no such `scale`.
         """
-        images = _check_images(images, self.patch_size)
-        num_scales = len(self._counts(*images[0].shape[:2]))
-        if isinstance(scale, bool) or scale not in range(num_scales):
-            raise ValueError(f"scale must be an integer from 0 to {num_scales - 1} for these images, got {scale!r}")
-        weights = self._weights(images)
-        for _ in range(scale):
-            weights = weights.pooled()
+        maps = self._maps(_check_images(images, self.patch_size))
+        if scale not in range(len(maps)):
+            raise ValueError(f"scale must be an integer from 0 to {len(maps) - 1} for these images, got {scale!r}")
+        weights = maps[scale]
         places = weights.of_pixels().fitting(self.patch_size)
         (rows, columns), half = places.shape, self.patch_size // 2
         probability = np.zeros(weights.size)
         probability[half : half + rows, half : half + columns] = places
         return probability / probability.sum()
 
-    def components(self, images: np.ndarray | Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        """The three maps before weighting, each (H, W) float32 in [0, 1]: "difference", "centre" and "uniform".
+    def components(self, images: Images) -> dict[str, np.ndarray]:
+        """The maps "difference", "centre" and "uniform" before weighting, each (H, W) float32 in [0, 1].
 
-        The difference is the mean over the distorted images, smoothed, over its largest value; it is 0 everywhere if
-        the images are identical or the reference is alone.
-
-        Raises:
-            ImageError: as for drawing a sample.
+        The difference is the mean over the distorted images, smoothed, over its maximum; 0 if they equal the reference
+        or there are none. Errors as for drawing a sample.
         """
         images = _check_images(images, self.patch_size)
         size = images[0].shape[:2]
-        shape, block = self._map_shape(*size)
-        maps = {"difference": self._difference(images, block), "centre": self._centre(*shape)}
+        shape, block = blocks_of(*size, self.map_pixels)
+        maps = {"difference": self._difference(images, shape, block), "centre": self._centre(*shape)}
         maps["uniform"] = np.ones(shape, np.float32)
         return {name: WeightMap(values, size, block).of_pixels().weights for name, values in maps.items()}
-
-    def _draw(self, weights: WeightMap, count: int, num_images: int, rng: np.random.Generator) -> np.ndarray:
-        """Places (1, n, 2) in the images of a scale, or (K, n, 2) if they are not aligned."""
-        draw = draw_stratified if self.stratified else draw_multinomial
-        fitting = weights.fitting(self.patch_size)
-        draws = 1 if self.aligned else num_images
-        return np.stack([weights.places(draw(fitting, count, rng), self.patch_size, rng) for _ in range(draws)])
 
     def _counts(self, height: int, width: int) -> np.ndarray:
         """Patches per scale, finest first."""
         num_scales = effective_scales(height, width, self.patch_size, self.num_scales)
         return patches_per_scale(self.num_patches, num_scales, self.patch_ratio)[::-1]
 
+    def _maps(self, images: list[np.ndarray]) -> list[WeightMap]:
+        """A map for each scale, finest first."""
+        maps = [self._weights(images)]
+        for _ in self._counts(*maps[0].size)[1:]:
+            maps.append(maps[-1].pooled())
+        return maps
+
     def _weights(self, images: list[np.ndarray]) -> WeightMap:
-        """Weighted mean of the three maps; maps without weight are not computed."""
+        """Weighted mean of the components; those without weight are not computed."""
         size, total = images[0].shape[:2], self.difference + self.centre + self.uniform
-        shape, block = self._map_shape(*size)
+        shape, block = blocks_of(*size, self.map_pixels)
         weights = np.full(shape, self.uniform / total, np.float32)
         if self.centre > 0:
             weights += self.centre / total * self._centre(*shape)
         if self.difference > 0:
-            weights += self.difference / total * self._difference(images, block)
+            weights += self.difference / total * self._difference(images, shape, block)
         return WeightMap(weights, size, block)
 
-    def _map_shape(self, height: int, width: int) -> tuple[tuple[int, int], int]:
-        block = block_side(height, width, self.map_pixels)
-        return (-(-height // block), -(-width // block)), block
-
-    def _difference(self, images: list[np.ndarray], block: int) -> np.ndarray:
+    def _difference(self, images: list[np.ndarray], shape: tuple[int, int], block: int) -> np.ndarray:
         reference, *distorted = images
-        shape, _ = self._map_shape(*reference.shape[:2])
         difference = np.zeros(shape, np.float32)
         for image in distorted:
             difference += block_difference(reference, image, self.difference_metric, block)  # a mean, once rescaled
         sigma = (2 * self.patch_size**2) ** 0.25 if self.smoothing is None else self.smoothing
         if sigma > 0:
             difference = gaussian_filter(difference, sigma / block, mode="nearest")
-        return rescale(difference)
+        peak = difference.max()
+        return difference / peak if peak > 0 else difference
 
     def _centre(self, height: int, width: int) -> np.ndarray:
         if self.centre_map is not None:
@@ -603,15 +515,10 @@ def caps_for(model: "VTAMIQ", caps: CAPS | None = None, **changes: Any) -> CAPS:
     return replace(caps or CAPS(), **(fitting | changes))
 
 
-def regular_grid(
-    images: np.ndarray | Sequence[np.ndarray], patch_size: int = 16, uv_anchor: str = "centre"
-) -> PatchSample:
+def regular_grid(images: Images, patch_size: int = 16, uv_anchor: str = "centre") -> PatchSample:
     """All patches of the regular grid, row by row, as a plain Vision Transformer cuts its input; nothing is drawn.
 
-    N = (H // P) (W // P). What is left over at the right and bottom borders is not covered.
-
-    Raises:
-        ImageError: as for drawing a sample.
+    N = (H // P) (W // P); the rest at the right and bottom borders is left out. Errors as for drawing a sample.
     """
     images = _check_images(images, patch_size)
     size = images[0].shape[:2]
@@ -623,11 +530,7 @@ def regular_grid(
     return PatchSample(*(torch.from_numpy(array) for array in (np.stack(patches), uv, scale, position)))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Checks
-
-
-def _check_images(images: np.ndarray | Sequence[np.ndarray], patch_size: int) -> list[np.ndarray]:
+def _check_images(images: Images, patch_size: int) -> list[np.ndarray]:
     """K images as a list, all uint8 RGB, of one size, with room for a patch."""
     if isinstance(images, np.ndarray) and images.ndim != 4:
         raise ImageError(f"images must be a uint8 array (K, H, W, 3), got {images.dtype} of shape {images.shape}")
@@ -638,22 +541,7 @@ def _check_images(images: np.ndarray | Sequence[np.ndarray], patch_size: int) ->
         raise ImageError("there is no image to sample patches from, the reference at least is needed")
     height, width = images[0].shape[:2]
     for k, image in enumerate(images):
-        if image.shape != images[0].shape:
-            raise ImageError(
-                f"images of one item must have one size: image 0 is {width} x {height}, image {k} is "
-                f"{image.shape[1]} x {image.shape[0]} (width x height)"
-            )
+        check_same_size("image 0", images[0], f"image {k}", image)
     if min(height, width) < patch_size:
         raise ImageError(f"an image of {width} x {height} (width x height) is smaller than a patch of {patch_size} px")
     return images
-
-
-def _generator(seed: Seed) -> np.random.Generator:
-    if seed is None:  # numpy would take it for "a different sample each time"
-        raise ValueError("seed must be an integer or a Generator, got None")
-    if isinstance(seed, torch.Generator):
-        seed = int(torch.randint(2**63 - 1, (), generator=seed, device=seed.device))
-    try:
-        return np.random.default_rng(seed)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"seed must be an integer >= 0 or a Generator, got {seed!r}") from error
