@@ -4,7 +4,7 @@ Two measures that ignore the scale of a map: the area under the ROC curve (0.5 b
 highest pixel distorted? Zhang et al. 2018, arXiv:1608.00507, here without their tolerance of 15 pixels).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -40,15 +40,13 @@ def localise(values: np.ndarray, region: np.ndarray) -> dict[str, float]:
         guessing. `seen`: share of all pixels that have a value.
 
     Raises:
-        ValueError: shapes or kinds that do not fit, or pixels with a value that lie all inside or all outside the region.
+        ValueError: shapes or kinds do not fit, or the pixels with a value are all inside or all outside the region.
     """
     values, region = np.asarray(values, dtype=float), np.asarray(region)
     if region.dtype != bool or values.ndim != 2 or values.shape != region.shape:
         raise ValueError(
             f"a map (H, W) and a bool region alike are needed, got {values.shape} and {region.dtype} {region.shape}"
         )
-    if np.isinf(values).any():
-        raise ValueError("the map has infinite values")
     known = np.isfinite(values)
     inside, values = region[known], values[known]
     if inside.all() or not inside.any():
@@ -69,32 +67,25 @@ def localised_maps(
     reference: ImageSource,
     distorted: ImageSource,
     *,
-    methods: Sequence[str] = METHODS[:-1],
-    draws: Mapping[str, int] | int = 8,
+    draws: Mapping[str, int] | None = None,
     caps: CAPS | None = None,
     seed: int = 0,
 ) -> dict[str, tuple[np.ndarray, float]]:
     """The maps of several methods and of the baselines for one pair: name → map (H, W) and its stability.
 
     Methods with a map for each image have two entries, such as "rollout (reference)" and "rollout (distorted)".
-    Baselines: the CAPS map (probability of a patch around each pixel), the pixels' absolute difference, and the difference
-    seen through patches, which is what this resolution allows. The first two have no draws, hence no stability (NaN).
-
-    Args:
-        methods: of `METHODS`, "difference" excepted: it is a baseline.
-        draws: of patches, or method → draws, where the others take 8.
-        caps, seed: as in `attention_maps`.
+    Baselines: the CAPS map (probability of a patch around each pixel), the pixels' absolute difference, both without draws
+    (stability NaN), and the difference within patches. `draws` gives methods another number of draws than 8; `caps` and
+    `seed` as in `attention_maps`.
     """
-    if unknown := set(methods) - set(METHODS[:-1]):
-        raise ValueError(f"methods must be among {', '.join(METHODS[:-1])}, got {', '.join(sorted(unknown))}")
-    if isinstance(draws, Mapping) and (unknown := set(draws) - set(METHODS)):
+    draws = draws or {}
+    if unknown := set(draws) - set(METHODS):
         raise ValueError(f"draws names {', '.join(sorted(unknown))}, which is none of {', '.join(METHODS)}")
     pair, caps = read_images([reference, distorted]), caps_for(model, caps)
     maps = {}
-    for method in (*methods, "difference"):
-        count = draws.get(method, 8) if isinstance(draws, Mapping) else draws
-        options = {"method": method, "draws": count, "caps": caps, "seed": seed, "return_stability": True}
-        values, stability = attention_maps(model, *pair, **options)
+    for method in METHODS:
+        options = {"draws": draws.get(method, 8), "caps": caps, "seed": seed, "return_stability": True}
+        values, stability = attention_maps(model, *pair, method=method, **options)
         names = [f"{method} (reference)", f"{method} (distorted)"] if method in _PER_IMAGE else [None, method]
         maps |= {n: (v, float(s)) for n, v, s in zip(names, values, stability, strict=True) if n is not None}
     maps["patch difference"] = maps.pop("difference")
@@ -108,19 +99,14 @@ def compare_localisation(
 ) -> pd.DataFrame:
     """Measures of `localise` for every pair and map: a row each, with `pair`, `method` and `stability`.
 
-    The maps of a pair are measured on the same pixels, those that have a value in all; `seen` is still each map's own.
+    The maps of a pair are measured on the same pixels, those that have a value in all; `seen` is each map's own.
 
     Args:
         maps: pair → method → map and its stability, as `localised_maps` gives them.
         regions: pair → distorted region.
-
-    Raises:
-        ValueError: a pair without a region, or as `localise`.
     """
     rows = []
     for pair, of_pair in maps.items():
-        if pair not in regions:
-            raise ValueError(f"there is no region for the pair {pair!r}")
         common = np.all([np.isfinite(values) for values, _ in of_pair.values()], axis=0)
         for method, (values, stability) in of_pair.items():
             measured = localise(np.where(common, values, np.nan), regions[pair])

@@ -1,10 +1,8 @@
 """Where VTAMIQ looks, and which places make its score worse: weights of patches, painted on the image.
 
-`capture` keeps the attention of one pass. `token_attention`, `rollout`, `gradient_rollout`, `occlusion` and `repair` give
-one weight per patch, `paint` spreads them over the pixels, `attention_maps` does all of it and averages over draws.
-
-All work is done on a twin that shares the model's weights and nothing else, in evaluation mode and with fused attention
-off: nothing has to be restored, and threads may use one model at the same time.
+`capture` keeps the attention of one pass; functions of it, and of trying out patches, give one weight per patch;
+`attention_maps` spreads them over the pixels and averages over draws. All work is done on a twin that shares the model's
+weights, in evaluation mode with fused attention off: nothing has to be restored, and threads may share a model.
 
 Shapes: K images (image 0 the reference), N patches, P patch side, L blocks, A heads, T tokens (class token, registers,
 patches), R tokens ahead of the patches, D width, H W image.
@@ -31,16 +29,13 @@ from vtamiq.utils.configs import did_you_mean
 
 __all__ = [
     "METHODS", "SIGNED", "Capture", "Maps", "attention_maps", "average_maps", "capture", "channel_attention",
-    "check_method", "even_shares", "gradient_rollout", "head_maps", "kept_models", "occlusion", "paint", "patch_difference",
+    "check_method", "even_shares", "gradient_rollout", "head_maps", "kept_models", "occlusion", "patch_difference",
     "patch_weights", "repair", "rollout", "token_attention", "token_shares",
 ]  # fmt: skip
 
 METHODS = ("attention", "rollout", "gradient", "occlusion", "quality", "difference")
 SIGNED = ("occlusion", "quality")  # in units of q, above 0 where a place makes the score worse; others are >= 0
 _TOKENS_AT_ONCE = 16_384  # of a batch of changed samples; bounds memory
-
-
-# ---------------------------------------------------------------------------------------------------------------- capture
 
 
 @dataclass(frozen=True)
@@ -56,12 +51,8 @@ class Capture:
 def capture(model: VTAMIQ, sample: PatchSample, *, gradient: bool = False) -> Capture:
     """Run the model on a sample, in evaluation mode, and keep the attention of every block.
 
-    The maps are those that timm's own unfused attention multiplies with its values, whatever it did to queries and keys
-    before (a norm, separate projections). The score is that of the fused pass up to rounding.
-
-    Args:
-        sample: of K ≥ 2 images, the reference first.
-        gradient: also differentiate the sum of the K−1 scores by every entry of every map.
+    The maps are those that timm's unfused attention multiplies with its values. With `gradient`, the sum of the K−1
+    scores is also differentiated by every entry of every map.
 
     Raises:
         ValueError: the sample does not fit the model, or a block has another layer than timm's self-attention.
@@ -123,19 +114,11 @@ def _inputs(model: VTAMIQ, sample: PatchSample) -> list[Tensor]:
     return [part[None].to(device) for part in (sample.patches, sample.uv, sample.scale)]
 
 
-# ------------------------------------------------------------------------------------------- from attention to weights
-
-
 def token_attention(captured: Capture, *, token: int = 0, block: int = -1, head: int | None = None) -> np.ndarray:
     """Share of one token's attention that goes to each patch, (K, N) float64; the rest goes to the tokens ahead of them.
 
-    Args:
-        token: 0 the class token, 1 … R−1 the registers.
-        block: 0 … L−1, or counted from the end.
-        head: None for the mean over heads.
-
-    Raises:
-        ValueError: no such token, block or head.
+    Token 0 is the class token, the next R−1 are registers; blocks may be counted from the end; head None is the mean over
+    heads. ValueError where there is no such token, block or head.
     """
     _check_index("token", token, 0, captured.prefix)
     _check_index("block", block, -len(captured.attention), len(captured.attention))
@@ -163,8 +146,6 @@ def rollout(attention: Sequence[Tensor]) -> np.ndarray:
 
     Every block passes on half of what it got (the residual) and mixes the other half by its mean attention over heads:
     R = Â_L ⋯ Â_1, Â = (A + I)/2 (Abnar & Zuidema 2020, arXiv:2005.00928).
-
-    `attention` has (K, A, T, T) for each block, the first one first: `Capture.attention`.
     """
     steps = [maps.double().mean(1) for maps in attention]
     return _multiply([(step + torch.eye(step.shape[-1], dtype=torch.float64)) / 2 for step in steps])
@@ -175,11 +156,7 @@ def gradient_rollout(attention: Sequence[Tensor], gradient: Sequence[Tensor]) ->
 
     R starts as the identity; each block adds Ā R, where Ā is the mean over heads of the positive part of attention times
     gradient (Chefer, Gur & Wolf 2021, arXiv:2103.15679, section 3, self-attention).
-
-    Both have (K, A, T, T) for each block: `Capture.attention` and `Capture.gradient`, or ValueError without the latter.
     """
-    if len(gradient) != len(attention):
-        raise ValueError("gradients must be asked for with capture(..., gradient=True)")
     products = [(a.double() * g.double()).clamp(min=0).mean(1) for a, g in zip(attention, gradient, strict=True)]
     return _multiply([product + torch.eye(product.shape[-1], dtype=torch.float64) for product in products])
 
@@ -193,9 +170,6 @@ def even_shares(weights: np.ndarray) -> np.ndarray:
     """Weights ≥ 0 in multiples of an even share: their mean over patches (the last axis) becomes 1; all zeros stay."""
     mean = weights.mean(axis=-1, keepdims=True)
     return np.divide(weights, mean, out=np.zeros_like(weights), where=mean > 0)
-
-
-# ------------------------------------------------------------------------------------------------- weights by trying out
 
 
 @torch.no_grad()
@@ -212,7 +186,7 @@ def occlusion(model: VTAMIQ, sample: PatchSample) -> np.ndarray:
     patches, uv, scale = _inputs(twin, sample)
     whole = twin(patches, uv, scale)[0, 0]
     without = []
-    for removed in torch.arange(count).split(_at_once(2 * count)):
+    for removed in torch.arange(count).split(max(1, _TOKENS_AT_ONCE // (2 * count))):
         kept = torch.arange(count - 1).expand(len(removed), -1)
         kept = (kept + (kept >= removed[:, None])).to(uv.device)  # (n, N−1)
         variants = patches[0][:, kept].transpose(0, 1)  # (n, 2, N−1, 3, P, P)
@@ -224,10 +198,7 @@ def occlusion(model: VTAMIQ, sample: PatchSample) -> np.ndarray:
 def repair(model: VTAMIQ, sample: PatchSample) -> np.ndarray:
     """By how much repairing each patch lowers the score, (N,) float64: q − q with the reference's patch in its place.
 
-    Exactly 0 where both images have the same patch. The others stay distorted, overlapping ones too.
-
-    Raises:
-        ValueError: the sample has other than two images, or places of its own for each.
+    Exactly 0 where both images have the same patch. Errors as `occlusion`.
     """
     _check_pair(sample)
     twin, count = _twin(check_model(model), {}), sample.patches.shape[1]
@@ -236,7 +207,7 @@ def repair(model: VTAMIQ, sample: PatchSample) -> np.ndarray:
     whole = twin.compare(reference, distorted)[0, 0]
     gain = np.zeros(count)
     differ = (sample.patches[0] != sample.patches[1]).flatten(1).any(1).nonzero()[:, 0]
-    for chosen in differ.split(_at_once(count)):
+    for chosen in differ.split(max(1, _TOKENS_AT_ONCE // count)):
         variants = patches[:, 1:].repeat(len(chosen), 1, 1, 1, 1, 1)  # (n, 1, N, 3, P, P)
         variants[torch.arange(len(chosen)), 0, chosen] = patches[0, 0, chosen]
         same = (part.expand(len(chosen), *part.shape[1:]) for part in (uv, scale))
@@ -246,18 +217,10 @@ def repair(model: VTAMIQ, sample: PatchSample) -> np.ndarray:
 
 
 def patch_difference(sample: PatchSample) -> np.ndarray:
-    """Mean absolute difference of each patch from the reference's, (N,) float64 in [0, 1]: a baseline without a model.
-
-    Raises:
-        ValueError: the sample has other than two images, or places of its own for each.
-    """
+    """Mean absolute difference of each patch from the reference's, (N,) float64 in [0, 1]; errors as `occlusion`."""
     _check_pair(sample)
     reference, distorted = sample.patches.double() / 255
     return (reference - distorted).abs().flatten(1).mean(1).numpy()
-
-
-def _at_once(tokens: int) -> int:
-    return max(1, _TOKENS_AT_ONCE // tokens)
 
 
 def _check_pair(sample: PatchSample) -> None:
@@ -267,39 +230,18 @@ def _check_pair(sample: PatchSample) -> None:
         raise ValueError("both images must be cut at the same places: sample with CAPS(aligned=True)")
 
 
-# --------------------------------------------------------------------------------------------------------------- painting
-
-
-def paint(weights: np.ndarray, sample: PatchSample, shape: tuple[int, int]) -> np.ndarray:
-    """Weights of patches on the image grid, (…, K, N) → (…, K, H, W) float64; NaN where no patch lies.
-
-    A pixel has the mean weight of the patches that see it, each counting 1 / its number of pixels: 4^s times as many at
-    scale s. So equal weights give a flat map, wherever the sampler has looked more often.
-
-    Args:
-        weights: one per patch and image.
-        sample: the K images' patches.
-        shape: (H, W) of the images that they were cut from.
-
-    Raises:
-        ValueError: weights that do not fit the sample, or patches beyond the image.
-    """
-    return _mean(*_spread(weights, sample, shape))
-
-
 def _spread(weights: np.ndarray, sample: PatchSample, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of spread weights (…, K, H, W), and of weights of 1 (K, H, W)."""
-    images, count = sample.patches.shape[:2]
-    if weights.shape[-2:] != (images, count):
-        raise ValueError(f"weights must be (…, {images}, {count}) to fit the sample, got {weights.shape}")
+    """Sums of weights (…, K, N) spread over the pixels, (…, K, H, W), and of weights of 1, (K, H, W).
+
+    Each patch counts 1 / its number of pixels, 4^s times as many at scale s, so equal weights have a flat mean.
+    """
+    images = len(sample.patches)
     total, coverage = np.zeros((*weights.shape[:-1], *shape)), np.zeros((images, *shape))
     aligned = sample.position.ndim == 2
     for k in (slice(None),) if aligned else (slice(k, k + 1) for k in range(images)):
         position, scale = (sample.position, sample.scale) if aligned else (sample.position[k][0], sample.scale[k][0])
         sides = sample.patches.shape[-1] * 2 ** scale.numpy()  # (N,)
         corners = position.numpy() * 2 ** scale.numpy()[:, None]
-        if (corners + sides[:, None] > shape).any():
-            raise ValueError(f"patches reach beyond an image of {tuple(shape)}: the sample is of another one")
         for n, ((row, column), side) in enumerate(zip(corners, sides, strict=True)):
             place = (slice(row, row + side), slice(column, column + side))
             total[(..., k, *place)] += weights[..., k, n, None, None] / side**2
@@ -308,11 +250,9 @@ def _spread(weights: np.ndarray, sample: PatchSample, shape: tuple[int, int]) ->
 
 
 def _mean(total: np.ndarray, coverage: np.ndarray) -> np.ndarray:
+    """Mean weights, NaN where no patch lies."""
     seen = np.broadcast_to(coverage > 0, total.shape)
     return np.divide(total, coverage, out=np.full(total.shape, np.nan), where=seen)
-
-
-# ------------------------------------------------------------------------------------------------------- means over draws
 
 
 @dataclass(frozen=True)
@@ -377,17 +317,16 @@ def average_maps(
     Args:
         weigh: sample → weights (…, K, N).
         images: (K, H, W, 3) uint8, the reference first.
-        caps: how patches are drawn.
-        draws: of patches, those of `vtamiq.score` with this seed.
-        until: go on after `draws` until every map is as stable as this (`Maps.stability`), or `max_draws` are made.
-        seed: of the draws.
+        draws, seed: the draws of patches are those of `vtamiq.score`.
+        until: add draws until every map is as stable as this (`Maps.stability`), or `max_draws` are made.
 
     Raises:
-        ValueError: numbers of draws, a stability or a seed that cannot be.
+        ValueError: numbers of draws, a stability or a seed out of range.
         ImageError: images that the sampler refuses.
     """
-    if draws < (1 if until is None else 2):
-        raise ValueError(f"draws must be at least {1 if until is None else 2}, got {draws!r}")
+    least = 1 if until is None else 2
+    if draws < least:
+        raise ValueError(f"draws must be at least {least}, got {draws!r}")
     if until is not None and not 0 < until < 1:
         raise ValueError(f"until must be a stability between 0 and 1, got {until!r}")
     if until is not None and max_draws < draws:
@@ -400,9 +339,6 @@ def average_maps(
         if until is not None and sums.draws >= draws and (sums.stability() >= until).all():
             break
     return sums.mean()
-
-
-# ------------------------------------------------------------------------------------------------------------------- maps
 
 
 def attention_maps(
@@ -426,13 +362,13 @@ def attention_maps(
     Methods, the first three and the last in multiples of an even share among patches, the others in units of q:
 
     - "attention": of one token in one block, one head or their mean (`token_attention`).
-    - "rollout": of the class token through all blocks (`rollout`); how much the encoder takes from where.
+    - "rollout": of the class token through all blocks (`rollout`).
     - "gradient": gradient-weighted rollout; which attention raises the score (`gradient_rollout`).
     - "occlusion": q − q without the patch in both images (`occlusion`).
-    - "quality": q − q with the patch repaired (`repair`): a map of the places that make the score worse.
-    - "difference": mean absolute difference within the patch (`patch_difference`), a baseline that sees no model.
+    - "quality": q − q with the patch repaired (`repair`): the places that make the score worse.
+    - "difference": mean absolute difference within the patch (`patch_difference`), a baseline without a model.
 
-    The last three are about places, not images: both maps are the same.
+    Both maps of the last three are the same.
 
     Args:
         model: a trained VTAMIQ; None takes the one that ships with the package.
@@ -440,7 +376,7 @@ def attention_maps(
         token, block, head: for "attention" only; default the class token, the last block, the mean over heads.
         draws, until, max_draws, seed: as in `average_maps`.
         caps: patch sampling; None takes `CAPS()` with what the model prescribes.
-        return_stability: also return how stable each map is, (2,): 1 = other draws would give the same map.
+        return_stability: also return how stable each map is, (2,), as in `Maps`.
 
     Raises:
         ValueError: an unknown method, an option that the method has no use for, or as `average_maps`, `capture`.
@@ -518,11 +454,8 @@ def check_method(method: str, **options: int | None) -> dict[str, int]:
 
 
 def _check_index(name: str, index: int, low: int, high: int) -> None:
-    if isinstance(index, bool) or not isinstance(index, int | np.integer) or not low <= index < high:
+    if index not in range(low, high):
         raise ValueError(f"{name} must be an integer from {low} to {high - 1}, got {index!r}")
-
-
-# ---------------------------------------------------------------------------------------------------------------- DiffNet
 
 
 @torch.no_grad()
@@ -557,17 +490,10 @@ def channel_attention(model: VTAMIQ, sample: PatchSample) -> pd.DataFrame:
     return pd.concat(parts, names=["group", "block", "channel"]).reset_index()
 
 
-# --------------------------------------------------------------------------------------------------------- training stages
-
-
 def kept_models(run: str | Path) -> dict[str, VTAMIQ]:
     """The models that a training run kept: its best and last checkpoint by epoch (from 1), in evaluation mode.
 
-    Args:
-        run: folder of a finished run (`vtamiq.training.run`).
-
-    Raises:
-        CheckpointError: no finished run, or a checkpoint that is damaged or of another model.
+    `run` is the folder of a finished run; CheckpointError if it is none, or a checkpoint is damaged.
     """
     run = Path(run)
     found = {}
