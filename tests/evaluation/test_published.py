@@ -39,11 +39,10 @@ def test_nothing_is_known_of_others():
 
 
 def test_names_are_those_of_our_metrics():
-    metrics = set(published_results("tid2013")["metric"])
-    assert set(IQMS) - metrics == {"dss"}  # no source has it
-    in_colour = published_results("tid2013", "fsimc")
-    assert set(in_colour["srocc"]) == {0.8509, 0.851}
-    assert set(published_results("tid2013", "fsim")["srocc"]) == {0.8015, 0.801}
+    table = published_results("tid2013").set_index("metric")
+    assert set(IQMS) - set(table.index) == {"dss"}  # no source has it
+    assert set(table.loc["fsimc", "srocc"]) == {0.8509, 0.851}
+    assert set(table.loc["fsim", "srocc"]) == {0.8015, 0.801}
 
 
 def test_agreement_weights_come_from_the_same_table():

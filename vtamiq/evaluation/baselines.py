@@ -19,8 +19,6 @@ from vtamiq.utils.digests import digest
 from vtamiq.utils.files import write_table
 from vtamiq.utils.processes import count_workers, executor, one_thread_per_process, run_jobs
 
-__all__ = ["fingerprint", "iqm_predictions", "lookup_predictions"]
-
 COMPUTES = 1  # raise when the same pairs give other values: what was kept before is then measured again
 _CHUNK = 64  # pairs measured and kept at once
 
@@ -72,7 +70,10 @@ def iqm_predictions(
             done[chunk.start] = values
             bar.update(len(values))
     values = pd.concat([done[start] for start in sorted(done)], ignore_index=True)
-    return pd.concat([_rows(database, values[name], name) for name in names], ignore_index=True)
+    pairs = _pairs_of(database).assign(synthetic=database.synthetic)
+    lower_better = {name: name != "psnr" and not IQMS[name].higher_better for name in names}
+    tables = [pairs.assign(q=values[name], metric=name, lower_better=lower_better[name]) for name in names]
+    return pd.concat(tables, ignore_index=True)
 
 
 def _chunks(database: Database, names: Sequence[str], cache: str | os.PathLike[str] | None) -> list[_Chunk]:
@@ -97,15 +98,6 @@ def _measure(chunk: _Chunk) -> pd.DataFrame:
     if chunk.path is not None:
         write_table(values, chunk.path)
     return values
-
-
-def _rows(database: Database, values: pd.Series, name: str) -> pd.DataFrame:
-    return _pairs_of(database).assign(
-        q=values,
-        metric=name,
-        lower_better=name != "psnr" and not IQMS[name].higher_better,
-        synthetic=database.synthetic,
-    )
 
 
 def _pairs_of(database: Database) -> pd.DataFrame:
@@ -134,7 +126,7 @@ def fingerprint(database: Database, of: Sequence[str] = ()) -> str:
 def lookup_predictions(training: Database, test: Database) -> pd.DataFrame:
     """Predict each (type, level) cell by its mean over the training rows, without looking at an image.
 
-    What a model gains over this baseline is what it sees in the images. Cells without training rows get the mean of all.
+    Cells without training rows get the mean of all.
     """
     cells = ["dist_type", "level"]
     labels = LabelScale.fit(training)

@@ -13,12 +13,6 @@ from numpy.typing import ArrayLike
 from scipy.optimize import least_squares
 from scipy.stats import kendalltau, rankdata
 
-__all__ = [
-    "MIN_GROUPS", "LogisticFit", "bootstrap_intervals", "correlations", "drawn_groups", "group_rows", "interval",
-    "logistic_fit", "pearson",
-]  # fmt: skip
-
-
 MIN_GROUPS = 5  # fewer cannot be resampled to any purpose: of one group, every resample is the same
 
 

@@ -15,8 +15,6 @@ from scipy.stats import kurtosis, rankdata
 
 from vtamiq.evaluation.correlation import drawn_groups, group_rows, interval, logistic_fit, pearson
 
-__all__ = ["compare_metrics", "pairwise_accuracy", "preference_agreement"]
-
 _BLOCK = 2_000_000  # comparisons at once
 UNDECIDED = (0.35, 0.65)  # shares within these bounds, both included, are no clear preference
 

@@ -16,8 +16,6 @@ from vtamiq.evaluation.published import known_answer
 from vtamiq.evaluation.tables import evaluate
 from vtamiq.utils.configs import did_you_mean
 
-__all__ = ["check_known_answer", "survey"]
-
 TOLERANCE = 0.001  # published values have four digits; PSNR leaves nothing to choose but the last of them
 
 

@@ -1,7 +1,6 @@
 """From prediction tables to result tables: per database and distortion, across databases, metric against metric.
 
-VTAMIQ (`vtamiq.scoring.predictions`) and conventional metrics (`vtamiq.evaluation.baselines`) make tables of one kind, a
-row per pair, and are measured by the same code on the same images.
+Model (`vtamiq.scoring.predictions`) and metrics (`vtamiq.evaluation.baselines`) make tables of one kind, a row per pair.
 """
 
 import json
@@ -18,16 +17,6 @@ from vtamiq.databases.splits import shared_pictures
 from vtamiq.evaluation.correlation import correlations
 from vtamiq.evaluation.published import published_results
 from vtamiq.evaluation.significance import compare_metrics, pairwise_accuracy, preference_agreement
-
-__all__ = [
-    "beside_published",
-    "contents_of",
-    "cross_database",
-    "evaluate",
-    "evaluate_preferences",
-    "evaluate_within",
-    "significance",
-]
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +140,6 @@ def evaluate_within(
 ) -> pd.DataFrame:
     """Correlations within groups such as references or distortions, averaged over them.
 
-    A metric can order the distorted images of each reference well and still not compare scenes, or the other way round.
     Scores of some databases (PIPAL) may only be comparable within a reference.
 
     Args:
@@ -301,8 +289,7 @@ def _refuse(rows: pd.Series, what: str) -> None:
 def beside_published(results: pd.DataFrame) -> pd.DataFrame:
     """Measured results with published ones of the same databases below, told apart by `origin`.
 
-    Published rows are absolute values. Their PLCCs after a fit may be a little higher than ours for the same predictions:
-    our logistic is monotonic.
+    Published rows are absolute values; PLCCs after a fit may be a little higher than ours, whose logistic is monotonic.
 
     Args:
         results: of `evaluate`, by at least `database` and `metric`.

@@ -128,9 +128,11 @@ def learning_curves(history: pd.DataFrame, *, title: str | None = None) -> Figur
     for ax, part in zip(figure.subplots(1, len(parts), squeeze=False).flat, parts, strict=True):
         for name in part:
             known = history[["epoch", name]].dropna()
+            kind, _, what = name.partition("_")
+            label = f"{NAMES[kind]} {NAMES.get(what, what.replace('_', ' '))}"
             dashed = "--" if name.startswith("val_") and part is not right else "-"
             look = {"color": colours[name], "marker": "o" if len(known) <= MAX_MARKED else None}
-            ax.plot(known["epoch"], known[name], dashed, label=_curve_name(name), **look)
+            ax.plot(known["epoch"], known[name], dashed, label=label, **look)
         if "val_srocc" in colours:
             epoch, srocc = history.loc[history["val_srocc"].idxmax(), ["epoch", "val_srocc"]]
             ax.axvline(epoch, color="#888888", linewidth=0.8, linestyle=":", zorder=1)
@@ -141,11 +143,6 @@ def learning_curves(history: pd.DataFrame, *, title: str | None = None) -> Figur
         ax.set(xlabel="epoch", ylabel=shares if part is right else "loss or error")
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2, handlelength=2)  # no curve lies there
     return figure
-
-
-def _curve_name(column: str) -> str:
-    part, _, name = column.partition("_")
-    return f"{NAMES[part]} {NAMES.get(name, name.replace('_', ' '))}"
 
 
 @styled
