@@ -7,6 +7,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,15 +79,13 @@ def _add_scorer(command: argparse.ArgumentParser) -> None:
 
 
 def run_score(arguments: argparse.Namespace) -> int:
-    pair = (arguments.reference, arguments.distorted)
-    folders = (arguments.ref_dir, arguments.dist_dir)
-    if pair[0] and not pair[1]:
+    if arguments.reference and not arguments.distorted:
         arguments.refuse("the following arguments are required: DIST")
-    if None in folders and folders != (None, None):
+    if (arguments.ref_dir is None) != (arguments.dist_dir is None):
         arguments.refuse("--ref-dir and --dist-dir go together")
-    if sum(given is not None for given in (pair[0], arguments.pairs, folders[0])) != 1:
+    if sum(given is not None for given in (arguments.reference, arguments.pairs, arguments.ref_dir)) != 1:
         arguments.refuse("give either REF and DIST, or --pairs, or --ref-dir and --dist-dir")
-    return _score_one(arguments) if pair[0] else _score_many(arguments)
+    return _score_one(arguments) if arguments.reference else _score_many(arguments)
 
 
 def _score_one(arguments: argparse.Namespace) -> int:
@@ -131,12 +130,14 @@ def _score_many(arguments: argparse.Namespace) -> int:
         arguments.refuse("--root is for --pairs")
     if world_size > 1 and not arguments.out:
         arguments.refuse("several processes need --out, where their scores meet")
+    # Cores that the networks of this and its neighbours under torchrun leave over.
+    spare = max(1, count_workers(None) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1)
     model, options = _scorer(arguments)
     table = score_table(
         arguments.pairs or pair_folders(arguments.ref_dir, arguments.dist_dir),
         arguments.out,
         root=arguments.root,
-        workers=_spare_cores() if arguments.workers is None else count_workers(arguments.workers),
+        workers=spare if arguments.workers is None else count_workers(arguments.workers),
         progress=sys.stderr.isatty() and rank == 0,
         rank=rank,
         world_size=world_size,
@@ -149,13 +150,6 @@ def _score_many(arguments: argparse.Namespace) -> int:
     if not arguments.out:
         print(to_json(table) + "\n" if arguments.json else table.to_csv(index=False), end="")
     return _report(table, arguments)
-
-
-def _spare_cores() -> int:
-    """Cores that the network of this process, or of its neighbours under torchrun, leaves over; at least one."""
-    from vtamiq.utils.processes import count_workers
-
-    return max(1, count_workers(None) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1)
 
 
 def _report(table: "pd.DataFrame", arguments: argparse.Namespace) -> int:
@@ -171,10 +165,7 @@ def _report(table: "pd.DataFrame", arguments: argparse.Namespace) -> int:
     if len(bad) > SHOWN_ROWS:
         print(f"vtamiq: … and {len(bad) - SHOWN_ROWS} more bad rows, see the column `error`", file=sys.stderr)
     counts = f"{len(table) - len(bad)} of {len(table)} pairs scored"
-    if arguments.out:
-        print(f"{arguments.out}: {counts}")
-    else:
-        print(counts, file=sys.stderr)
+    print(f"{arguments.out}: {counts}" if arguments.out else counts, file=sys.stdout if arguments.out else sys.stderr)
     return 1 if len(bad) else 0
 
 
@@ -263,10 +254,11 @@ def run_train(arguments: argparse.Namespace) -> int:
     if (arguments.workers is not None or arguments.gpus) and not arguments.many:
         arguments.refuse("--workers and --gpus are for --runs, --folds and --grid")
     chain = _chain(arguments)
+    plan = _plan(chain, arguments) if arguments.many else None
     if not chain.places.main:  # the first process says it
         logging.getLogger("vtamiq").setLevel(logging.ERROR)
     try:
-        said = _check(chain, arguments) if arguments.check else _train(chain, arguments)
+        said = _check(chain, plan) if arguments.check else _train(chain, plan, arguments)
     except RunsFailed as error:
         print(f"vtamiq: {error}", file=sys.stderr)
         return 1
@@ -288,17 +280,14 @@ def _chain(arguments: argparse.Namespace) -> "Chain":
     return changed(chain, settings)
 
 
-def _check(chain: "Chain", arguments: argparse.Namespace) -> str:
+def _check(chain: "Chain", plan: "list[PlannedRun] | None") -> str:
     from vtamiq.training.chain import check_chain
     from vtamiq.training.repeats import check_many
 
-    if not arguments.many:
-        return _text(check_chain(chain), CHECK_COLUMNS)
-    return _text(check_many(_plan(chain, arguments)), ("run", *CHECK_COLUMNS))
+    return _text(check_many(plan), ("run", *CHECK_COLUMNS)) if plan else _text(check_chain(chain), CHECK_COLUMNS)
 
 
-def _train(chain: "Chain", arguments: argparse.Namespace) -> str:
-    """Train once or many times; returns what there is to say of it."""
+def _train(chain: "Chain", plan: "list[PlannedRun] | None", arguments: argparse.Namespace) -> str:
     import pandas as pd
 
     from vtamiq.training.chain import run_chain
@@ -306,8 +295,7 @@ def _train(chain: "Chain", arguments: argparse.Namespace) -> str:
 
     out = Path(arguments.out or f"runs/{Path(arguments.file).stem}")
     progress = chain.places.main and sys.stderr.isatty()
-    if arguments.many:
-        plan = _plan(chain, arguments)
+    if plan:
         result = run_many(plan, out, workers=arguments.workers, gpus=arguments.gpus, progress=progress)
         said = _text(result.summary, result.summary.columns)
         return f"{said}\n{out}: {len(result.table)} runs, see runs.csv and summary.csv"
@@ -320,19 +308,13 @@ def _train(chain: "Chain", arguments: argparse.Namespace) -> str:
 def _plan(chain: "Chain", arguments: argparse.Namespace) -> "list[PlannedRun]":
     """The runs of --runs, --folds and --grid."""
     from vtamiq.training.repeats import grid, repeat
+    from vtamiq.utils.configs import parse_setting
 
     number, folds = arguments.runs or 1, arguments.folds or 0
     if arguments.grid:
-        return grid(chain, dict(map(_parse_values, arguments.grid)), num_runs=number, folds=folds)
+        listed = [re.sub("=(.*)", r"=[\1]", text, count=1) for text in arguments.grid]
+        return grid(chain, dict(map(parse_setting, listed)), num_runs=number, folds=folds)
     return repeat(chain, number, folds=folds)
-
-
-def _parse_values(text: str) -> tuple[str, list]:
-    """("steps.-1.stage.epochs", [1, 2]) of "steps.-1.stage.epochs=1,2"; a value that is a list stands in brackets."""
-    from vtamiq.utils.configs import parse_setting
-
-    name, equals, values = text.partition("=")
-    return parse_setting(f"{name}{equals}[{values}]" if equals else text)
 
 
 def _text(table: "pd.DataFrame", columns: Sequence[str]) -> str:
@@ -405,8 +387,7 @@ def _print_check(name: str, folder: Path, workers: int | None) -> bool:
         return False
     measured = f"SROCC {result['srocc']:.4f}, KROCC {result['krocc']:.4f}"
     known = f"SROCC {result['srocc_published']:.4f}, KROCC {result['krocc_published']:.4f}"
-    verdict = "agrees" if result["agrees"] else "DIFFERS"
-    print(f"{name}: PSNR has {measured}; published: {known}: {verdict}")
+    print(f"{name}: PSNR has {measured}; published: {known}: {'agrees' if result['agrees'] else 'DIFFERS'}")
     return bool(result["agrees"])
 
 

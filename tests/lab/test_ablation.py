@@ -78,19 +78,18 @@ class TestVariants:
         }
 
     @pytest.mark.parametrize(
-        ("text", "preset", "message"),
+        ("text", "message"),
         [
-            ("no Diffnet", "demo", "no variant 'no Diffnet'; did you mean `no DiffNet`?"),
-            ("uniform,1 block,uniform", "demo", "named twice"),
-            ("base,base", "demo", "named twice"),
-            ("1 block and 2 blocks", "demo", "sets model.num_blocks twice"),
-            ("=3", "demo", "expected NAME=VALUE"),
-            ("", "dmeo", "no preset 'dmeo'; did you mean `demo`?"),
+            ("no Diffnet", "no variant 'no Diffnet'; did you mean `no DiffNet`?"),
+            ("uniform,1 block,uniform", "named twice"),
+            ("base,base", "named twice"),
+            ("1 block and 2 blocks", "sets model.num_blocks twice"),
+            ("=3", "expected NAME=VALUE"),
         ],
     )
-    def test_refused(self, text, preset, message):
+    def test_refused(self, text, message):
         with pytest.raises(ValueError, match=re.escape(message)):
-            choose_variants(text, preset)
+            choose_variants(text)
 
     def test_costs(self):
         variants = choose_variants("no DiffNet,2 blocks,caps.num_patches=4")

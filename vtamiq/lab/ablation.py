@@ -4,6 +4,7 @@ Fewer patches need no training: `score_counts`, then `count_table` and `count_se
 `choose_variants` for `compare`, then `run_predictions` and `component_table`.
 """
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -91,7 +92,7 @@ def score_counts(
 ) -> pd.DataFrame:
     """Score every pair with every number of patches, drawn in several ways and several times.
 
-    On a CPU this works in one thread: batches are small, and the number of threads would show in the last digits.
+    On a CPU in one thread: batches are small, and the number of threads would show in the last digits.
 
     Args:
         samplings: name → patch sampling; its `num_patches` is replaced by each of the `counts`.
@@ -152,15 +153,13 @@ def count_table(
 def count_seconds(
     model: VTAMIQ, images: np.ndarray, samplings: Mapping[str, CAPS], counts: Sequence[int], *, repeats: int = 5
 ) -> pd.DataFrame:
-    """Measure the seconds that one pair takes here: another machine, or another moment, gives others.
+    """Measure the seconds that one pair takes here: medians of `repeats`, after one for warming up.
 
     Args:
         images: (2, H, W, 3) uint8, the reference first.
-        repeats: of which the median counts, after one for warming up.
 
     Returns:
-        A row per `sampling` and `num_patches`: `sampling_seconds`, `network_seconds`, their sum `seconds`, and `device`,
-        where the model is.
+        A row per `sampling` and `num_patches`: `sampling_seconds`, `network_seconds`, their sum `seconds`, and `device`.
     """
     device = next(model.parameters()).device
     rows = []
@@ -195,10 +194,8 @@ def choose_variants(text: str = "", preset: str = "demo") -> dict[str, dict[str,
             Empty for the list of the preset.
 
     Raises:
-        ValueError: an unknown name or preset (with the nearest known one), or a variant twice.
+        ValueError: an unknown name (with the nearest known one), or a variant twice.
     """
-    if preset not in PRESET_VARIANTS:
-        raise ValueError(f"no preset {preset!r}{did_you_mean(preset, PRESET_VARIANTS)}")
     given = [" ".join(name.split()) for name in text.split(",") if name.strip()] or list(PRESET_VARIANTS[preset])
     if len(set(given)) < len(given):
         raise ValueError(f"a variant is named twice in {text!r}")
@@ -212,22 +209,13 @@ def _settings(name: str) -> dict[str, Any]:
             new = VARIANTS[part]
         elif "=" in part:
             where, value = parse_setting(part)
-            new = {_in_chain(where): value}
+            new = {re.sub(r"^(stage|caps)\.", lambda of: {"stage": _STAGE, "caps": _CAPS}[of[1]], where): value}
         else:
             raise ValueError(f"no variant {part!r}{did_you_mean(part, VARIANTS)}; there are {', '.join(VARIANTS)}")
         if twice := settings.keys() & new.keys():
             raise ValueError(f"variant {name!r} sets {min(twice)} twice")
         settings.update(new)
     return settings
-
-
-def _in_chain(where: str) -> str:
-    """Where a setting of the last step's stage or patches stands in the chain."""
-    if where.startswith("stage."):
-        return _STAGE + where.removeprefix("stage.")
-    if where.startswith("caps."):
-        return _CAPS + where.removeprefix("caps.")
-    return where
 
 
 def variant_costs(chain: Chain, variants: Mapping[str, Mapping[str, Any]], root: str | Path = ".") -> pd.DataFrame:
@@ -242,7 +230,7 @@ def variant_costs(chain: Chain, variants: Mapping[str, Mapping[str, Any]], root:
 
 
 def run_predictions(runs: Runs, database: Database) -> pd.DataFrame:
-    """Collect what all runs of `compare` predict for their test pairs, without pairs that a distortion left unchanged.
+    """What all runs of `compare` predict for their test pairs, but for pairs that a distortion left unchanged.
 
     Args:
         database: the whole that the last stage was trained and tested on.
@@ -253,7 +241,7 @@ def run_predictions(runs: Runs, database: Database) -> pd.DataFrame:
     kept = worth_testing(database).pairs[_PAIR]
     tables = []
     for row in runs.table.to_dict("records"):
-        folder = runs.folder / row["folder"]  # in which there may be trainings of other settings, set aside
+        folder = runs.folder / row["folder"]
         path = folder / Chain.load(folder / "chain.yaml").folders[-1] / "predictions.parquet"
         rows = pd.read_parquet(path).query("split == 'test'").merge(kept, on=_PAIR, validate="one_to_one")
         tables.append(rows.assign(variant=row["variant"], run=row.get("run", row.get("fold", 0))))
@@ -265,9 +253,8 @@ def component_table(
 ) -> pd.DataFrame:
     """Compare variants with the base, on the same pairs.
 
-    Trained once: intervals and p come from paired resamples of the pairs, or references, that were tested; they know
-    nothing of the chance in training. Trained several times: means over runs, t-intervals and a paired t-test over runs,
-    for which runs must share split and seed with those of the base.
+    Trained once: intervals and p come from paired resamples of the tested pairs, or references. Trained several times:
+    means over runs, t-intervals and a paired t-test over runs, which must share split and seed with those of the base.
 
     Args:
         predictions: of `run_predictions`.

@@ -51,8 +51,7 @@ class Candidate:
 
 
 def load_candidate(path: str | os.PathLike[str], name: str = "", *, num_patches: int = 0) -> Candidate:
-    """Load a model from the folder of a finished run, a folder of `save_pretrained`, or a checkpoint of the authors'
-    repository, which does not tell what it has seen.
+    """Load a model from a finished run, a folder of `save_pretrained`, or a checkpoint of the authors' repository.
 
     Args:
         name: default "VTAMIQ (<what it was trained on>)" for a run, else "VTAMIQ <folder or file>".
@@ -75,10 +74,7 @@ def load_candidate(path: str | os.PathLike[str], name: str = "", *, num_patches:
 
 
 def held_out(databases: Sequence[Database], candidates: Iterable[Candidate]) -> tuple[list[Database], pd.DataFrame]:
-    """The part of each database that no candidate was trained or validated on, by name and file content.
-
-    Returns:
-        The parts that have pairs left, and a table with a row for each database that says how much of it is tested.
+    """The part of each database that no candidate was trained or validated on, and a table of how much that is.
 
     Raises:
         DatabaseError: no pairs are left.
@@ -104,7 +100,7 @@ def held_out(databases: Sequence[Database], candidates: Iterable[Candidate]) -> 
 
 
 def tell_apart(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The same candidates; those that share a name get where they come from added to it."""
+    """The same candidates; where they come from is added to names that several share."""
     names = [candidate.name for candidate in candidates]
     return [
         replace(each, name=f"{each.name} {each.checkpoint}") if names.count(each.name) > 1 else each
@@ -113,8 +109,7 @@ def tell_apart(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def shared_content(candidates: Iterable[Candidate], databases: Iterable[Database]) -> list[str]:
-    """A sentence for every candidate and database whose images come from one source, which names and file contents may
-    not tell; and for every candidate of which nobody knows what it has seen."""
+    """Warn, in sentences, of candidates whose training is unknown or used a database with images of the same source."""
     sentences = []
     for candidate in candidates:
         if candidate.seen is None:
@@ -154,13 +149,11 @@ def predict_all(
         `checkpoint` (empty for conventional metrics); `perfect`, the value of a perfect copy (NaN if it varies).
 
     Raises:
-        ValueError: nothing to test, two candidates of one name (see `tell_apart`), or rows without a score.
+        ValueError: two candidates of one name, or rows without a score.
     """
     names = [candidate.name for candidate in candidates]
     if len(set(names)) < len(names):
         raise ValueError(f"candidates need different names, got {', '.join(names)}")
-    if not databases or not (names or iqms):
-        raise ValueError("there is nothing to test: name a database, and a candidate or a metric")
     for database in databases:
         if missing := database.pairs["score"].isna().sum():
             raise ValueError(f"{database.name}: {missing} pairs have no score to compare with")
@@ -177,16 +170,16 @@ def _predict(
     candidate: Candidate, database: Database, cache: str | os.PathLike[str] | None, options: Mapping[str, Any]
 ) -> pd.DataFrame:
     """Rows of one candidate, from the cache where the same was predicted before."""
-    model, path = candidate.model, None
+    path = None
     if cache is not None:
-        decides = repr((model.config, candidate.caps, options["repeats"], options["seed"]))
-        key = f"{digest(f'{digest_weights(model)} {COMPUTES} {decides}')}-{fingerprint(database, PAIR_COLUMNS)}"
-        path = Path(cache) / f"{database.name}-vtamiq-{key}.parquet"
+        decides = repr((candidate.model.config, candidate.caps, options["repeats"], options["seed"]))
+        key = digest(f"{digest_weights(candidate.model)} {COMPUTES} {decides}")
+        path = Path(cache) / f"{database.name}-vtamiq-{key}-{fingerprint(database, PAIR_COLUMNS)}.parquet"
     if path is not None and path.exists():
         log.info("%s on %s: read from an earlier call", candidate.name, database.name)
         table = pd.read_parquet(path)
     else:
-        table = predict(model, database, candidate.caps, **options)
+        table = predict(candidate.model, database, candidate.caps, **options)
         if path is not None:
             write_table(table, path)
     return table.assign(

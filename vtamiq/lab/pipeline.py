@@ -1,10 +1,9 @@
 """Run the numbered notebooks in order, headless, and keep what is finished.
 
-Every notebook has one cell tagged `parameters` with flat literals; `reproduce` fills in `preset`, `out` (the run folder)
-and whatever else is given, and puts the executed copy into `{out}/{preset}/notebooks/`. A stamp beside the copy records
-what it was made from and what it left, so that a second call runs only what changed or is gone. A notebook that reads
-what another one wrote says so in its metadata, `"vtamiq": {"needs": ["03_weak_pretraining"]}`, and runs after it whatever
-its number; `"uses"` names notebooks whose results it reads if there are any.
+Every notebook has one cell tagged `parameters` with flat literals. Its executed copy goes to `{out}/{preset}/notebooks/`;
+a stamp beside that says what it was made from and what it left, so that a second call runs only what changed or is gone.
+Its metadata name the notebooks whose results it reads, `"vtamiq": {"needs": ["03_weak_pretraining"]}`, or `"uses"`, if
+there are any; it runs after them.
 """
 
 import ast
@@ -44,7 +43,6 @@ PRESETS = ("smoke", "demo", "full")
 COLUMNS = ("notebook", "status", "seconds", "output", "error")
 FINISHED = ("done", "cached")
 COMPUTES = 2  # raise when the package gives notebooks other results: what ran before is then run again
-OWN = ("preset", "out")  # parameters that have an argument of their own
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _TRACEBACK_LINES = 15
@@ -74,11 +72,6 @@ class Notebook:
     @property
     def name(self) -> str:
         return self.path.stem
-
-    @property
-    def cells(self) -> int:
-        """Code cells that run: papermill adds one with the parameters."""
-        return len(self.code) + bool(self.parameters)
 
 
 @dataclass(frozen=True)
@@ -135,10 +128,13 @@ def _read_notebook(path: Path) -> Notebook:
         raise ValueError(f"{path.name}: not a notebook ({str(error).splitlines()[0]})") from error
     if "kernelspec" not in metadata:
         raise ValueError(f"{path.name}: no kernelspec in its metadata; open and save it once in JupyterLab")
-    parameters = {
-        name: Parameter(name, _literal(entry["default"], f"{path.name}: parameter {name}"), entry["help"])
-        for name, entry in papermill.inspect_notebook(path).items()
-    }
+    parameters = {}
+    for name, entry in papermill.inspect_notebook(path).items():
+        try:
+            parameters[name] = Parameter(name, ast.literal_eval(entry["default"]), entry["help"])
+        except (ValueError, SyntaxError):
+            text = entry["default"]
+            raise ValueError(f"{path.name}: parameter {name} is not a plain literal: {text}") from None
     headings = re.findall(r"^#\s+(.+)$", "\n".join(c.source for c in cells if c.cell_type == "markdown"), re.M)
     about = metadata.get("vtamiq", {})
     return Notebook(
@@ -150,13 +146,6 @@ def _read_notebook(path: Path) -> Notebook:
         uses=tuple(about.get("uses", ())),
         instead=about.get("instead", ""),
     )
-
-
-def _literal(text: str, where: str) -> object:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        raise ValueError(f"{where} is not a plain literal: {text}") from None
 
 
 def select(notebooks: Sequence[Notebook], only: Iterable[str | int] | None) -> list[Notebook]:
@@ -179,18 +168,18 @@ def select(notebooks: Sequence[Notebook], only: Iterable[str | int] | None) -> l
 
 def _bind(notebooks: Sequence[Notebook], parameters: Mapping[str, object], preset: str, out: str) -> dict[str, dict]:
     """For each notebook's name, the given parameters that it declares, checked, with preset and out."""
-    known = sorted({name for notebook in notebooks for name in notebook.parameters} - {*OWN})
+    known = {name for notebook in notebooks for name in notebook.parameters} - {"preset", "out"}
     for name in parameters:
-        if name in OWN:
+        if name in ("preset", "out"):
             raise ValueError(f"{name} is not a free parameter: it has an argument of its own")
         if name not in known:
-            hint, listing = did_you_mean(name, known), ", ".join(known) or "none"
+            hint, listing = did_you_mean(name, known), ", ".join(sorted(known)) or "none"
             raise ValueError(f"no selected notebook has a parameter {name!r}{hint}; there are {listing}")
     given = {"preset": preset, "out": out, **parameters}
     return {
         notebook.name: {
-            name: _as_declared(given[name], parameter.default, f"{notebook.name}: {name}")
-            for name, parameter in notebook.parameters.items()
+            name: _as_declared(given[name], declared.default, f"{notebook.name}: {name}")
+            for name, declared in notebook.parameters.items()
             if name in given
         }
         for notebook in notebooks
@@ -198,13 +187,11 @@ def _bind(notebooks: Sequence[Notebook], parameters: Mapping[str, object], prese
 
 
 def _as_declared(value: object, declared: object, where: str) -> object:
-    """The value as the declared default's type: an int may stand for a float, a list for a tuple; None takes all."""
-    if declared is None or type(value) is type(declared):
+    """The value as the type of the declared default: an integer may stand for a float."""
+    if type(value) is type(declared):
         return value
     if isinstance(declared, float) and type(value) is int:
         return float(value)
-    if isinstance(declared, tuple) and isinstance(value, list):
-        return tuple(value)
     kind = type(declared).__name__
     raise ValueError(f"{where} expects {kind} such as {declared!r}, got {type(value).__name__} {value!r}")
 
@@ -219,10 +206,7 @@ def _versions() -> dict[str, str]:
 
 
 def _made_from(notebook: Notebook, parameters: Mapping, run: RunFolder) -> str:
-    """Digest of what decides a notebook's results; prose is left out, so that correcting a typo costs no training.
-
-    The stamps of what it needs are part of it, their time included: results made anew are to be read anew.
-    """
+    """Digest of what decides a notebook's results: no prose, but the stamps of what it needs, their time included."""
     return digest(
         {
             "code": notebook.code,
@@ -351,11 +335,10 @@ def reproduce(
 ) -> pd.DataFrame:
     """Run the numbered notebooks in order and say how each one fared.
 
-    They run in this interpreter's environment, in the folder that holds `notebooks`. One that finished before is not run
-    again unless its code, its parameters, the package, what that depends on, the style or formats of figures
-    (`vtamiq.plots.style`) or a notebook that it needs changed, or a result is gone; changed data are not noticed: use
-    `force`. A failure is logged with the cell and its traceback; notebooks that do not need the failed one still run, and
-    an interruption keeps those that are finished.
+    They run in this interpreter's environment, in the folder that holds `notebooks`. A finished one is not run again unless
+    its code, its parameters, this package, installed versions, the style or formats of figures or a notebook that it needs
+    changed, or a result is gone; changed data are not noticed: use `force`. After a failure, notebooks that do not need the
+    failed one still run; an interruption keeps those that are finished.
 
     Args:
         preset: "smoke" (seconds), "demo" (minutes) or "full" (real databases).
@@ -372,15 +355,14 @@ def reproduce(
 
     Raises:
         ValueError, FileNotFoundError: as `plan`.
-        OSError: the run folder cannot be made.
     """
     run, selected, bound = plan(preset, only, parameters, out, notebooks)
     run.path.mkdir(parents=True, exist_ok=True)  # where that is impossible, say so before anything runs
-    cells = sum(notebook.cells for notebook in selected)
+    cells = {notebook.name: len(notebook.code) + 1 for notebook in selected}  # papermill adds one with the parameters
     interval = 0.1 if sys.stderr.isatty() else 30.0  # seconds between states of the bar
     rows: dict[str, dict] = {}
     try:
-        bar = tqdm(total=cells, unit="cell", mininterval=interval, maxinterval=max(10, interval))
+        bar = tqdm(total=sum(cells.values()), unit="cell", mininterval=interval, maxinterval=max(10, interval))
         with logging_redirect_tqdm(), bar:
             for notebook in selected:
                 name = notebook.name
@@ -388,7 +370,7 @@ def reproduce(
                 rows[name] = {"notebook": name, "status": "interrupted", "seconds": 0.0, "output": "", "error": ""}
                 outcome = _blocked(notebook, bound[name], rows, run)
                 rows[name].update(outcome or _run_or_keep(notebook, bound[name], run, force, bar))
-                bar.n = sum(other.cells for other in selected[: len(rows)])  # also where cells were left out
+                bar.n = sum(cells[name] for name in rows)  # also where cells were left out
     finally:
         summary = pd.DataFrame(rows.values(), columns=COLUMNS)
         write_table(summary, run.path / "summary.csv")

@@ -55,21 +55,14 @@ class Preset:
     ratios: tuple[float, ...] = (0.5, 0.25, 0.25)  # of these random splits: train, validation, test
 
 
+_TINY = VTAMIQConfig(backbone="vit_tiny_patch16_384", zero_anchor=True)
+
+
 def _smoke() -> Preset:
-    model = VTAMIQConfig(
-        backbone="vit_tiny_patch16_384",
-        width=32,
-        num_heads=2,
-        num_blocks=2,
-        num_registers=1,
-        num_groups=1,
-        blocks_per_group=1,
-        reduction=4,
-        zero_anchor=True,
-    )
+    small = {"width": 32, "num_heads": 2, "num_blocks": 2, "num_registers": 1, "num_groups": 1, "blocks_per_group": 1}
     base = Stage(caps=CAPS(num_patches=32), test_patches=32, num_draws=2, epochs=1, batch_size=8)
     return Preset(
-        model=model,
+        model=replace(_TINY, **small, reduction=4),
         weak=replace(base, name="weak_pretraining", epochs=2, optimizer=Optimizer(lr=1e-3)),
         preferences=replace(base, name="preferences", loss=PreferenceLoss(), optimizer=Optimizer(lr=1e-4)),
         fine_tuning=replace(base, optimizer=Optimizer(lr=3e-4)),
@@ -80,29 +73,14 @@ def _smoke() -> Preset:
 
 
 def _demo() -> Preset:
-    model = VTAMIQConfig(
-        backbone="vit_tiny_patch16_384",
-        width=96,
-        num_heads=3,
-        num_blocks=3,
-        num_registers=4,
-        num_groups=2,
-        blocks_per_group=2,
-        zero_anchor=True,
-    )
-    base = Stage(
-        caps=CAPS(num_patches=32),
-        test_patches=32,
-        schedule=Schedule("cosine", warmup=0.1),
-        runtime=Runtime(workers=1, in_memory=True),
-    )
+    small = {"width": 96, "num_heads": 3, "num_blocks": 3, "num_registers": 4, "num_groups": 2, "blocks_per_group": 2}
+    schedule = Schedule("cosine", warmup=0.1)
+    base = Stage(caps=CAPS(num_patches=32), test_patches=32, schedule=schedule, runtime=Runtime(1, in_memory=True))
     scores = replace(base, batch_size=40, distorted_per_reference=5, loss=ScoreLoss(mae_weight=1.0))
     start = replace(scores, optimizer=Optimizer("muon", lr=1e-3, momentum=0.95))  # from random weights
     return Preset(
-        model=model,
-        weak=replace(
-            start, name="weak_pretraining", epochs=48, batch_size=80, schedule=Schedule("cosine", warmup=0.05)
-        ),
+        model=replace(_TINY, **small),
+        weak=replace(start, name="weak_pretraining", epochs=48, batch_size=80, schedule=replace(schedule, warmup=0.05)),
         preferences=replace(base, name="preferences", loss=PreferenceLoss(), epochs=4, optimizer=Optimizer(lr=5e-5)),
         fine_tuning=replace(scores, epochs=8, optimizer=Optimizer(lr=5e-5)),
         # Ten of these take about three minutes.
@@ -180,7 +158,7 @@ class Workspace:
         """Pairs to train, validate and test on, split by content.
 
         Args:
-            database: folder made by `python -m vtamiq synthesize`, as `path` takes it; empty for the demo photographs.
+            database: folder made by `python -m vtamiq synthesize`; empty for the demo photographs.
             seed: of the split where the database has none of its own.
             label: what the scores are, see `load_synthetic`.
             cache: folder for the images that recipes make; empty for none.
@@ -192,12 +170,11 @@ class Workspace:
         return pairs.split(seed=seed) if (pairs.pairs["subset"] == "none").any() else pairs.distributed_split()
 
     def data(self, database: str = "", demo: str = "photos", split: str = "", **options: Any) -> Data:
-        """Training data of a chain.
+        """Training data of a chain; `options` are further fields of `Data`.
 
         Args:
             database, split: as `Data` takes them; empty for the demo database `demo` with its own split, or a random
                 split of another database.
-            options: further fields of `Data`.
         """
         own = f"demo:{demo}" + (":preset=smoke" if self.preset == "smoke" else "")
         return Data(database or own, split=split or ("random" if database else "distributed"), **options)
@@ -208,11 +185,7 @@ class Workspace:
         return replace(stage, seed=seed, epochs=epochs or stage.epochs)
 
     def stages(self) -> dict[str, Path]:
-        """Folders of the finished runs of notebooks 03 to 05, each of which started from the one before.
-
-        Raises:
-            FileNotFoundError: notebook 03 has not run.
-        """
+        """Folders of the finished runs of notebooks 03 to 05; FileNotFoundError if 03 has not run."""
         folders = {
             "weak labels": self.out / "03_weak_pretraining" / "run",
             "preferences": self.out / "04_preference_training" / "run" / "00_preferences",
@@ -238,9 +211,8 @@ class Workspace:
         """Databases to test on, reduced to pairs that are `worth_testing`.
 
         Args:
-            names: of `load_database`, with commas between, each with options if need be, as in
-                "tid2013,live:realigned=false,table:root=data/mine:higher_better=true"; empty for the test part of `parts`
-                and the demo textures.
+            names: as `load_from_text` takes them, with commas between ("tid2013,live:realigned=false"); empty for the test
+                part of `parts` and the demo textures.
             database, seed: as for `parts`.
         """
         if names.strip():
@@ -259,15 +231,11 @@ class Workspace:
     def save_figure(
         self, figure: Figure, name: str, data: pd.DataFrame | Mapping[str, Any] | None = None, *, gallery: bool = True
     ) -> list[Path]:
-        """Save a figure with its data beside it, see `vtamiq.plots.save_figure`.
-
-        Without `gallery` it stays in the run, also that of the demo: it tells of this machine, which is no result.
-        """
+        """Save a figure with its data beside it (`vtamiq.plots.save_figure`); without `gallery`, in the run only."""
         return save_figure(figure, self.figures if gallery else self.out / "figures", name, data)
 
     def publish(self, table: pd.DataFrame, name: str, folder: Path, columns: Sequence[str] = ()) -> None:
-        """Write a result table as CSV into the folder of the run and beside the figures, and some columns (all, if none
-        are named) as LaTeX into the folder."""
+        """Write a result table as CSV into `folder` and beside the figures, and some columns, or all, as LaTeX."""
         write_table(table, folder / f"{name}.csv")
         write_table(table, self.figures / f"{name}.csv")
         write_table(table[list(columns)] if len(columns) else table, folder / f"{name}.tex")
@@ -280,9 +248,8 @@ class Workspace:
 
 def _decides(setting: Any) -> Any:
     if isinstance(setting, Path):  # of a run, of a saved model, or a file with weights
-        return [
-            digest_file(path) for path in ([setting] if setting.is_file() else sorted(setting.rglob("*.safetensors")))
-        ]
+        weights = [setting] if setting.is_file() else sorted(setting.rglob("*.safetensors"))
+        return [digest_file(path) for path in weights]
     return plain(setting) if is_dataclass(setting) else setting
 
 

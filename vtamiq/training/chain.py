@@ -63,7 +63,6 @@ class RandomSplit:
 
     def __post_init__(self):
         conform(self)
-        require(self, "kind", self.kind == "random", "must be 'random'")
         fits = len(self.ratios) == 3 and min(self.ratios) > 0 and abs(sum(self.ratios) - 1) < 1e-9
         rule = 'must be three positive shares with sum 1 (train, validation, test; without a test: split "all")'
         require(self, "ratios", fits, rule)
@@ -79,7 +78,6 @@ class FoldSplit:
 
     def __post_init__(self):
         conform(self)
-        require(self, "kind", self.kind == "folds", "must be 'folds'")
         require(self, "folds", self.folds >= 2, "must be at least 2")
         require(self, "fold", 0 <= self.fold < self.folds, f"must be from 0 to folds - 1 = {self.folds - 1}")
 

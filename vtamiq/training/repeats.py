@@ -109,9 +109,8 @@ def grid(chain: Chain, settings: Mapping[str, Sequence[Any]], *, num_runs: int =
     Choose between settings by `val_srocc`: what was chosen by its test result is no longer tested by it.
 
     Args:
-        settings: values to try, by where they stand, as for `changed`:
-            {"steps.-1.stage.caps.num_patches": [64, 128], "model.num_groups": [0, 2]}. A column is called by as much of
-            the end of that as tells it from others, the folder after all of them: `num_patches=64,num_groups=0`.
+        settings: values to try, by where they stand, as for `changed`: {"model.num_groups": [0, 2]}. Columns are called by
+            as much of the end of that as tells it from others, folders `num_groups=0`.
 
     Raises:
         ValueError: no settings, no such place, a value that is refused, or as `repeat`.
@@ -288,10 +287,9 @@ def run_many(
             write_table(table, out / "runs.csv")
             write_table(summary, out / "summary.csv")
     if errors:
-        shown = [f"{folder} ({error})" for folder, error in list(errors.items())[:_MAX_SHOWN]]
-        more = [f"and {len(errors) - _MAX_SHOWN} more"] if len(errors) > _MAX_SHOWN else []
+        shown = "; ".join(f"{folder} ({error})" for folder, error in list(errors.items())[:_MAX_SHOWN])
         raise RunsFailed(
-            f"{len(errors)} of {len(plan)} runs failed: {'; '.join(shown + more)}. "
+            f"{len(errors)} of {len(plan)} runs failed: {shown}{'; …' if len(errors) > _MAX_SHOWN else ''}. "
             "What is finished is kept; the same call tries the others again"
         )
     return Runs(out, table, summary)
