@@ -1,5 +1,6 @@
 """Presets build, and a workspace finds its folders from either place that notebooks run in."""
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -157,7 +158,7 @@ def test_unknown_preset_is_refused_with_a_hint():
         workspace("dmo")
 
 
-def test_a_folder_of_runs_is_emptied_for_other_settings(tmp_path):
+def test_a_folder_of_runs_is_emptied_for_other_settings(tmp_path, caplog):
     space = Workspace("smoke", tmp_path, tmp_path / "runs")
     start, folder = tmp_path / "start", tmp_path / "run"
     weights = start / "model" / "model.safetensors"
@@ -171,8 +172,11 @@ def test_a_folder_of_runs_is_emptied_for_other_settings(tmp_path):
 
     stage = space.settings.weak
     space.fresh(folder, stage, start)
-    assert kept(stage, start)
-    assert not kept(replace(stage, epochs=7), start)
+    with caplog.at_level(logging.INFO, logger="vtamiq"):
+        assert kept(stage, start)
+        assert not caplog.messages
+        assert not kept(replace(stage, epochs=7), start)
+    assert caplog.messages == [f"{folder} held runs of other settings: emptied"]
     assert kept(replace(stage, epochs=7), start)
     weights.write_bytes(b"other")
     assert not kept(replace(stage, epochs=7), start)
