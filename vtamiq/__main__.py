@@ -130,14 +130,12 @@ def _score_many(arguments: argparse.Namespace) -> int:
         arguments.refuse("--root is for --pairs")
     if world_size > 1 and not arguments.out:
         arguments.refuse("several processes need --out, where their scores meet")
-    # Cores that the networks of this and its neighbours under torchrun leave over.
-    spare = max(1, count_workers(None) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1)
     model, options = _scorer(arguments)
     table = score_table(
         arguments.pairs or pair_folders(arguments.ref_dir, arguments.dist_dir),
         arguments.out,
         root=arguments.root,
-        workers=spare if arguments.workers is None else count_workers(arguments.workers),
+        workers=_spare_cores() if arguments.workers is None else count_workers(arguments.workers),
         progress=sys.stderr.isatty() and rank == 0,
         rank=rank,
         world_size=world_size,
@@ -150,6 +148,13 @@ def _score_many(arguments: argparse.Namespace) -> int:
     if not arguments.out:
         print(to_json(table) + "\n" if arguments.json else table.to_csv(index=False), end="")
     return _report(table, arguments)
+
+
+def _spare_cores() -> int:
+    """Cores that the networks of this process and its neighbours under torchrun leave over; at least one."""
+    from vtamiq.utils.processes import count_workers
+
+    return max(1, count_workers(None) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1)
 
 
 def _report(table: "pd.DataFrame", arguments: argparse.Namespace) -> int:
