@@ -53,16 +53,12 @@ def local_pair(height=40, width=52):
 # ---- reference vectors: scales, positions, patches, difference ------------------------------------------------------
 
 
-def test_patches_per_scale_equals_reference():
+def test_scales_and_their_patches_equal_reference():
     vectors = np.load(DATA / "patches_per_scale.npz")
     for (count, scales, ratio), expected in zip(vectors["query"], vectors["counts_coarse_to_fine"], strict=True):
         counts = patches_per_scale(int(count), int(scales), ratio)
         assert counts.tolist() == expected[: int(scales)].tolist(), (count, scales, ratio)
         assert counts.sum() == count
-
-
-def test_effective_scales_equals_reference():
-    vectors = np.load(DATA / "patches_per_scale.npz")
     for (wanted, height, width, patch), expected in zip(
         vectors["scales_query"].tolist(), vectors["scales_effective"].tolist(), strict=True
     ):
@@ -809,15 +805,12 @@ def test_regular_grid_leaves_the_remainder_out():
         regular_grid(noise(15, 50), patch_size=16)
 
 
-def test_numpy_numbers_become_plain_ones():
+def test_configuration():
     caps = CAPS(num_patches=np.int64(5), centre=np.float32(0.5), difference=2)
     assert caps == CAPS(num_patches=5, centre=0.5, difference=2.0)
     assert [type(caps.num_patches), type(caps.centre), type(caps.difference)] == [int, float, float]
     with pytest.raises(ValueError, match="finite sum, got inf"):
         CAPS(difference=1e308, centre=1e308)
-
-
-def test_configuration():
     with pytest.raises(ValueError, match="positive, finite sum, got 0"):
         CAPS(difference=0, centre=0, uniform=0)
     with pytest.raises(TypeError, match="num_patch"):

@@ -85,10 +85,8 @@ def pyramid(image: np.ndarray, scales: int) -> list[np.ndarray]:
 
 
 def cut_patches(levels: Sequence[np.ndarray], position: np.ndarray, scale: np.ndarray, patch_size: int) -> np.ndarray:
-    """Cut patches out of a `pyramid` of a uint8 image, (N, 3, P, P) uint8; means of pixels are rounded.
-
-    `position` (N, 2) has rows and columns of top-left pixels, in the image at the patch's `scale` (N,).
-    """
+    """Cut patches (N, 3, P, P) uint8 out of a `pyramid`, means of pixels rounded; `position` (N, 2) has rows and
+    columns of their top-left pixels in the level of their `scale` (N,)."""
     patches = np.empty((len(scale), 3, patch_size, patch_size), np.uint8)
     for s, level in enumerate(levels):
         here = scale == s
@@ -455,11 +453,8 @@ class CAPS:
         return probability / probability.sum()
 
     def components(self, images: Images) -> dict[str, np.ndarray]:
-        """The maps "difference", "centre" and "uniform" before weighting, each (H, W) float32 in [0, 1].
-
-        The difference is the mean over the distorted images, smoothed, over its maximum; 0 if they equal the reference
-        or there are none. Errors as for drawing a sample.
-        """
+        """The maps "difference", "centre" and "uniform" before weighting, each (H, W) float32 in [0, 1]; the difference
+        is 0 if all images equal the reference. Errors as for drawing a sample."""
         images = _check_images(images, self.patch_size)
         size = images[0].shape[:2]
         shape, block = blocks_of(*size, self.map_pixels)
@@ -467,8 +462,7 @@ class CAPS:
         maps["uniform"] = np.ones(shape, np.float32)
         return {name: WeightMap(values, size, block).of_pixels().weights for name, values in maps.items()}
 
-    def _counts(self, height: int, width: int) -> np.ndarray:
-        """Patches per scale, finest first."""
+    def _counts(self, height: int, width: int) -> np.ndarray:  # finest scale first
         num_scales = effective_scales(height, width, self.patch_size, self.num_scales)
         return patches_per_scale(self.num_patches, num_scales, self.patch_ratio)[::-1]
 
@@ -516,10 +510,8 @@ def caps_for(model: "VTAMIQ", caps: CAPS | None = None, **changes: Any) -> CAPS:
 
 
 def regular_grid(images: Images, patch_size: int = 16, uv_anchor: str = "centre") -> PatchSample:
-    """All patches of the regular grid, row by row, as a plain Vision Transformer cuts its input; nothing is drawn.
-
-    N = (H // P) (W // P); the rest at the right and bottom borders is left out. Errors as for drawing a sample.
-    """
+    """All N = (H // P) (W // P) patches of the regular grid, row by row; the rest at the right and bottom is left out.
+    Errors as for drawing a sample."""
     images = _check_images(images, patch_size)
     size = images[0].shape[:2]
     rows, columns = (np.arange(side // patch_size) * patch_size for side in size)
