@@ -8,11 +8,10 @@ import numpy as np
 from matplotlib.cbook import get_sample_data
 from PIL import Image
 
-from vtamiq import __version__
 from vtamiq.databases.schema import Database, DatabaseError
 from vtamiq.databases.simulated import simulate_preferences
 from vtamiq.databases.synthesis import Recipe, request_digest, synthesize
-from vtamiq.databases.synthetic import Label, load_synthetic
+from vtamiq.databases.synthetic import load_synthetic
 from vtamiq.images.iqms import CHEAP_IQMS
 from vtamiq.images.reading import centre_crop, read_image
 
@@ -118,7 +117,7 @@ def demo_database(
     *,
     cache: str | os.PathLike[str] | None = None,
     preset: str = "demo",
-    label: Label = "consensus",
+    label: str = "consensus",
     workers: int | None = None,
     progress: bool = True,
 ) -> Database:
@@ -149,7 +148,7 @@ def demo_database(
     images = {name: image for _, name, image in views}
     subsets = {name: photo.subset for photo, name, _ in views}
     contents = {name: photo.name for photo, name, _ in views}
-    digest = request_digest(images, recipe, subsets=subsets, contents=contents, version=__version__)
+    digest = request_digest(images, recipe, subsets, contents)
     database = synthesize(
         images,
         cache_folder(cache) / "demo" / f"{preset}-{digest}" / name,

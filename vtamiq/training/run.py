@@ -36,7 +36,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.utils.data import DataLoader, Subset
 
 from vtamiq.caps import CAPS, caps_for, centre_template
-from vtamiq.databases.patches import ImagePatches, PairPatches, PreferencePatches, patch_loader
+from vtamiq.databases.patches import ImagePatches, PairPatches, PatchLoader, PreferencePatches
 from vtamiq.databases.schema import Database, LabelScale
 from vtamiq.databases.seen import pictures_of
 from vtamiq.model.accelerate import decompile_blocks, restore
@@ -403,7 +403,7 @@ def _loaders(job: Prepared, trainer: lightning.Trainer) -> tuple[DataLoader, Dat
     """Batches of this process for training and validation."""
     stage, rank, world_size = job.stage, trainer.global_rank, trainer.world_size
     items, workers = stage.batch_size // stage.distorted_per_reference, stage.runtime.workers
-    batches = patch_loader(
+    batches = PatchLoader(
         job.rows,
         batch_size=items,
         workers=workers,
