@@ -537,7 +537,6 @@ def test_recipes_do_not_depend_on_workers_and_can_be_finished(photos, pool, tmp_
         interrupted_after(2, patch)
         with pytest.raises(KeyboardInterrupt):
             synthesize(photos, tmp_path / "3" / "made", **options)
-    (tmp_path / "3" / "made" / "parts" / "I02.json").write_bytes(b"")  # as a power cut may leave it
     rendered = counting("_render", monkeypatch)
     data = synthesize(photos, tmp_path / "3" / "made", **options)
     assert len(rendered) == 2

@@ -1,7 +1,7 @@
 """Two small databases with SYNTHETIC labels, made on first use from photographs inside installed packages."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,9 @@ __all__ = ["DEMO_NAMES", "PHOTOGRAPHS", "Photograph", "cache_folder", "demo_data
 
 @dataclass(frozen=True)
 class Photograph:
-    """A photograph inside scikit-image, scikit-learn or Matplotlib.
+    """A photograph inside scikit-image, scikit-learn or Matplotlib: `loader` is "<package>:<name>".
 
     Attributes:
-        loader: "<package>:<name>".
         rows: the only rows to keep, so that a centre crop shows the subject.
         reduce: factor by which both sides are averaged down before the centre is cropped.
         views: crops in the demo database: 1 (this one) to 3 (also top left and bottom right at full resolution).
@@ -107,9 +106,14 @@ DEMO_NAMES = ("photos", "textures")
 
 def demo_photographs(name: str | None = None) -> dict[str, np.ndarray]:
     """The photographs of a demo database (None: of all), name → uint8 RGB (H, W, 3), not yet cropped to one size."""
-    if name is not None and name not in DEMO_NAMES:
+    photographs = PHOTOGRAPHS if name is None else _photographs_of(name)
+    return {photo.name: photo.load() for photo in photographs}
+
+
+def _photographs_of(name: str) -> list[Photograph]:
+    if name not in DEMO_NAMES:
         raise DatabaseError(f"unknown demo database {name!r}; known: {', '.join(DEMO_NAMES)}")
-    return {photo.name: photo.load() for photo in PHOTOGRAPHS if name in (None, photo.database)}
+    return [photo for photo in PHOTOGRAPHS if photo.database == name]
 
 
 def demo_database(
@@ -135,12 +139,10 @@ def demo_database(
         The database with train, val and test parts (`Database.distributed_split`) that share no photograph, and with
         SIMULATED preferences.
     """
-    if name not in DEMO_NAMES:
-        raise DatabaseError(f"unknown demo database {name!r}; known: {', '.join(DEMO_NAMES)}")
     if preset not in _DEMOS:
         raise DatabaseError(f"unknown preset {preset!r} of a demo database; known: demo, smoke")
     recipe = _DEMOS[preset]
-    photographs = [photo for photo in PHOTOGRAPHS if photo.database == name]
+    photographs = _photographs_of(name)
     if preset == "smoke":
         photographs = [replace(photo, views=1) for photo in photographs if photo.name in _SMOKE_NAMES]
         workers = 0 if workers is None else workers  # starting processes would take longer than the work
@@ -152,11 +154,7 @@ def demo_database(
     database = synthesize(
         images,
         cache_folder(cache) / "demo" / f"{preset}-{digest}" / name,
-        types=recipe.types,
-        levels=recipe.levels,
-        metrics=recipe.metrics,
-        size=recipe.size,
-        seed=recipe.seed,
+        **asdict(recipe),
         subsets=subsets,
         contents=contents,
         workers=workers,

@@ -1,7 +1,6 @@
-"""Full-reference image quality databases, each as one table of image pairs.
+"""Find databases on disk, and load them by name.
 
-`load_database` finds and loads one by name, `find_databases` says what is there. A new loader is a function
-`load(root, *, strict=True, **options)` that returns a `Database`, and a line in `LOADERS`.
+A new loader is a function `load(root, *, strict=True, **options)` that returns a `Database`, and a line in `LOADERS`.
 """
 
 import logging
@@ -32,7 +31,6 @@ class Loader(NamedTuple):
     """How one database is loaded and recognised.
 
     Attributes:
-        load: the function that does it.
         folders: names of its folder in circulation (in any letter case).
         marks: files or folders of which its root has at least one; a folder without them may hold the root one level
             deeper, under one of the same names, as some archives unpack.
@@ -78,8 +76,8 @@ def load_database(
             folder names in circulation.
         strict: refuse incomplete or damaged copies; otherwise load what can be used and list the rest in
             `Database.omissions`. Of a pair listed twice that is its first row, or none if its scores differ.
-        options: of the loader, for example `realigned=False` for LIVE, `part="val"` for PIPAL, or `check_images=False`
-            (most loaders open every image once, to find missing, cut off and mismatched ones before a training does).
+        options: of the loader, such as `realigned=False` for LIVE, `part="val"` for PIPAL, or `check_images=False` (most
+            loaders open every image once, to find those missing, cut off or of another size).
 
     Raises:
         DatabaseError: unknown name, missing folder, or anything wrong inside it.
@@ -149,13 +147,10 @@ def find_databases(data: str | os.PathLike[str] | None = None) -> dict[str, Path
     index, found = FolderIndex(data), {}
     for name, loader in LOADERS.items():
         try:
-            folder = _find(index, loader)
+            found[name] = _find(index, loader)
         except DatabaseError as error:  # two folders that differ by case: one database must not hide the others
             log.warning("%s cannot be told: %s", name, error)
-            continue
-        if folder is not None:
-            found[name] = folder
-    return found
+    return {name: folder for name, folder in found.items() if folder is not None}
 
 
 def _search(name: str) -> Path:
@@ -177,12 +172,12 @@ def _find(index: FolderIndex, loader: Loader) -> Path | None:
 
 def _unpacked(folder: Path, loader: Loader) -> Path:
     """The folder itself, or the one inside it that an archive unpacked to."""
-    if not folder.is_dir() or _has_mark(folder, loader):
+
+    def has_mark(place: Path) -> bool:
+        return place.is_dir() and any(FolderIndex(place).get(mark) for mark in loader.marks)
+
+    if not folder.is_dir() or has_mark(folder):
         return folder
     index = FolderIndex(folder)
-    inner = [folder / path for name in loader.folders if (path := index.get(name)) is not None]
-    return next((place for place in inner if _has_mark(place, loader)), folder)
-
-
-def _has_mark(folder: Path, loader: Loader) -> bool:
-    return folder.is_dir() and any(FolderIndex(folder).get(mark) for mark in loader.marks)
+    inner = (folder / path for name in loader.folders if (path := index.get(name)) is not None)
+    return next(filter(has_mark, inner), folder)

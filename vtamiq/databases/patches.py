@@ -36,10 +36,9 @@ class Flips:
 
 
 class ImagePatches(Dataset, ABC):
-    """Patches of the images of a row, for any epoch.
+    """Patches of the images of a row, for any epoch: an index is epoch · len + row, so that workers need no state.
 
-    An index is epoch · len + row (see `EpochSampler`), so that one dataset serves every epoch with new patches and needs no
-    state in its workers. With `skip_bad`, the next good row takes the place of one with a bad image (`failed`).
+    With `skip_bad`, the next good row takes the place of one with a bad image (`failed`).
     """
 
     def __init__(self, images: PairImages | TripletImages, caps: CAPS, flips: Flips, skip_bad: bool, seed: int):
@@ -63,12 +62,8 @@ class ImagePatches(Dataset, ABC):
         raise ImageError(f"{tries} rows from row {row} on are bad, the last one: {problem}")
 
     @abstractmethod
-    def paths(self, row: Any) -> str:
-        """Names of the images of an item, for messages."""
-
-    @abstractmethod
-    def load(self, row: Any, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, torch.Tensor]]:
-        """Images of an item (K, H, W, 3), the reference first, and its training targets."""
+    def load(self, row: Any, rng: np.random.Generator) -> tuple[list[str], np.ndarray, dict[str, torch.Tensor]]:
+        """Of an item: names of its images, these (K, H, W, 3), the reference first, and its training targets."""
 
     def row(self, epoch: int, item: int) -> Any:
         """The row, or rows, of an item."""
@@ -79,12 +74,12 @@ class ImagePatches(Dataset, ABC):
         row = self.row(epoch, item)
         mirrored = rng.random() < self.flips.horizontal
         upside_down = rng.random() < self.flips.vertical
-        images, labels = self.load(row, rng)
+        paths, images, labels = self.load(row, rng)
         images = images[:, :: -1 if upside_down else 1, :: -1 if mirrored else 1]
         try:
             sample = self.caps(images, rng)
         except ImageError as error:  # CAPS does not know where its images come from
-            raise ImageError(f"{self.paths(row)}: {error}") from error
+            raise ImageError(f"{' and '.join(paths)}: {error}") from error
         patches = {"patches": sample.patches, "uv": sample.uv, "scale": sample.scale}
         return patches | {"row": torch.tensor(row)} | labels
 
@@ -93,9 +88,8 @@ class PairPatches(ImagePatches):
     """Patches of (reference, distorted) pairs, one item per row of `database.pairs`.
 
     Items are dicts: `patches` (2, N, 3, P, P) uint8 with the reference first, `uv` (N, 2) float32, `scale` (N,) int64
-    (with a leading 2 if `caps.aligned` is off), `row` int64, and, given `labels`, `target` float32: the score as a
-    distortion in 0..1, 0 best; `auxiliary` (A,) float32, the values of those columns; with `skip_bad`, `failed` int64: the
-    row whose place this item takes, or -1.
+    (with a leading 2 if `caps.aligned` is off), `row` int64; given `labels`, `target` float32, the score as a distortion in
+    0..1; `auxiliary` (A,) float32, those columns; with `skip_bad`, `failed` int64, the row that this one replaces, or -1.
 
     With V = `distorted_per_reference` above 1, an item is V rows of one reference, which is in it once: `patches`
     (1 + V, N, 3, P, P), `row` and `target` (V,), `auxiliary` (V, A), all at the places found by their mean difference.
@@ -134,19 +128,16 @@ class PairPatches(ImagePatches):
             self.groups = _Groups(self.images.reference_paths, distorted_per_reference, seed)
             if skip_bad:
                 raise ValueError(
-                    "distorted_per_reference and skip_bad cannot be combined: a bad image would spoil its item"
+                    "distorted_per_reference and skip_bad cannot be combined: one bad image spoils its item"
                 )
 
     def __len__(self) -> int:
         return len(self.images) if self.groups is None else self.groups.count
 
-    def paths(self, row: int | np.ndarray) -> str:
-        return " and ".join(np.atleast_1d(self.images.distorted_paths[row]))
-
     def row(self, epoch: int, item: int) -> int | np.ndarray:
         return item if self.groups is None else self.groups.rows(epoch)[item]
 
-    def load(self, row: int | np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, torch.Tensor]]:
+    def load(self, row: Any, rng: np.random.Generator) -> tuple[list[str], np.ndarray, dict[str, torch.Tensor]]:
         first, *others = (self.images[one] for one in np.atleast_1d(row))
         images = np.concatenate([first, *(other[1:] for other in others)])
         columns = {"target": self.targets, "auxiliary": self.auxiliary}
@@ -155,9 +146,9 @@ class PairPatches(ImagePatches):
             copies = rng.random(len(images) - 1) < self.zero_error  # (V,)
             images = images[[0, *np.where(copies, 0, np.arange(1, len(images)))]]
             for name, values in labels.items():  # (), (V,), (A,) or (V, A)
-                kept = (values.reshape(len(copies), -1) * ~copies[:, None]).reshape(values.shape)
-                labels[name] = kept
-        return images, {name: torch.from_numpy(np.asarray(values)) for name, values in labels.items()}
+                labels[name] = (values.reshape(len(copies), -1) * ~copies[:, None]).reshape(values.shape)
+        paths = self.images.distorted_paths[np.atleast_1d(row)].tolist()
+        return paths, images, {name: torch.from_numpy(np.asarray(values)) for name, values in labels.items()}
 
 
 class _Groups:
@@ -209,23 +200,15 @@ class PreferencePatches(ImagePatches):
         super().__init__(TripletImages(database, keep=in_memory), caps, flips, skip_bad, seed)
         self.shares = database.preferences["p_a"].to_numpy(dtype=np.float32)
 
-    def paths(self, row: int) -> str:
-        return " and ".join(self.images.paths[row])
-
-    def load(self, row: int, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, torch.Tensor]]:
-        return self.images[row], {"target": torch.tensor(self.shares[row])}
+    def load(self, row: int, rng: np.random.Generator) -> tuple[list[str], np.ndarray, dict[str, torch.Tensor]]:
+        return self.images.paths[row].tolist(), self.images[row], {"target": torch.tensor(self.shares[row])}
 
 
 class EpochSampler(Sampler[int]):
     """Indices epoch · n + row of one epoch, shuffled by (seed, epoch); Lightning sets the epoch before it iterates.
 
-    Each of several processes gets its share of every batch, in order: together they see the batches of a single one.
-
-    Args:
-        n: number of rows.
-        batch: rows of a batch of all processes together; must divide by their number.
-        drop_last: leave out an incomplete last batch.
-        rank, world_size: number of this process, and of all.
+    Each of `world_size` processes gets its share of every batch of `batch` rows, in order: together they see the batches
+    of a single one. ValueError if a batch cannot be shared evenly.
     """
 
     def __init__(
@@ -269,13 +252,7 @@ class EpochSampler(Sampler[int]):
 class PatchLoader(DataLoader):
     """Loader of patch batches, whose position goes into a checkpoint: a resumed training starts at the next batch.
 
-    `loader.sampler.set_epoch` gives new patches, and a new order if shuffled.
-
-    Args:
-        batch_size: of all processes together.
-
-    Raises:
-        ValueError: the batch cannot be shared evenly by `world_size` processes.
+    `loader.sampler.set_epoch` gives new patches, and a new order if shuffled. `batch_size` is that of all processes.
     """
 
     def __init__(
@@ -327,7 +304,6 @@ def _numbers(database: Database, columns: Sequence[str]) -> np.ndarray:
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         row, column = bad[0]
-        raise ValueError(
-            f"{database.name}: {columns[column]} of row {row} is {values[row, column]}, cannot train on it"
-        )
+        value = values[row, column]
+        raise ValueError(f"{database.name}: {columns[column]} of row {row} is {value}, cannot train on it")
     return values

@@ -40,6 +40,7 @@ __all__ = ["Recipe", "request_digest", "synthesize"]
 log = logging.getLogger(__name__)
 
 PARTS = "parts"  # folder of the scores of finished units, until all are merged
+MEANING = "synthetic: dmos = 5 - 4 * mean rank of the metrics (1 worst, 5 identical), var = 4 * their deviation"
 Pool = ProcessPoolExecutor | None
 
 
@@ -53,8 +54,10 @@ class Recipe:
         metrics: keys of `IQMS` that vote on the labels; None takes all eleven; (), with `recipes_only`, makes no labels.
         size: (width, height) of the centre crop, or None to keep photographs whole.
         seed: of the random distortions, and of the choice of types with `one_type`.
-        recipes_only: write no distorted image.
-        one_type: one of the types for each photograph, instead of all.
+        recipes_only: write no distorted image: loaders render each one when it is asked for. The photographs of a folder
+            are not copied either: they must stay where they are in relation to `out`, or be named to `load_synthetic`.
+        one_type: one of the types for each photograph, as in KADIS-700k. All types get the same number of photographs, or
+            one more; which gets which depends on `seed` and the names of all, not on their order.
         device: where the metrics are computed, "cpu" or "cuda": their last digits differ.
 
     Raises:
@@ -62,9 +65,9 @@ class Recipe:
             device that cannot be.
     """
 
-    types: tuple[int | str, ...] | None = None
-    levels: tuple[int, ...] = LEVELS
-    metrics: tuple[str, ...] | None = None
+    types: Iterable[int | str] | None = None
+    levels: Iterable[int] = LEVELS
+    metrics: Iterable[str] | None = None
     size: tuple[int, int] | None = None
     seed: int = 0
     recipes_only: bool = False
@@ -72,9 +75,10 @@ class Recipe:
     device: str = "cpu"
 
     def __post_init__(self):
-        types = range(1, 26) if self.types is None else self.types
-        metrics = IQMS if self.metrics is None else self.metrics
-        for known, chosen, what in ((LEVELS, self.levels, "level"), (IQMS, metrics, "metric")):
+        types = range(1, 26) if self.types is None else _listed(self.types)
+        levels = _listed(self.levels)
+        metrics = tuple(IQMS) if self.metrics is None else _listed(self.metrics)
+        for known, chosen, what in ((LEVELS, levels, "level"), (IQMS, metrics, "metric")):
             for value in chosen:
                 if value not in known:
                     raise ValueError(f"unknown {what} {value!r}; known: {', '.join(map(str, known))}")
@@ -86,7 +90,7 @@ class Recipe:
             raise ValueError(f"seed must be a non-negative integer, got {self.seed!r}")
         kept = {
             "types": tuple(sorted(find_distortion(type).type for type in types)),
-            "levels": tuple(sorted(int(level) for level in self.levels)),
+            "levels": tuple(sorted(int(level) for level in levels)),
             "metrics": tuple(sorted(metrics, key=list(IQMS).index)),
             "seed": int(self.seed),
         }
@@ -107,6 +111,11 @@ class Recipe:
         return json.loads(json.dumps(asdict(self) | {"types": named}))
 
 
+def _listed(values: Any) -> tuple:
+    """Values, or the only one."""
+    return (values,) if isinstance(values, Integral | str) else tuple(values)
+
+
 @dataclass(frozen=True)
 class Source:
     """One photograph to distort.
@@ -114,8 +123,6 @@ class Source:
     Attributes:
         ref_id: its name in the database.
         key: its own name, without a folder.
-        subset: train, val, test or none.
-        content: what it shows, which several photographs may share.
         types: the distortions it gets.
         sha256: digest of the file or array; None for a file that cannot be read.
     """
@@ -163,46 +170,30 @@ class Unit:
         return self.folder / "images" / f"{self.source.ref_id}_{self.type:02d}_{level:02d}.png"
 
 
-# ---- making a database ------------------------------------------------------------------------------------------
-
-
 def synthesize(
     images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | Mapping[str, ImageSource],
     out: str | os.PathLike[str],
     *,
-    types: Iterable[int | str] | None = None,
-    levels: Iterable[int] = LEVELS,
-    metrics: Iterable[str] | None = None,
-    size: tuple[int, int] | None = None,
-    recipes_only: bool = False,
-    one_type: bool = False,
     subsets: Mapping[str, str] | None = None,
     contents: Mapping[str, str] | None = None,
-    seed: int = 0,
-    device: str = "cpu",
     workers: int | None = None,
     progress: bool = True,
+    **recipe: Any,
 ) -> Database:
     """Distort photographs and label the pairs, or resume; load the result if it is there already.
 
-    A second process that asks for the same folder waits until the first has ended (not on Windows, and not on file systems
-    without locks). With more than one worker, a script must call this below `if __name__ == "__main__":`.
+    A second process that asks for the same folder waits until the first has ended, where the file system has locks. With
+    more than one worker, a script must call this below `if __name__ == "__main__":`.
 
     Args:
         images: a folder (its image files, in order of name), image files with different names, or name → image.
         out: folder to make, new or left by a call with the same arguments. The database is called after it.
-        types, levels, metrics, size, seed, device: see `Recipe`. The random streams of a photograph depend on `seed` and
-            its name only.
-        recipes_only: write no distorted image: loaders render each one when it is asked for. The photographs of a folder
-            are not copied either: they must stay where they are in relation to `out`, or be named to `load_synthetic`.
-        one_type: one of the types for each photograph, as in KADIS-700k. All types get the same number of photographs, or
-            one more; which gets which depends on `seed` and the names of all, not on their order.
         subsets: name of a photograph → "train", "val" or "test"; all others are "none". Labels are ranks among the scores
             of the train photographs, if there are any, else among all.
-        contents: name of a photograph → what it shows, for photographs that splits must not part, such as views of one
-            scene; all others are contents of their own.
+        contents: name of a photograph → its scene, for photographs that splits must not part.
         workers: processes; 0 and 1 work in this process, None takes one per core.
         progress: whether to show progress and the time left.
+        recipe: fields of `Recipe`. The random streams of a photograph depend on `seed` and its name only.
 
     Returns:
         The database. Its score is 5 - 4 · consensus (5 = identical; 1 = worst on every metric), its spread 4 · the
@@ -217,43 +208,40 @@ def synthesize(
             where five of the metrics change scale (give a `size`).
         ValueError: see `Recipe`.
     """
-    metrics = None if metrics is None else (metrics,) if isinstance(metrics, str) else tuple(metrics)
-    types = None if types is None else (types,) if isinstance(types, Integral | str) else tuple(types)
-    levels = (levels,) if isinstance(levels, Integral) else tuple(levels)
-    recipe = Recipe(types, levels, metrics, size, seed, recipes_only, one_type, device)
+    recipe = Recipe(**recipe)
     workers = count_workers(workers)
     folder = Path(out)
     sources = _list_sources(images, subsets or {}, contents or {}, recipe, progress)
     request = _request(recipe, sources)
-    place = Path(images) if recipes_only and isinstance(images, str | os.PathLike) else None
+    place = Path(images) if recipe.recipes_only and isinstance(images, str | os.PathLike) else None
     if folder.exists() and not folder.is_dir():
         raise DatabaseError(f"{folder} is a file; choose a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     with holding(folder, wait=True):
         if not _is_finished(folder, request):
-            if device == "cuda" and not torch.cuda.is_available():
+            if recipe.device == "cuda" and not torch.cuda.is_available():
                 raise ValueError("device is cuda, but torch finds none here")
             with one_thread_per_process(), executor(workers) as pool:
                 sources, skipped = _prepare_references(pool, folder, sources, recipe, place, progress)
                 scores = _measure(pool, folder, sources, recipe, progress)
             _write_labels(folder, recipe, sources, scores)
-            photographs = _relative(place, folder) if place else None
-            facts = {"complete": True, "pairs": len(scores), "skipped": skipped, "photographs": photographs}
+            facts = {
+                "complete": True,
+                "pairs": len(scores),
+                "skipped": skipped,
+                "photographs": _relative(place, folder),
+            }
             _write_manifest(folder, request | facts | {"labels": MEANING if recipe.metrics else "none"})
             shutil.rmtree(folder / PARTS, ignore_errors=True)
             clear_unfinished(folder)
     in_place = place is not None and read_manifest(folder)["photographs"] is not None
-    return load_synthetic(folder, photographs=place if in_place else None, check_images=not recipes_only)
-
-
-MEANING = "synthetic: dmos = 5 - 4 * mean rank of the metrics (1 worst, 5 identical), var = 4 * their deviation"
+    return load_synthetic(folder, photographs=place if in_place else None, check_images=not recipe.recipes_only)
 
 
 def _list_sources(
     images: Any, subsets: Mapping[str, str], contents: Mapping[str, str], recipe: Recipe, progress: bool = False
 ) -> list[Source]:
-    """All photographs, with their digests: reads every file. Copies of one share its content, unless `contents` says
-    otherwise: no split parts them."""
+    """All photographs, with their digests; copies of one share its content, unless `contents` says otherwise."""
     named = _name_images(images)
     subsets, contents = ({str(key): value for key, value in given.items()} for given in (subsets, contents))
     if not named:
@@ -346,16 +334,12 @@ def request_digest(
 def _is_finished(folder: Path, request: dict[str, Any]) -> bool:
     """Whether the folder holds the finished result; if it is new, it becomes ours. Refuse a folder of anything else."""
     manifest = read_manifest(folder)
-    if manifest is None:
-        # A call that is killed before its first manifest leaves at most a temporary file.
-        if any(not path.name.endswith(".tmp") for path in folder.iterdir()):
-            raise DatabaseError(f"{folder} is not empty and was not made by vtamiq; choose a new folder")
-        different = []
-    else:
-        different = [name for name, wanted in request.items() if manifest.get(name) != wanted]
-    if manifest is None or (different and not manifest["complete"] and not any(folder.glob(f"{PARTS}/*_*.json"))):
-        for left in ("images", PARTS):  # of a call that came to nothing
-            shutil.rmtree(folder / left, ignore_errors=True)
+    different = [name for name, wanted in request.items() if manifest and manifest.get(name) != wanted]
+    # A call that is killed before its first manifest leaves at most a temporary file.
+    if manifest is None and any(not path.name.endswith(".tmp") for path in folder.iterdir()):
+        raise DatabaseError(f"{folder} is not empty and was not made by vtamiq; choose a new folder")
+    if manifest is None or (different and not manifest["complete"] and not (folder / PARTS).exists()):
+        shutil.rmtree(folder / "images", ignore_errors=True)  # of a call that came to nothing
         _write_manifest(folder, request | {"complete": False, "pairs": 0, "skipped": {}, "photographs": None})
         return False
     if different:
@@ -416,16 +400,14 @@ def _prepare_reference(
     """Where the reference is, its (height, width), and None; or the reason in its place why it cannot be used."""
     source, folder, size, in_place = job
     path = source.image if in_place else folder / "images" / f"{source.ref_id}.png"
-    part = folder / PARTS / f"{source.ref_id}.json"  # says that a photograph that stays in place was decoded
-    with contextlib.suppress(OSError, ValueError):  # none yet, or damaged by a power cut
-        return path, tuple(json.loads(part.read_text())) if in_place else image_size(path)[::-1], None
+    if not in_place:
+        with contextlib.suppress(ImageError):  # none yet, or cut off
+            return path, image_size(path)[::-1], None
     try:
         image = source.crop(size)
     except ImageError as error:
         return path, (0, 0), str(error)
-    if in_place:
-        write_text(part, json.dumps(image.shape[:2]))
-    else:
+    if not in_place:
         write_png(path, image)
     return path, image.shape[:2], None
 
@@ -469,9 +451,6 @@ def _render(unit: Unit) -> list[dict[str, float]]:
     return scores
 
 
-# ---- files ------------------------------------------------------------------------------------------------------
-
-
 def _write_labels(folder: Path, recipe: Recipe, sources: list[Source], scores: pd.DataFrame) -> None:
     names = scores[["dist_img", "ref_img"]]
     dmos = names.assign(dmos=np.nan, var=np.nan)
@@ -499,8 +478,10 @@ def _fit_tables(folder: Path, recipe: Recipe, sources: list[Source], scores: pd.
         raise DatabaseError(f"{folder}: no ranks can be made of these scores ({error}); take {what}") from error
 
 
-def _relative(place: Path, folder: Path) -> str:
+def _relative(place: Path | None, folder: Path) -> str | None:
     """How one comes from the folder to the place, with "/"; its bare name if they are on different drives."""
+    if place is None:
+        return None
     try:
         return Path(os.path.relpath(place.resolve(), folder.resolve())).as_posix()
     except ValueError:

@@ -1,4 +1,4 @@
-"""Databases made by `vtamiq.databases.synthesis`: the layout of KADID-10k, a manifest, and metrics in place of observers.
+"""Databases made by `synthesize`: the layout of KADID-10k, a manifest, and metrics in place of observers.
 
 images/I01.png            references
 images/I01_10_03.png      distorted: reference, type, level
@@ -76,8 +76,8 @@ def load_synthetic(
         raise DatabaseError(f"{root} has its images: photographs and cache are for recipes only")
     rows = _recipe_rows(index, manifest, strict) if recipes else read_kadid_layout(index, strict=strict)
     if len(rows.table) != manifest["pairs"] and not rows.omissions:
-        message = f"{root}: dmos.csv has {len(rows.table)} rows, {manifest['pairs']} were written"
-        rows.tell(message, "restore the file or load with strict=False")
+        message = f"dmos.csv has {len(rows.table)} rows, {manifest['pairs']} were written"
+        rows.tell(message, f"restore the file in {root} or load with strict=False")
     rows.omissions[:0] = [f"{source} was skipped: {reason}" for source, reason in manifest["skipped"].items()]
     _add_references(rows, manifest)
     meaning = _add_scores(rows, manifest, label)
@@ -134,9 +134,6 @@ def _add_references(rows: LabelRows, manifest: Mapping[str, Any]) -> None:
         rows.table["recipe_seed"] = np.array(seeds, dtype=np.uint64)
 
 
-# ---- recipes ----------------------------------------------------------------------------------------------------
-
-
 def _recipe_rows(index: FolderIndex, manifest: Mapping[str, Any], strict: bool) -> LabelRows:
     """The rows of `dmos.csv`; references are located where they were copied, else called as in the photographs'
     folder."""
@@ -171,9 +168,6 @@ def _photographs(root: Path, manifest: Mapping[str, Any], given: str | os.PathLi
                 f"{entry['source']} in {place} is missing or not the photograph that the recipes were made for"
             )
     return place
-
-
-# ---- labels -----------------------------------------------------------------------------------------------------
 
 
 def _add_scores(rows: LabelRows, manifest: Mapping[str, Any], label: str) -> str:

@@ -140,7 +140,7 @@ class Run:
             folder=folder,
             stage=build(Stage, record["stage"]),
             model=VTAMIQ.from_pretrained(folder / "model"),
-            labels=LabelScale.from_dict(record["labels"]) if "best" in (record["labels"] or {}) else None,
+            labels=LabelScale(**record["labels"]) if "best" in (record["labels"] or {}) else None,
             history=pd.read_csv(folder / "history.csv"),
             predictions=pd.read_parquet(folder / "predictions.parquet"),
             record=record,
@@ -578,7 +578,7 @@ def _record(model: VTAMIQ, job: Prepared) -> dict[str, Any]:
         "model": asdict(model.config),
         "start": digest_weights(model),
         "data": {name: _describe(database, job.stage) for name, database in job.parts.items()},
-        "labels": None if job.labels is None else job.labels.to_dict(),
+        "labels": None if job.labels is None else asdict(job.labels),
         "code": COMPUTES,
         "versions": {
             "python": platform.python_version(),
