@@ -65,8 +65,7 @@ def _package_image(package: str, name: str) -> np.ndarray | Path:
     return image[0] if isinstance(image, tuple) else image  # a stereo pair: left, right, disparity
 
 
-# Twelve photographs, and six grey pictures of other things. Contents that belong together are in one part: the two
-# portraits, the three textures. No photograph is in two databases.
+# Contents that belong together are in one part: the two portraits, the three textures.
 PHOTOGRAPHS = (
     Photograph("astronaut", "photos", "train", "scikit-image:astronaut", "NASA", "public domain", reduce=2, views=2),
     Photograph("coffee", "photos", "train", "scikit-image:coffee", "Rachel Michetti", "CC0", reduce=2, views=2),
@@ -132,12 +131,10 @@ def demo_database(
         cache: folder to keep it in, see `cache_folder`; every recipe has a folder of its own there.
         preset: "demo" (25 distortions at 5 levels, eleven metrics) or "smoke" (four photographs, four metrics: seconds).
         label: what the scores are, see `load_synthetic`.
-        workers: processes, see `synthesize`; None takes one per core (for "smoke" none).
-        progress: whether to show progress.
+        workers, progress: see `synthesize`; by default "smoke" works in this process.
 
     Returns:
-        The database with train, val and test parts (`Database.distributed_split`) that share no photograph, and with
-        SIMULATED preferences.
+        The database with a distributed split whose parts share no photograph, and with SIMULATED preferences.
     """
     if preset not in _DEMOS:
         raise DatabaseError(f"unknown preset {preset!r} of a demo database; known: demo, smoke")
@@ -146,10 +143,12 @@ def demo_database(
     if preset == "smoke":
         photographs = [replace(photo, views=1) for photo in photographs if photo.name in _SMOKE_NAMES]
         workers = 0 if workers is None else workers  # starting processes would take longer than the work
-    views = [(photo, name, image) for photo in photographs for name, image in photo.crops(recipe.size).items()]
-    images = {name: image for _, name, image in views}
-    subsets = {name: photo.subset for photo, name, _ in views}
-    contents = {name: photo.name for photo, name, _ in views}
+    images, subsets, contents = {}, {}, {}
+    for photo in photographs:
+        views = photo.crops(recipe.size)
+        images |= views
+        subsets |= dict.fromkeys(views, photo.subset)
+        contents |= dict.fromkeys(views, photo.name)
     digest = request_digest(images, recipe, subsets, contents)
     database = synthesize(
         images,

@@ -28,12 +28,10 @@ log = logging.getLogger(__name__)
 
 
 class Loader(NamedTuple):
-    """How one database is loaded and recognised.
+    """How a database is loaded, and recognised by names of its folder in circulation (in any letter case).
 
-    Attributes:
-        folders: names of its folder in circulation (in any letter case).
-        marks: files or folders of which its root has at least one; a folder without them may hold the root one level
-            deeper, under one of the same names, as some archives unpack.
+    Its root has at least one of the `marks`; a folder without them may hold the root one level deeper, under one of the
+    same names, as some archives unpack.
     """
 
     load: Callable[..., Database]
@@ -96,16 +94,10 @@ def load_database(
 
 def load_from_text(text: str, base: str | os.PathLike[str] = ".", **options: Any) -> Database:
     """Load a database that is named in one line, as in "tid2013", "live:realigned=false", "data/mine:label=vsi" or
-    "table:root=data/mine:higher_better=true".
+    "table:root=data/mine:higher_better=true": a name for `load_database`, or a folder that `synthesize` made; then options
+    of the loader, with colons between.
 
-    Args:
-        text: a name for `load_database`, or a folder that `python -m vtamiq synthesize` made; then options of the loader,
-            with colons between. A path therefore has no colon in it.
-        base: what paths in the text are relative to.
-        options: further ones, which the text overrides.
-
-    Raises:
-        DatabaseError: there is no such database or option, or it cannot be loaded.
+    Paths are relative to `base`; further `options` are overridden by the text. DatabaseError if it cannot be loaded.
     """
     name, *given = (part.strip() for part in text.split(":"))
     folder = Path(base) / name
@@ -135,12 +127,8 @@ def data_folder() -> Path:
 
 
 def find_databases(data: str | os.PathLike[str] | None = None) -> dict[str, Path]:
-    """Name → root of every database in a folder (None for `data_folder()`), by the folder names in circulation.
-
-    A database whose folder is there twice, in two letter cases, is left out, with a warning in the log.
-
-    Raises DatabaseError if there is no such folder.
-    """
+    """Name → root of every database in a folder (None for `data_folder()`); DatabaseError if there is no such folder. A
+    database whose folder is there twice, in two letter cases, is left out, with a warning in the log."""
     data = data_folder() if data is None else Path(data)
     if not data.is_dir():
         raise DatabaseError(f"no folder {data}; put databases there, or set VTAMIQ_DATA to the folder that has them")

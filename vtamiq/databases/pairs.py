@@ -21,9 +21,7 @@ _RECENT = 4  # references kept: neighbouring rows share theirs
 class PairImages:
     """Pairs of images by row number: `images[row]` is uint8 `(2, H, W, 3)`, read-only, the reference first.
 
-    Args:
-        database: whose `pairs` are read. Images rendered by recipes are kept in `database.cache`, if there is one.
-        keep: keep every image in memory, 3 bytes a pixel and image.
+    Images rendered by recipes are kept in `database.cache`, if there is one; with `keep`, all are kept in memory.
 
     Raises (on access):
         ImageError: an image is missing, damaged or too small for its recipe, or the two differ in size.
@@ -99,11 +97,8 @@ class PairImages:
 class TripletImages:
     """Triplets by row number of the preferences: `images[row]` is uint8 `(3, H, W, 3)`: the reference, A, B.
 
-    A and B are found among the pairs by their path, for their recipe if there is one; else they are read.
-
-    Raises:
-        DatabaseError: there are no preferences, or an image of a database of recipes is none of its pairs.
-        ImageError (on access): as `PairImages`.
+    A and B are found among the pairs by their path, for their recipe if there is one; else they are read. Errors as for
+    `PairImages`; DatabaseError if there are no preferences, or an image of a database of recipes is none of its pairs.
     """
 
     def __init__(self, database: Database, *, keep: bool = False):

@@ -99,7 +99,6 @@ class PairPatches(ImagePatches):
         distorted_per_reference: rows of an item; needs as many of each reference, and no `skip_bad`.
         zero_error: probability that a distorted image is replaced by the reference, and its labels by 0.
         in_memory: decode every image once per worker and keep it: 3 bytes a pixel and image.
-        skip_bad: use the next row where an image is bad, instead of raising.
 
     Raises (from an item):
         ImageError: an image of the pair is missing, damaged or smaller than a patch, or the two differ in size.
@@ -181,10 +180,7 @@ class PreferencePatches(ImagePatches):
     """Patches of triplets (reference, A, B) at shared places, one item per row of `database.preferences`.
 
     Items are dicts as those of `PairPatches`: `patches` (3, N, 3, P, P) uint8, `target` float32, the share that prefers A.
-
-    Raises:
-        DatabaseError: there are no preferences.
-        ImageError (from an item): as `PairPatches`.
+    Errors as for `TripletImages`.
     """
 
     def __init__(

@@ -63,13 +63,7 @@ class LabelRows:
 
     @classmethod
     def read(
-        cls,
-        index: "FolderIndex",
-        name: str,
-        columns: Sequence[str],
-        *,
-        strict: bool = True,
-        **options: Any,
+        cls, index: "FolderIndex", name: str, columns: Sequence[str], *, strict: bool = True, **options: Any
     ) -> "LabelRows":
         """Read the label file `name`, relative to the root; options and errors (as DatabaseErrors) of `read_table`."""
         name = index.find(name)

@@ -206,7 +206,6 @@ def synthesize(
         DatabaseError: there is no photograph, two have the same name, `out` holds something else or was made with other
             arguments, a distortion or metric fails on a photograph, or photographs are on both sides of 384 pixels,
             where five of the metrics change scale (give a `size`).
-        ValueError: see `Recipe`.
     """
     recipe = Recipe(**recipe)
     workers = count_workers(workers)
@@ -363,10 +362,8 @@ def _versions() -> dict[str, str]:
 def _prepare_references(
     pool: Pool, folder: Path, sources: list[Source], recipe: Recipe, place: Path | None, progress: bool
 ) -> tuple[list[Source], dict[str, str]]:
-    """Write all references, or look at them where they are (`place`).
-
-    Returns what can be used, with the references as their images, and name → reason of what cannot.
-    """
+    """Write all references, or look at them where they are (`place`): what can be used, with the references as their
+    images, and name → reason of what cannot."""
     jobs = [(source, folder, recipe.size, place is not None) for source in sources]
     done = {}
     with tqdm(total=len(jobs), desc="photographs", unit="image", disable=not progress, leave=False) as bar:
