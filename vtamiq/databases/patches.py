@@ -5,7 +5,7 @@ An item depends on (seed, epoch, row) only: neither on the number of workers or 
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -200,6 +200,7 @@ class PreferencePatches(ImagePatches):
         return self.images.paths[row].tolist(), self.images[row], {"target": torch.tensor(self.shares[row])}
 
 
+@dataclass(eq=False)
 class EpochSampler(Sampler[int]):
     """Indices epoch · n + row of one epoch, shuffled by (seed, epoch); Lightning sets the epoch before it iterates.
 
@@ -207,22 +208,20 @@ class EpochSampler(Sampler[int]):
     of a single one. ValueError if a batch cannot be shared evenly.
     """
 
-    def __init__(
-        self,
-        n: int,
-        *,
-        shuffle: bool = False,
-        seed: int = 0,
-        batch: int = 1,
-        drop_last: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
-    ):
-        if batch % world_size:
-            raise ValueError(f"a batch of {batch} rows cannot be shared evenly by {world_size} processes")
-        self.n, self.shuffle, self.seed, self.epoch = n, shuffle, seed, 0
-        self.batch, self.drop_last, self.rank, self.world_size = batch, drop_last, rank, world_size
-        self.start = 0  # batches of the epoch that are left out, since they were seen before an interruption
+    n: int
+    _: KW_ONLY
+    shuffle: bool = False
+    seed: int = 0
+    batch: int = 1
+    drop_last: bool = False
+    rank: int = 0
+    world_size: int = 1
+    epoch: int = field(default=0, init=False)
+    start: int = field(default=0, init=False)  # batches of the epoch that were seen before an interruption
+
+    def __post_init__(self):
+        if self.batch % self.world_size:
+            raise ValueError(f"a batch of {self.batch} rows cannot be shared evenly by {self.world_size} processes")
 
     def set_epoch(self, epoch: int) -> None:
         if epoch != self.epoch:  # Lightning names the resumed epoch once more

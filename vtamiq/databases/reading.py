@@ -33,9 +33,8 @@ class Facts:
     """What is published of a database (or of one distributed part or kind of score of it).
 
     Attributes:
-        name, score_name, higher_better: see `Database`.
         references, pairs: number of each in a complete copy; None if that varies.
-        score_mean: mean score of a complete copy, None if there are no scores.
+        score_mean: of a complete copy, None if there are no scores.
         score_lo, score_hi: nominal range of the scale, NaN on an open side.
     """
 
@@ -260,8 +259,8 @@ class LabelRows:
 class FolderIndex:
     """Look-up of files below a root without regard to letter case and Unicode form; each folder is listed once.
 
-    Absolute names and ".." are refused before the disk is touched. What `list_folder` leaves out does not exist, nor do
-    names that are not UTF-8. Two entries that differ only by case are an error when asked for.
+    Absolute names and ".." are refused, as are two entries that differ only by case when asked for. What `list_folder`
+    leaves out and names that are not UTF-8 do not exist.
     """
 
     def __init__(self, root: str | Path):

@@ -76,9 +76,7 @@ def pair_table(**columns: Any) -> pd.DataFrame:
     """A pair table from columns (arrays, or one value for all rows), sorted by `ref_id`, then in the given order.
 
     May be left out: `subset` ("none"), `dist_type`, `dist_name`, `level`, `score`, `score_std`, `score_lo`, `score_hi`.
-    Columns beyond the schema are kept, after it. Rows are checked once a `Database` is made of them.
-
-    Raises DatabaseError for a missing column.
+    Columns beyond the schema are kept, after it. DatabaseError for a missing column; rows are checked by `Database`.
     """
     optional = {"subset": "none", "dist_type": pd.NA, "dist_name": "", "level": pd.NA}
     optional |= dict.fromkeys(("score", "score_std", "score_lo", "score_hi"), math.nan)
@@ -171,7 +169,6 @@ class Database:
     """Image pairs with scores.
 
     Attributes:
-        name: what the database is called in tables and titles.
         root: folder that all paths are relative to.
         pairs: one row per pair, schema `PAIR_COLUMNS`, numbered from 0.
         score_name: what the scores are, for example "MOS".
@@ -239,9 +236,8 @@ class Database:
     def subset(self, selection: Iterable[str] | np.ndarray | pd.Series) -> "Database":
         """The rows of a boolean mask (length `len(self)`), or all rows of the given `ref_id`; rows are renumbered.
 
-        Preferences stay for the contents that stay, but for those about an image whose row goes.
-
-        Raises DatabaseError for an unknown `ref_id`, a mask of another length, or a selection of nothing.
+        Preferences about references and images that stay do so, too. DatabaseError for an unknown `ref_id`, a mask of
+        another length, or a selection of nothing.
         """
         references, images = self.pairs["ref_id"], self.pairs["dist_path"]
         chosen = np.asarray(selection if isinstance(selection, np.ndarray | pd.Series) else list(selection))
@@ -268,9 +264,8 @@ class Database:
     def split(self, ratios: Sequence[float] = (0.6, 0.2, 0.2), seed: int = 0) -> tuple["Database", ...]:
         """Random parts without a content in common: (train, val, test), or (train, test) for two ratios.
 
-        `shuffled_contents` are cut: the later parts get the floor of their share, the first the rest.
-
-        Raises DatabaseError if the ratios are not two or three positive numbers with sum 1, or a part would be empty.
+        `shuffled_contents` are cut: the later parts get the floor of their share, the first the rest. DatabaseError if the
+        ratios are not two or three positive numbers with sum 1, or a part would be empty.
         """
         ratios = tuple(float(ratio) for ratio in ratios)
         if len(ratios) not in (2, 3) or not all(ratio > 0 for ratio in ratios) or abs(sum(ratios) - 1) > 1e-9:
@@ -292,10 +287,8 @@ class Database:
         return self.subset([reference for reference, content in self.contents.items() if content in contents])
 
     def distributed_split(self) -> tuple["Database", ...]:
-        """The split that the database comes with: (train, val, test), or (train, test) if it has no val.
-
-        Raises DatabaseError if there is no such split, it does not cover all rows, or a content is in two parts.
-        """
+        """The split that the database comes with: (train, val, test), or (train, test) if it has no val. DatabaseError if
+        there is no such split, it does not cover all rows, or a content is in two parts."""
         subset = self.pairs["subset"]
         present = [name for name in SUBSETS if (subset == name).any()]
         if present not in (["train", "test"], list(SUBSETS)) or (subset == "none").any():
@@ -325,10 +318,7 @@ class LabelScale:
 
     @classmethod
     def fit(cls, train: Database) -> "LabelScale":
-        """Minimum and maximum over the training part only: test labels are not looked at.
-
-        Raises DatabaseError if a row has no score or all scores are the same.
-        """
+        """Minimum and maximum over the training part only; DatabaseError for a row without score or equal scores."""
         scores = train.pairs["score"].to_numpy(dtype=np.float64)
         missing = np.isnan(scores)
         if missing.any():

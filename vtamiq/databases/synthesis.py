@@ -282,30 +282,21 @@ def _deal(keys: list[str], recipe: Recipe) -> dict[str, tuple[int]]:
 
 
 def _name_images(images: Any) -> dict[str, Path | np.ndarray]:
-    if isinstance(images, Mapping):
-        named = {
-            str(key): Path(image) if isinstance(image, str | os.PathLike) else read_image(image)
-            for key, image in images.items()
-        }
-        if len(named) < len(images):
-            raise DatabaseError(f"two photographs have the same name among {', '.join(map(repr, images))}")
-        return named
     if isinstance(images, str | os.PathLike):
         folder = Path(images)
         if not folder.is_dir():
             raise DatabaseError(f"no folder {folder}; give a folder, a list of files, or name → image")
-        paths = list_images(folder)
-        if not paths:
+        images = list_images(folder)
+        if not images:
             raise DatabaseError(f"{folder} has no image files")
-    else:
-        paths = [Path(image) for image in images]
+    by_name = isinstance(images, Mapping)
     named = {}
-    for path in paths:
-        if "\\" in path.name or not path.name.isprintable() or "\udc80" <= max(path.name) <= "\udcff":
-            raise DatabaseError(f"{path.name!a} cannot be kept in tables; rename that photograph")
-        if path.name in named:
-            raise DatabaseError(f"two photographs are called {path.name}; give a mapping name → image instead")
-        named[path.name] = path
+    for key, image in images.items() if by_name else ((Path(path).name, path) for path in images):
+        if not by_name and ("\\" in key or not key.isprintable()):
+            raise DatabaseError(f"{key!a} cannot be kept in tables; rename that photograph")
+        if str(key) in named:
+            raise DatabaseError(f"two photographs are called {key}; give a mapping name → image with different names")
+        named[str(key)] = Path(image) if isinstance(image, str | os.PathLike) else read_image(image)
     return named
 
 

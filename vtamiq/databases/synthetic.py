@@ -135,8 +135,7 @@ def _add_references(rows: LabelRows, manifest: Mapping[str, Any]) -> None:
 
 
 def _recipe_rows(index: FolderIndex, manifest: Mapping[str, Any], strict: bool) -> LabelRows:
-    """The rows of `dmos.csv`; references are located where they were copied, else called as in the photographs'
-    folder."""
+    """The rows of `dmos.csv`; references are copies, or called as in the folder of photographs."""
     rows = read_kadid_labels(index, strict=strict, extra=("recipe_seed",), blank=not manifest["metrics"])
     seeds = rows.table["recipe_seed"]
     whole = seeds.str.fullmatch(r"\d{1,20}")
@@ -152,8 +151,7 @@ def _recipe_rows(index: FolderIndex, manifest: Mapping[str, Any], strict: bool) 
 
 
 def _photographs(root: Path, manifest: Mapping[str, Any], given: str | os.PathLike[str] | None, used: set[str]) -> Path:
-    """The folder that the references are in; those used are compared by digest: labels of other pictures under the same
-    names would go unnoticed."""
+    """The folder that the references are in, of which the `used` ones must be those that the labels are of."""
     if manifest["photographs"] is None:  # copies of our own
         if given is not None:
             raise DatabaseError(f"{root} has its references: photographs are not looked for elsewhere")
