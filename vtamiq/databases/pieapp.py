@@ -28,6 +28,8 @@ from vtamiq.databases.schema import PREFERENCE_COLUMNS, SUBSETS, Database, prefe
 __all__ = ["PIEAPP", "listing_order", "load_pieapp"]
 
 PIEAPP = Facts(name="pieapp", score_name="dissimilarity", higher_better=False, references=200)
+_PREFERENCES = 77_280  # of train and val
+_SCORES = 600
 _PAIRWISE, _PER_IMAGE = "_pairwise_labels.csv", "_per_image_score.csv"
 _OF_REFERENCE = ["subset", "ref_id", "stem", "ref_file", "ref_path"]
 
@@ -51,8 +53,8 @@ def load_pieapp(root: str | Path, *, strict: bool = True, check_images: bool = T
     images.omissions = references.omissions + scores.omissions + images.omissions + preferences.omissions
     images.check_complete(
         PIEAPP.name,
-        ("preferences in train and val", 77_280, int((table["subset"] != "test").sum())),
-        ("scored images in test", 600, int(images.table["score"].notna().sum())),
+        ("preferences in train and val", _PREFERENCES, int((table["subset"] != "test").sum())),
+        ("scored images in test", _SCORES, int(images.table["score"].notna().sum())),
     )
     return images.database(PIEAPP, check_images=False, extra=["comparison"], preferences=table)
 
