@@ -889,3 +889,42 @@ def test_missing_and_foreign_checkpoints_are_refused(tmp_path):
         VTAMIQ.from_original(tmp_path / "none.pth")
     with pytest.raises(CheckpointError, match="no VTAMIQ checkpoint"):
         VTAMIQ.from_original({"fc.weight": torch.zeros(2, 2)})
+
+
+@pytest.mark.parametrize("scales", [1, 3])
+def test_the_network_is_exported_for_any_number_of_items_and_patches(scales):
+    torch.manual_seed(0)
+    model = VTAMIQ(replace(TINY, num_scales=scales, zero_anchor=True)).eval()
+
+    def inputs(B, N):
+        patches, scale = torch.randint(0, 256, (B, 2, N, 3, 16, 16), dtype=torch.uint8), torch.randint(0, 3, (B, N))
+        patches[0, 1] = patches[0, 0]
+        return (patches, torch.rand(B, N, 2), scale)[: 2 + (scales > 1)]
+
+    B, N = torch.export.Dim("B"), torch.export.Dim("N")
+    dimensions = ({0: B, 2: N}, {0: B, 1: N}, {0: B, 1: N})[: 2 + (scales > 1)]
+    exported = torch.export.export(model, inputs(2, 9), dynamic_shapes=dimensions).module()
+    for size in ((2, 9), (3, 20)):
+        given = inputs(*size)
+        torch.testing.assert_close(exported(*given), model(*given), rtol=0, atol=1e-6)
+        assert exported(*given)[0].item() == 0
+
+
+def test_onnx_computes_the_same(tmp_path):
+    """The example of docs/export.md."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    model = VTAMIQ(TINY).eval()
+    inputs = torch.randint(0, 256, (2, 2, 9, 3, 16, 16), dtype=torch.uint8), torch.rand(2, 9, 2)
+    B, N = torch.export.Dim("B"), torch.export.Dim("N")
+    path = tmp_path / "vtamiq.onnx"
+    torch.onnx.export(
+        model, inputs, path, dynamo=True, dynamic_shapes=({0: B, 2: N}, {0: B, 1: N}),
+        input_names=["patches", "uv"], output_names=["q"],
+    )  # fmt: skip
+    given = torch.randint(0, 256, (3, 2, 20, 3, 16, 16), dtype=torch.uint8), torch.rand(3, 20, 2)
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (q,) = session.run(None, {"patches": given[0].numpy(), "uv": given[1].numpy()})
+    torch.testing.assert_close(torch.from_numpy(q), model(*given), rtol=0, atol=1e-5)

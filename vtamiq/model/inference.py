@@ -36,6 +36,7 @@ def check_model(model: VTAMIQ | None) -> VTAMIQ:
     if model is None:
         with _loading:  # or two threads would load it at once
             return _shared_default(SHIPPED / DEFAULT)
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
     if not isinstance(model, VTAMIQ):
         hint = "; load it with VTAMIQ.from_pretrained" if isinstance(model, str) else ""
         raise TypeError(f"model must be a VTAMIQ, got {type(model).__name__}{hint}")
@@ -67,11 +68,11 @@ def _shared_default(folder: Path) -> VTAMIQ:
 
 
 def half_precision(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """Autocast of a device: "float32" (off), "float16" or "bfloat16"; ValueError for another precision."""
+    """Autocast of a device: "float32" turns off any that is on, "float16" or "bfloat16"; ValueError for others."""
     if precision not in HALF:
         raise ValueError(f"precision must be one of {', '.join(HALF)}, got {precision!r}")
     dtype = HALF[precision]
-    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -82,7 +83,8 @@ def choose_device(name: str | None) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except Exception as error:  # each kind of device has its own way of being absent
-        raise ValueError(f"there is no device {name!r} here: {str(error).splitlines()[0]}") from error
+        here = ", ".join(["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))])
+        raise ValueError(f"there is no device {name!r} here; there is {here}") from error
     return device
 
 

@@ -1,15 +1,17 @@
-"""Evaluation mode that threads can share."""
+"""Evaluation mode that threads can share, and torch as it is before anyone sets it."""
 
 import contextlib
 import threading
 import weakref
 from collections.abc import Iterator
 
+import torch
 from torch import nn
 
-__all__ = ["evaluation"]
+__all__ = ["evaluation", "usual_torch"]
 
 _lock = threading.Lock()
+_building = threading.RLock()
 _users: "weakref.WeakKeyDictionary[nn.Module, tuple[int, list[nn.Module]]]" = weakref.WeakKeyDictionary()
 
 
@@ -33,3 +35,15 @@ def evaluation(model: nn.Module) -> Iterator[None]:
             else:
                 for part in training:
                     part.training = True
+
+
+@contextlib.contextmanager
+def usual_torch() -> Iterator[None]:
+    """Float32 on the CPU, and no inference mode, for tensors that are made within the block by one thread at a time."""
+    with _building, torch.device("cpu"), torch.inference_mode(False):
+        dtype = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)

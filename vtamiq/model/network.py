@@ -86,7 +86,7 @@ class PatchEncoder(nn.Module):
         ahead = self.class_token + self.position_table[0] if self.class_token_position else self.class_token
         if self.registers is not None:
             ahead = torch.cat([ahead, self.registers], dim=1)
-        ahead = ahead.expand(len(x), -1, -1)  # (B, T − N, D)
+        ahead = ahead.expand(x.shape[0], -1, -1)  # (B, T − N, D)
         return self.embedding_dropout(torch.cat([ahead, x], dim=1))  # (B, T, D)
 
     def position_rows(self, uv: Tensor) -> Tensor:
@@ -267,14 +267,14 @@ class VTAMIQ(nn.Module, Pretrained):
             scale = scale[:, None].expand(B, K, N)  # (B, K, N)
         scale = None if scale is None else scale.flatten(0, 1)  # (B·K, N)
         token = self.encoder(patches.flatten(0, 1), uv.flatten(0, 1), scale, class_token_only=True)  # (B·K, 1, D)
-        return token[:, 0].unflatten(0, (B, K))  # (B, K, D)
+        return token[:, 0].reshape(B, K, token.shape[-1])  # (B, K, D)
 
     def compare(self, reference: Tensor, distorted: Tensor) -> Tensor:
         """Score from class tokens: reference (B, 1, D), distorted (B, K−1, D) → q (B, K−1)."""
         difference = reference - distorted  # (B, K−1, D)
         reference = reference.expand_as(difference)  # (B, K−1, D)
         q = self._decode(difference.flatten(0, 1), reference.flatten(0, 1))  # (B·(K−1),)
-        q = q.unflatten(0, difference.shape[:2])  # (B, K−1)
+        q = q.reshape(difference.shape[:2])  # (B, K−1)
         if self.config.zero_anchor:
             with evaluation(self):  # one anchor for all: dropout must not make it another for each row
                 anchor = self._decode(torch.zeros_like(reference[:, 0]), reference[:, 0])  # (B,)
@@ -311,8 +311,9 @@ class VTAMIQ(nn.Module, Pretrained):
         B, K, N = patches.shape[:3]
         if tuple(uv.shape) not in ((B, N, 2), (B, K, N, 2)):
             raise ValueError(f"uv must be {(B, N, 2)} or {(B, K, N, 2)} to fit the patches, got {tuple(uv.shape)}")
-        # A check on a GPU would stall it.
-        if uv.device.type == "cpu" and uv.numel() and not (uv.min() >= 0 and uv.max() < 1):
+        # A check on a GPU would stall it, one in a graph cannot be recorded.
+        recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if not recorded and uv.device.type == "cpu" and uv.numel() and not (uv.min() >= 0 and uv.max() < 1):
             raise ValueError(f"uv must lie in [0, 1), got values from {uv.min():g} to {uv.max():g}")
         if scale is None:
             if self.encoder.scale_table is not None:

@@ -20,6 +20,7 @@ from vtamiq.model.checkpoints import (
     read_seen,
 )
 from vtamiq.model.config import VTAMIQConfig
+from vtamiq.model.modes import usual_torch
 from vtamiq.model.original import convert_original, read_original
 from vtamiq.utils.files import write_text
 
@@ -60,6 +61,7 @@ class Pretrained(
     seen: tuple[dict[str, Any], ...] | None = ()
 
     @classmethod
+    @usual_torch()
     def from_vit(cls, config: VTAMIQConfig = VTAMIQConfig(), *, pretrained: bool | str | Path = True) -> Self:
         """Start a new VTAMIQ from a pre-trained ViT; all but its encoder keeps initial values.
 
@@ -79,6 +81,7 @@ class Pretrained(
         return cls(config, _vit=vit)
 
     @classmethod
+    @usual_torch()
     def from_original(cls, source: str | Path | Mapping[str, Any], *, num_heads: int = 12, **changes: Any) -> Self:
         """Load a checkpoint of the original authors' repository (ch-andrei/VTAMIQ, states of 2021 and 2024).
 
@@ -104,6 +107,7 @@ class Pretrained(
         return model.eval()
 
     @classmethod
+    @usual_torch()
     def from_pretrained(cls, folder_or_id: str | Path, *, download: bool = False, revision: str | None = None) -> Self:
         """Load a folder that `save_pretrained` wrote, a model that comes with the package ("vtamiq-tiny"), or a hub id.
 
