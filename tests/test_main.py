@@ -143,6 +143,7 @@ class TestScore:
             "repeats": 3,
             "seed": 0,
             "precision": "float32",
+            "background": [255, 255, 255],
         }
 
     def test_json_of_one_draw_has_no_standard_error(self, images, model, capsys):

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vtamiq import __version__
-from vtamiq.utils.shell import add_command, answer, numbers, positive, size
+from vtamiq.utils.shell import add_command, answer, numbers, positive, printable, say, size
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from vtamiq.images.reading import Background
     from vtamiq.model.network import VTAMIQ
     from vtamiq.training.chain import Chain
     from vtamiq.training.repeats import PlannedRun
@@ -38,11 +39,13 @@ CHECK_COLUMNS = ("folder", "start", "labels", "database", "synthetic", "train", 
 SCORE_HELP = """\
 Score one pair of images, a table of pairs, or two folders. Lower is better.
 
-A table or two folders can be interrupted at any time: the same command goes on. Rows that have a score in --out keep it;
-bad rows have their reason in the column `error`, are named at the end, and the exit status is then 1.
+A table or two folders can be interrupted at any time: the same command goes on. Rows that have a score in --out keep it
+unless an image has changed since; bad rows have their reason in the column `error`, are named at the end, and the exit
+status is then 1.
 
-Folders: the reference of dist/NAME.jpg is ref/NAME.*; failing that, that of dist/NAME_anything.jpg is ref/NAME.*.
-Capitals and subfolders do not matter. Where several references are possible, nothing is scored.
+Folders: the reference of dist/NAME.jpg is ref/NAME.*; failing that, that of dist/NAME_anything.jpg is ref/NAME.*; of
+several, the one in the same subfolders. Where several are left, nothing is scored. Capitals do not matter. Every file in
+the folder of distorted images that is not hidden is a row.
 
 Several processes or GPUs: torchrun --nproc-per-node 4 -m vtamiq score --pairs pairs.csv --out scores.csv --model FOLDER
 The last process to finish writes the table; if some were killed, start again with as many processes as you like."""
@@ -57,7 +60,8 @@ def add_score(commands: "argparse._SubParsersAction") -> None:
     add("--root", metavar="DIR", help="what paths in FILE are relative to (default: where FILE is)")
     add("--ref-dir", metavar="DIR", help="folder of references, with subfolders")
     add("--dist-dir", metavar="DIR", help="folder of distorted images, with subfolders")
-    add("--out", metavar="FILE", help="table to write, .csv, .parquet or .json; without: CSV is printed")
+    add("--out", metavar="FILE", help="table to write, .csv, .parquet or .json; without: CSV is printed, control "
+        "characters in it escaped")  # fmt: skip
     add("--json", action="store_true", help="print JSON, with all that a score depends on")
     _add_scorer(command)
 
@@ -73,6 +77,8 @@ def _add_scorer(command: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, metavar="S", help="seed of the patches")
     add("--device", metavar="NAME", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     add("--precision", default="float32", metavar="TYPE", help="float32, float16 or bfloat16")
+    add("--background", type=_background, default=(255, 255, 255), metavar="COLOUR",
+        help="behind transparent pixels: R,G,B such as 255,255,255 (default) or checker")  # fmt: skip
     add("--fast", action="store_true", help="on a CPU: use oneDNN where it is faster; scores change by rounding only")
     add("--batch-size", type=positive, metavar="N", help="draws at once (default: 1, on a GPU 32)")
     add("--workers", type=int, metavar="N", help="processes that read images (default: one per core but one)")
@@ -112,6 +118,7 @@ def _score_one(arguments: argparse.Namespace) -> int:
         "repeats": arguments.repeats,
         "seed": arguments.seed,
         "precision": arguments.precision,
+        "background": arguments.background,
     }
     print(json.dumps(result, indent=2))
     return 0
@@ -143,10 +150,11 @@ def _score_many(arguments: argparse.Namespace) -> int:
         **options,
     )
     if table is None:
-        print(f"{arguments.out}: process {rank} of {world_size} is done, rows of others are still to come")
+        say(f"{arguments.out}: process {rank} of {world_size} is done, rows of others are still to come")
         return 0  # torchrun would stop the others for any other status
     if not arguments.out:
-        print(to_json(table) + "\n" if arguments.json else table.to_csv(index=False), end="")
+        shown = table.map(lambda value: printable(value) if isinstance(value, str) else value)
+        print(to_json(table) + "\n" if arguments.json else shown.to_csv(index=False), end="")
     return _report(table, arguments)
 
 
@@ -166,11 +174,11 @@ def _report(table: "pd.DataFrame", arguments: argparse.Namespace) -> int:
             where = f"{arguments.pairs}, {unit} {line}: "
         else:
             where = "" if str(distorted) in error else f"{distorted}: "
-        print(f"vtamiq: {where}{error}", file=sys.stderr)
+        say(f"vtamiq: {where}{error}", file=sys.stderr)
     if len(bad) > SHOWN_ROWS:
         print(f"vtamiq: … and {len(bad) - SHOWN_ROWS} more bad rows, see the column `error`", file=sys.stderr)
     counts = f"{len(table) - len(bad)} of {len(table)} pairs scored"
-    print(f"{arguments.out}: {counts}" if arguments.out else counts, file=sys.stdout if arguments.out else sys.stderr)
+    say(f"{arguments.out}: {counts}" if arguments.out else counts, file=sys.stdout if arguments.out else sys.stderr)
     return 1 if len(bad) else 0
 
 
@@ -189,7 +197,12 @@ def _scorer(arguments: argparse.Namespace) -> "tuple[VTAMIQ, dict]":
         "seed": arguments.seed,
         "batch_size": arguments.batch_size or (1 if device.type == "cpu" else 32),
         "precision": arguments.precision,
+        "background": arguments.background,
     }
+
+
+def _background(text: str) -> "Background":
+    return text if text == "checker" else numbers(text)
 
 
 def _load(arguments: argparse.Namespace) -> "VTAMIQ":
@@ -265,7 +278,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     try:
         said = _check(chain, plan) if arguments.check else _train(chain, plan, arguments)
     except RunsFailed as error:
-        print(f"vtamiq: {error}", file=sys.stderr)
+        say(f"vtamiq: {error}", file=sys.stderr)
         return 1
     if chain.places.main:
         print(said)
@@ -346,16 +359,16 @@ def run_databases(arguments: argparse.Namespace) -> int:
     data = Path(arguments.data) if arguments.data else data_folder()
     table = survey(data, arguments.names or None, check_images=not arguments.fast)
     for row in table.to_dict("records"):
-        print(_database_line(row))
+        say(_database_line(row))
         shown = row["problems"] if arguments.all else row["problems"][:SHOWN_PROBLEMS]
         for problem in shown:
-            print(f"    {problem}")
+            say(f"    {problem}")
         if len(shown) < len(row["problems"]):
             print(f"    … and {len(row['problems']) - len(shown)} more (--all)")
     found = find_databases(data)
     if not arguments.names:
         absent = [name for name, loader in LOADERS.items() if name not in found and loader.marks]
-        print(f"not found in {data}: {', '.join(absent)}" if absent else f"all are in {data}")
+        say(f"not found in {data}: {', '.join(absent)}" if absent else f"all are in {data}")
     fine = [table["status"].eq("complete").all()]
     if arguments.check:
         looked_at = set(table["database"])
@@ -388,7 +401,7 @@ def _print_check(name: str, folder: Path, workers: int | None) -> bool:
     try:
         result = check_known_answer(name, folder, workers=workers)
     except DatabaseError as error:
-        print(f"{name}: not checked: {error}")
+        say(f"{name}: not checked: {error}")
         return False
     measured = f"SROCC {result['srocc']:.4f}, KROCC {result['krocc']:.4f}"
     known = f"SROCC {result['srocc_published']:.4f}, KROCC {result['krocc_published']:.4f}"
@@ -436,7 +449,7 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
     )
     references = database.pairs["ref_id"].nunique()
     what = f"{'recipes of ' if arguments.recipes_only else ''}{len(database.pairs)} pairs of {references} photographs"
-    print(f"{arguments.out}: {what}, {'without' if arguments.unlabelled else 'with synthetic'} labels")
+    say(f"{arguments.out}: {what}, {'without' if arguments.unlabelled else 'with synthetic'} labels")
     return 0
 
 

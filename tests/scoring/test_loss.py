@@ -192,3 +192,22 @@ def test_half_precision_images(images, dtype):
     assert x.grad.dtype == dtype
     assert x.grad.isfinite().all()
     assert (x.grad != 0).any()
+
+
+def test_compiled_in_a_training_step(images):
+    """The network is compiled, the choice of places runs as it is: the same losses and gradients, call by call."""
+    plain, loss = (VTAMIQLoss(network(), caps=CAPS(num_patches=8), new_places=True) for _ in range(2))
+    compiled = torch.compile(loss, backend="aot_eager")
+    weight = torch.tensor(0.9, requires_grad=True)
+    y, x = (side / 255 for side in images)
+
+    @torch.compile(backend="aot_eager")
+    def step(criterion):
+        return criterion(x * weight, y)
+
+    for call in (compiled, lambda x, y: step(loss), compiled):
+        for _ in range(3):
+            expected, found = plain(x * weight, y), call(x * weight, y)
+            assert found.item() == pytest.approx(expected.item(), abs=1e-6)
+            gradients = [torch.autograd.grad(value, weight)[0] for value in (expected, found)]
+            torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torchmetrics
+from matplotlib import pyplot
 
 import vtamiq
 from tests.small import TINY
@@ -90,6 +91,14 @@ def test_gradients_flow(model, pairs):
     x = (pairs[0] / 255).requires_grad_()
     VTAMIQMetric(model, caps=CAPS_8)(x, pairs[1] / 255).backward()
     assert (x.grad != 0).any()
+
+
+def test_plot(model, pairs):
+    metric = VTAMIQMetric(model, caps=CAPS_8)
+    metric.update(*pairs)
+    figure, axes = metric.plot()
+    assert axes.get_lines()[0].get_ydata()[0] == pytest.approx(metric.compute().item())
+    pyplot.close(figure)
 
 
 def test_direction():

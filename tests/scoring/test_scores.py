@@ -1,5 +1,6 @@
 """Scoring pairs and whole databases."""
 
+import contextlib
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -13,10 +14,12 @@ from PIL import Image
 
 from tests.small import TINY, small_database
 from vtamiq.caps import CAPS, caps_for
-from vtamiq.images.reading import ImageError, read_image, read_images, write_png
+from vtamiq.images.reading import ImageError, composite, read_image, read_images, write_png
 from vtamiq.model.checkpoints import CheckpointError
 from vtamiq.model.network import VTAMIQ
 from vtamiq.scoring import predictions
+from vtamiq.scoring.loss import VTAMIQLoss
+from vtamiq.scoring.metric import VTAMIQMetric
 from vtamiq.scoring.predictions import _PairDraws, predict
 from vtamiq.scoring.scores import ReferenceEmbedding, score
 from vtamiq.scoring.table import score_table
@@ -251,6 +254,141 @@ def test_embeddings_refuse(model, pair):
         embedding.score(pair[1], batch_size=0)
     with pytest.raises(ValueError, match="one reference"):
         score([pair[0]], [pair[1]], model=model, shared_positions=True)
+
+
+# ------------------------------------------------------------------------------------------------------------- transparency
+
+
+def logo(alpha, grey=255, side=40):
+    """A square of one grey in the middle of a transparent image, (H, W, 4)."""
+    image = np.zeros((side, side, 4), np.uint8)
+    image[..., :3] = grey
+    image[12:28, 12:28, 3] = alpha
+    return image
+
+
+@pytest.mark.parametrize("background", [(255, 255, 255), (128, 128, 128), "checker"])
+@pytest.mark.parametrize("grey", [0, 102, 128, 255])
+def test_a_logo_of_any_grey_differs_from_nothing(model, background, grey):
+    here, gone = logo(255, grey), logo(0, grey)
+    options = {"model": model, "background": background, "repeats": 2}
+    q = score(here, gone, **options)
+    assert q != 0
+    over = [composite(image, background, opposite) for opposite in (False, True) for image in (here, gone)]
+    expected = np.mean([score(*over[:2], model=model, repeats=2), score(*over[2:], model=model, repeats=2)])
+    assert q == pytest.approx(expected, abs=1e-9)
+    assert score(here, here, **options) == 0
+    embedding = ReferenceEmbedding(here, guides=[gone], **options)
+    assert embedding.score([here, gone, here]).tolist() == pytest.approx([0, q, 0], abs=1e-6)
+    assert score(here, [gone], shared_positions=True, **options)[0] == pytest.approx(q, abs=1e-6)
+
+
+def test_an_opaque_reference_sees_what_is_transparent(model):
+    opaque = np.full((40, 40, 3), 255, np.uint8)
+    assert score(opaque, logo(255), model=model) != 0
+    assert ReferenceEmbedding(opaque, model=model).score(logo(255)) != 0
+    assert score(opaque, np.dstack([opaque, opaque[..., :1]]), model=model) == 0  # alpha of 255 everywhere
+
+
+def test_the_background_shows_through(model, tmp_path):
+    Image.fromarray(logo(128, 40)).save(tmp_path / "a.png")
+    Image.fromarray(logo(128, 90)).save(tmp_path / "b.png")
+    pair = tmp_path / "a.png", tmp_path / "b.png"
+    black, white = (score(*pair, model=model, background=colour) for colour in ((0, 0, 0), (255, 255, 255)))
+    assert black != white == score(*pair, model=model)
+    assert black == score(*(read_image(path, background=(0, 0, 0)) for path in pair), model=model)
+    table = pd.DataFrame({"reference": ["a.png", "a.png"], "distorted": ["b.png", "a.png"]})
+    scored = score_table(table, root=tmp_path, model=model, background=[0, 0, 0])
+    assert scored["q"].tolist() == [black, 0]
+    with pytest.raises(ImageError, match=r'background must be three integers in 0\.\.255 or "checker", got .black'):
+        score(*pair, model=model, background="black")
+
+
+# --------------------------------------------------------------------------------------------------- torch's global state
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        lambda: torch.autocast("cpu", torch.bfloat16),
+        lambda: default_dtype(torch.bfloat16),
+        lambda: default_dtype(torch.float64),
+        lambda: torch.device("meta"),
+        torch.inference_mode,
+    ],
+)
+def test_a_score_depends_on_its_arguments_only(database, tmp_path, state):
+    torch.manual_seed(0)
+    VTAMIQ(replace(TINY, mean=(0.48, 0.45, 0.4), std=(0.26, 0.27, 0.28))).save_pretrained(tmp_path)
+    table = pd.DataFrame({"reference": database.pairs["ref_path"], "distorted": database.pairs["dist_path"]})
+    pair = [database.path(database.pairs.loc[3, name]) for name in ("ref_path", "dist_path")]
+    images = [torch.from_numpy(read_image(path)).permute(2, 0, 1)[None] for path in pair]
+
+    def numbers():
+        model = VTAMIQ.from_pretrained(tmp_path)
+        assert {value.dtype for value in (*model.parameters(), *model.buffers())} == {torch.float32}
+        metric = VTAMIQMetric(model)
+        metric.update(images[1], images[0])
+        return model, [
+            score(*pair, model=model),
+            *score_table(table, root=database.root, model=model)["q"],
+            ReferenceEmbedding(pair[0], model=model, guides=[pair[1]]).score(pair[1]),
+            *predict(model, database, progress=False)["q"],
+            VTAMIQLoss(model)(*(image.float() / 255 for image in images[::-1])).item(),
+            metric.compute().item(),
+        ]
+
+    expected = numbers()[1]
+    with state():
+        model, found = numbers()
+    assert found == expected
+    x = (images[1] / 255).requires_grad_()
+    VTAMIQLoss(model)(x, images[0] / 255).backward()
+    gradient = x.grad.clone()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = VTAMIQLoss(model)(x, images[0] / 255)
+    x.grad = None
+    loss.backward()
+    assert torch.equal(x.grad, gradient)
+
+
+def test_compiled_functions_and_models_score(model, pair):
+    expected = score(*pair, model=model)
+    compiled = torch.compile(model, backend="eager")
+    assert score(*pair, model=compiled) == expected
+    assert ReferenceEmbedding(pair[0], model=compiled, guides=[pair[1]]).score(pair[1]) == pytest.approx(
+        expected, abs=1e-6
+    )
+
+    @torch.compile(backend="eager")
+    def doubled(x):
+        return x * 2 * score(*pair, model=model)
+
+    assert doubled(torch.ones(2)).tolist() == pytest.approx([2 * expected] * 2)
+
+
+def test_columns_and_arrays_of_paths_are_lists(model, database):
+    paths = [database.root / path for path in database.pairs["dist_path"][:2]]
+    reference = database.path(database.pairs.loc[0, "ref_path"])
+    expected = score(reference, paths, model=model).tolist()
+    for several in (
+        pd.Series(paths, index=[7, 9]),
+        np.array([str(path) for path in paths]),
+        pd.Index(paths),
+        tuple(paths),
+    ):
+        assert score(reference, several, model=model).tolist() == expected
+        assert len(read_images(several)) == 2
+    assert ReferenceEmbedding(reference, model=model, guides=pd.Series(paths)).score(pd.Series(paths)).shape == (2,)
 
 
 # -------------------------------------------------------------------------------------------------------------- large, odd

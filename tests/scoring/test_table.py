@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from PIL import Image
 from tests.small import TINY, small_database
 from vtamiq.__main__ import _spare_cores, main
 from vtamiq.caps import CAPS
+from vtamiq.images.reading import ImageError
 from vtamiq.model.inference import fingerprint
 from vtamiq.model.network import VTAMIQ
 from vtamiq.scoring import table as batch
@@ -306,9 +309,10 @@ def test_other_settings_are_refused_and_say_which(folder, model, tmp_path, monke
     for change, message in (
         ({"seed": 1}, "seed 0 instead of 1"),
         ({"model": other}, f"weights {fingerprint(model)} instead of {fingerprint(other)}"),
-        ({"caps": CAPS(num_patches=4, centre=1)}, "sampling, precision or root"),
-        ({"precision": "bfloat16"}, "sampling, precision or root"),
-        ({"root": tmp_path}, "sampling, precision or root"),  # other images by the same names
+        ({"caps": CAPS(num_patches=4, centre=1)}, "sampling, precision, background or root"),
+        ({"background": (0, 0, 0)}, "sampling, precision, background or root"),
+        ({"precision": "bfloat16"}, "sampling, precision, background or root"),
+        ({"root": tmp_path}, "sampling, precision, background or root"),  # other images by the same names
     ):
         with pytest.raises(ValueError, match=f"made with other settings .*{message}"):
             score_table(pairs, out, **(options | change))
@@ -365,6 +369,94 @@ def test_a_folder_that_is_not_there_is_made_for_the_table(folder, model, tmp_pat
     assert [path.name for path in (tmp_path / "new" / "deep").iterdir()] == ["a.csv"]
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_rows_of_changed_images_are_scored_again(folder, model, tmp_path, monkeypatch, caplog, finished):
+    shutil.copytree(folder / "images", tmp_path / "images")
+    pairs, out = read_pairs(folder / "pairs.csv").head(5), tmp_path / "scores.csv"
+    options = {"model": model, "caps": CAPS_4, "root": tmp_path}
+    first = score_table(pairs, **options)["q"].tolist()
+    if not finished:
+        stop_after(monkeypatch, 3)
+        with pytest.raises(Stopped):
+            score_table(pairs, out, **options)
+        monkeypatch.undo()
+    else:
+        score_table(pairs, out, **options)
+    changed = tmp_path / Store(None, {}, pairs, tmp_path).pending[0][1]
+    Image.fromarray(255 - np.asarray(Image.open(changed))).save(changed)
+    scored = stop_after(monkeypatch, 1000)
+    with caplog.at_level("INFO", "vtamiq"):
+        second = score_table(pairs, out, **options)["q"].tolist()
+    assert len(scored) == (1 if finished else 3)
+    assert "scores.csv: 1 pairs whose images have changed are scored again" in caplog.text
+    assert second == score_table(pairs, **options)["q"].tolist()
+    assert sum(a != b for a, b in zip(first, second, strict=True)) == 1
+    changed.write_bytes(b"damaged meanwhile")
+    third = score_table(pairs, out, **options)
+    assert third["error"].str.contains("cannot read").sum() == 1 == third["q"].isna().sum()
+    for path in (tmp_path / "images").iterdir():
+        path.unlink()
+    assert score_table(pairs, out, **options)["q"].notna().sum() == 4  # what is gone has not changed
+
+
+@pytest.mark.parametrize("q", ["NaN", "1e400", "true", '"0.5"', "null", "[" * 100_000, "1" * 5000])
+def test_what_is_no_score_in_a_journal_is_scored(folder, model, expected, tmp_path, monkeypatch, q):
+    out, options = tmp_path / "scores.csv", {"model": model, "caps": CAPS_4}
+    stop_after(monkeypatch, 3)
+    with pytest.raises(Stopped):
+        score_table(folder / "pairs.csv", out, **options)
+    monkeypatch.undo()
+    (journal,) = (tmp_path / "scores.csv.parts").iterdir()
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    bad = [f'[{json.dumps(r)}, {json.dumps(d)}, {q}, null, "", {json.dumps(state)}]\n' for r, d, *_, state in lines]
+    journal.write_text("".join(bad))
+    assert score_table(folder / "pairs.csv", out, **options)["q"].tolist() == expected
+
+
+@pytest.mark.parametrize("q", ["NaN", "1e400", "true", '"0.5"', "null"])
+def test_what_is_no_score_in_a_finished_table_is_scored(folder, model, expected, tmp_path, q):
+    out, options = tmp_path / "scores.json", {"model": model, "caps": CAPS_4}
+    score_table(folder / "pairs.csv", out, **options)
+    text = out.read_text()
+    out.write_text(text.replace(f'"q": {json.loads(text)[4]["q"]!r}', f'"q": {q}'))
+    assert score_table(folder / "pairs.csv", out, **options)["q"].tolist() == expected
+    out.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="is no table of scores"):
+        score_table(folder / "pairs.csv", out, **options)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text there")
+def test_a_folder_whose_name_is_not_utf_8_is_no_end(folder, model, tmp_path):
+    root = tmp_path / os.fsdecode(b"caf\xe9")
+    shutil.copytree(folder / "images", root / "images")
+    pairs = read_pairs(folder / "pairs.csv").head(3)
+    pairs.loc[pairs.index[1], "distorted"] = "missing.png"
+    for out in (tmp_path / "scores.csv", tmp_path / "scores.json", root / "scores.parquet"):
+        table = score_table(pairs, out, root=root, model=model, caps=CAPS_4)
+        assert table["q"].notna().tolist() == [True, False, True]
+        assert "caf\\udce9/missing.png: no such file" in table["error"].iloc[1]
+        assert read_scores(out)["error"].tolist() == table["error"].tolist()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_pipes_and_devices_are_refused_at_once(folder, model, tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    pairs = pd.DataFrame(
+        {"reference": [folder / "images/r0.png"] * 2, "distorted": [tmp_path / "pipe.png", "/dev/zero"]}
+    )
+    table = score_table(pairs, model=model, caps=CAPS_4)
+    assert table["error"].str.endswith(": it is no regular file").all()
+    with pytest.raises(ImageError, match="it is no regular file"):
+        score(tmp_path / "pipe.png", folder / "images/r0.png", model=model)
+    for name in ("pipe.csv", "pipe.parquet", "out.json"):
+        os.mkfifo(tmp_path / name)
+    for path in ("pipe.csv", "pipe.parquet"):
+        with pytest.raises(ValueError, match="no regular file"):
+            score_table(tmp_path / path, model=model)
+    with pytest.raises(ValueError, match="no regular file"):
+        score_table(pairs, tmp_path / "out.json", model=model)
+
+
 # ------------------------------------------------------------------------------------------------------ several processes
 
 
@@ -403,8 +495,10 @@ def test_a_rank_that_comes_back_after_the_merge_finds_the_table(folder, model, e
     monkeypatch.setattr(batch, "SHARD", 3)
     options = {"model": model, "caps": CAPS_4}
     out = tmp_path / "scores.csv"
-    settings = batch.Settings(fingerprint(model), batch.caps_for(model, CAPS_4), 1, 0, "float32", str(folder))
-    late = Store(out, settings.columns(), read_pairs(folder / "pairs.csv"))
+    settings = batch.Settings(
+        fingerprint(model), batch.caps_for(model, CAPS_4), 1, 0, "float32", (255, 255, 255), str(folder)
+    )
+    late = Store(out, settings.columns(), read_pairs(folder / "pairs.csv"), folder)
     for rank in range(2):
         score_table(folder / "pairs.csv", out, rank=rank, world_size=2, **options)
     with late:
@@ -494,20 +588,65 @@ def test_folders_are_paired_by_name(tmp_path):
     found = {Path(d).name: Path(r).name for r, d in table.itertuples(index=False)}
     assert found == {
         "a.jpg": "a.png", "A_05.jpg": "a.png", "b_1.png": "b_1.png", "b_1_2.png": "b_1.png", "c_x_y.png": "C.bmp",
-        "nobody_1.png": "",
+        "nobody_1.png": "", "notes.txt": "",
     }  # fmt: skip
     assert table["distorted"].tolist() == sorted(table["distorted"])
 
 
 @pytest.mark.parametrize(
     ("references", "distorted"),
-    [(["a.png", "a.bmp"], "a_1.png"), (["a.png", "a_1.png"], "a_1_2.png"), (["a.png", "x/A.png"], "a.png")],
+    [(["a.png", "a.bmp"], "a_1.png"), (["a.png", "a_1.png"], "a_1_2.png"), (["x/a.png", "y/A.png"], "a.png")],
 )
 def test_ambiguous_names_are_an_error_by_name(tmp_path, references, distorted):
     make(tmp_path / "ref", *references)
     make(tmp_path / "dist", distorted)
     with pytest.raises(ValueError, match=f"{distorted}: its reference may be .* or "):
         pair_folders(tmp_path / "ref", tmp_path / "dist")
+
+
+@pytest.mark.parametrize(
+    ("references", "distorted", "expected"),
+    [
+        (["scene1/0001.png", "scene2/0001.png"], "scene2/0001.png", "scene2/0001.png"),
+        (["scene1/0001.png", "scene2/0001.png"], "jpeg/Scene1/q10/0001_10.jpg", "scene1/0001.png"),
+        (["0001.png", "scene1/0001.png"], "scene1/0001.png", "scene1/0001.png"),
+        (["0001.png", "scene1/0001.png"], "scene3/0001.png", "0001.png"),
+        (["a/x/1.png", "b/x/1.png", "x/1.png"], "b/x/1_2.png", "b/x/1.png"),
+        (["s1/a.png", "s2/a_1.png"], "s1/a_1.png", "s1/a.png"),
+        (["caf\u00e9.png"], "cafe\u0301_10.png", "caf\u00e9.png"),
+        (["E\u0301t\u00e9/a.png", "b/a.png"], "\u00e9te\u0301/a.png", "E\u0301t\u00e9/a.png"),
+        (["a.png", "a.txt"], "a_1.png", "a.png"),
+    ],
+)
+def test_the_folders_and_the_name_decide(tmp_path, references, distorted, expected):
+    make(tmp_path / "dist", distorted)
+    for name in references:
+        (tmp_path / "ref" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "ref" / name).touch()
+    assert pair_folders(tmp_path / "ref", tmp_path / "dist")["reference"].tolist() == [str(tmp_path / "ref" / expected)]
+
+
+def test_one_folder_in_the_other(tmp_path):
+    make(tmp_path, "a.png", "s/b.png", "out/a_1.png", "out/s/b.jpg", "more/a.png")
+    (tmp_path / "more").rename(tmp_path / "s" / "more")
+    table = pair_folders(tmp_path, tmp_path / "out")
+    names = [tuple(str(Path(path).relative_to(tmp_path)) for path in row) for row in table.itertuples(index=False)]
+    assert names == [("a.png", "out/a_1.png"), ("s/b.png", "out/s/b.jpg")]
+    (tmp_path / "out" / "copy.png").symlink_to(tmp_path / "a.png")
+    assert len(pair_folders(tmp_path, tmp_path / "out")) == 3
+
+
+def test_every_file_is_a_row(tmp_path, model, folder):
+    make(tmp_path, "ref/a.png", "dist/a.png")
+    for name in ("a.mpo", "a.jxl", "a.heic", "a.hdr", "a.exr", "a", "b.png", ".hidden.png"):
+        (tmp_path / "dist" / name).write_bytes(b"no image")
+    (tmp_path / "dist" / "a_gone.png").symlink_to(tmp_path / "nowhere.png")
+    table = score_table(pair_folders(tmp_path / "ref", tmp_path / "dist"), model=model, caps=CAPS_4)
+    errors = dict(zip((Path(path).name for path in table["distorted"]), table["error"], strict=True))
+    assert sorted(errors) == ["a", "a.exr", "a.hdr", "a.heic", "a.jxl", "a.mpo", "a.png", "a_gone.png", "b.png"]
+    assert [name for name, error in errors.items() if not error] == ["a.png"]
+    assert "no reference" in errors["b.png"]
+    assert "no such file" in errors["a_gone.png"]
 
 
 def test_an_exact_name_comes_first(tmp_path):
@@ -552,6 +691,30 @@ def test_folders_without_images(tmp_path):
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input
+
+
+def test_tables_are_read_as_people_write_them(folder, model, tmp_path):
+    rows = [
+        r"images\r0.png,images\r0_1.png,",
+        'images/r0.png,images/r0_2.png,"two',
+        'lines"',
+        "images/r1.png,images/r1_1.png,",
+    ]
+    text = "\r".join(["Reference,Distorted,", *rows[:1]])
+    (tmp_path / "PAIRS.CSV").write_text(text)
+    table = score_table(tmp_path / "PAIRS.CSV", tmp_path / "scores.csv", root=folder, model=model, caps=CAPS_4)
+    assert (table["error"] == "").all()
+    assert read_scores(tmp_path / "scores.csv")["distorted"].tolist() == ["images/r0_1.png"]
+    (tmp_path / "b.csv").write_text("\r".join(["Reference,DIST_PATH,note,", *rows]))
+    table = score_table(tmp_path / "b.csv", root=folder, model=model, caps=CAPS_4)
+    assert table["distorted"].tolist() == ["images/r0_1.png", "images/r0_2.png", "images/r1_1.png"]
+    assert table["note"].tolist()[1] == "two\nlines"
+
+
+@pytest.mark.parametrize("pairs", [{}, [], 3, {"reference": ["a"]}, [("a", "b")]])
+def test_what_is_no_table_says_what_one_is(model, pairs):
+    with pytest.raises(ValueError, match=r"the table of pairs: (needs one column `|give a DataFrame)"):
+        score_table(pairs, model=model)
 
 
 @pytest.mark.parametrize(
@@ -709,6 +872,50 @@ class TestShell:
         assert errors.startswith("vtamiq: ")
         assert errors.count("\n") == 1
         assert message in errors
+
+    def test_names_cannot_command_the_terminal(self, model_folder, tmp_path, capsys):
+        make(tmp_path, "ref/a.png", "dist/a.png")
+        evil = "a_\x1b[31m\r9 of 9 pairs scored\n\x9bvtamiq: fine.png"
+        (tmp_path / "dist" / evil).write_bytes(b"no image")
+        shutil.copy(tmp_path / "dist/a.png", tmp_path / "dist" / f"{evil}.png")
+        command = ["score", "--ref-dir", str(tmp_path / "ref"), "--dist-dir", str(tmp_path / "dist"), "--workers", "0"]
+        command += ["--model", str(model_folder), "--patches", "4"]
+        for more in ([], ["--out", str(tmp_path / "\x1bscores.csv")]):
+            assert main(command + more) == 1
+            said = capsys.readouterr()
+            for text in (said.out, said.err):
+                assert all(letter.isprintable() for letter in text.replace("\n", ""))
+            assert [line for line in said.err.splitlines() if line.startswith("vtamiq")] == said.err.splitlines()[:1]
+            assert "a_\\x1b[31m\\r9 of 9" in said.err
+        assert f"{tmp_path}/dist/{evil}.png" in pd.read_csv(tmp_path / "\x1bscores.csv")["distorted"].tolist()
+        assert main(["score", str(tmp_path / "ref/a.png"), str(tmp_path / "dist" / evil)]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+    def test_the_background_is_an_option(self, model_folder, tmp_path, capsys):
+        Image.new("LA", (20, 20), (255, 0)).save(tmp_path / "a.png")
+        Image.new("LA", (20, 20), (90, 0)).save(tmp_path / "b.png")
+        pair = [str(tmp_path / "a.png"), str(tmp_path / "b.png"), "--model", str(model_folder), "--json"]
+        for text, value in (("checker", "checker"), ("1,2,3", [1, 2, 3])):
+            assert main(["score", *pair, "--background", text]) == 0
+            found = json.loads(capsys.readouterr().out)
+            assert (found["q"], found["background"]) == (0, value)
+        assert main(["score", *pair, "--background", "1,2,300"]) == 2
+        assert "background must be three integers" in capsys.readouterr().err
+
+    def test_warnings_of_libraries_are_not_shown(self, model_folder, tmp_path, capsys, monkeypatch):
+        make(tmp_path, "a.png")
+
+        def warns(*_):
+            warnings.warn("of a library", stacklevel=2)
+            logging.getLogger("a.library").warning("of another")
+            return 1
+
+        monkeypatch.setattr("vtamiq.__main__._report", warns)
+        pairs = tmp_path / "pairs.csv"
+        pairs.write_text("reference,distorted\na.png,a.png")
+        with warnings.catch_warnings(record=True) as shown:
+            assert main(["score", "--pairs", str(pairs), "--workers", "0", "--model", str(model_folder)]) == 1
+        assert not shown
 
     def test_several_processes_need_a_file(self, folder, model_folder, monkeypatch, capsys):
         monkeypatch.setenv("RANK", "0")

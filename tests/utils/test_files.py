@@ -119,4 +119,3 @@ def test_images_of_a_folder_are_regular_files_that_are_not_hidden(tmp_path):
     names = [entry.name for entry in list_folder(tmp_path)]
     assert names == sorted({"a.JPG", "b.png", "e.png", "in", "notes.txt"} | ({"loop", "pipe.png"} & {*names}))
     assert list_images(tmp_path) == [tmp_path / "a.JPG", tmp_path / "b.png"]
-    assert list_images(tmp_path, below=True) == [tmp_path / n for n in ("a.JPG", "b.png", "e.png/f.png", "in/c.bmp")]

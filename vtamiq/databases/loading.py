@@ -1,6 +1,7 @@
-"""Find databases on disk, and load them by name.
+"""Full-reference image quality databases, each as one table of image pairs.
 
-A new loader is a function `load(root, *, strict=True, **options)` that returns a `Database`, and a line in `LOADERS`.
+`load_database` finds and loads one by name, `find_databases` says what is there. A new loader is a function
+`load(root, *, strict=True, **options)` that returns a `Database`, and a line in `LOADERS`.
 """
 
 import logging
@@ -28,10 +29,13 @@ log = logging.getLogger(__name__)
 
 
 class Loader(NamedTuple):
-    """How a database is loaded, and recognised by names of its folder in circulation (in any letter case).
+    """How one database is loaded and recognised.
 
-    Its root has at least one of the `marks`; a folder without them may hold the root one level deeper, under one of the
-    same names, as some archives unpack.
+    Attributes:
+        load: the function that does it.
+        folders: names of its folder in circulation (in any letter case).
+        marks: files or folders of which its root has at least one; a folder without them may hold the root one level
+            deeper, under one of the same names, as some archives unpack.
     """
 
     load: Callable[..., Database]
@@ -74,8 +78,8 @@ def load_database(
             folder names in circulation.
         strict: refuse incomplete or damaged copies; otherwise load what can be used and list the rest in
             `Database.omissions`. Of a pair listed twice that is its first row, or none if its scores differ.
-        options: of the loader, such as `realigned=False` for LIVE, `part="val"` for PIPAL, or `check_images=False` (most
-            loaders open every image once, to find those missing, cut off or of another size).
+        options: of the loader, for example `realigned=False` for LIVE, `part="val"` for PIPAL, or `check_images=False`
+            (most loaders open every image once, to find missing, cut off and mismatched ones before a training does).
 
     Raises:
         DatabaseError: unknown name, missing folder, or anything wrong inside it.
@@ -94,10 +98,16 @@ def load_database(
 
 def load_from_text(text: str, base: str | os.PathLike[str] = ".", **options: Any) -> Database:
     """Load a database that is named in one line, as in "tid2013", "live:realigned=false", "data/mine:label=vsi" or
-    "table:root=data/mine:higher_better=true": a name for `load_database`, or a folder that `synthesize` made; then options
-    of the loader, with colons between.
+    "table:root=data/mine:higher_better=true".
 
-    Paths are relative to `base`; further `options` are overridden by the text. DatabaseError if it cannot be loaded.
+    Args:
+        text: a name for `load_database`, or a folder that `python -m vtamiq synthesize` made; then options of the loader,
+            with colons between. A path therefore has no colon in it.
+        base: what paths in the text are relative to.
+        options: further ones, which the text overrides.
+
+    Raises:
+        DatabaseError: there is no such database or option, or it cannot be loaded.
     """
     name, *given = (part.strip() for part in text.split(":"))
     folder = Path(base) / name
@@ -127,18 +137,25 @@ def data_folder() -> Path:
 
 
 def find_databases(data: str | os.PathLike[str] | None = None) -> dict[str, Path]:
-    """Name → root of every database in a folder (None for `data_folder()`); DatabaseError if there is no such folder. A
-    database whose folder is there twice, in two letter cases, is left out, with a warning in the log."""
+    """Name → root of every database in a folder (None for `data_folder()`), by the folder names in circulation.
+
+    A database whose folder is there twice, in two letter cases, is left out, with a warning in the log.
+
+    Raises DatabaseError if there is no such folder.
+    """
     data = data_folder() if data is None else Path(data)
     if not data.is_dir():
         raise DatabaseError(f"no folder {data}; put databases there, or set VTAMIQ_DATA to the folder that has them")
     index, found = FolderIndex(data), {}
     for name, loader in LOADERS.items():
         try:
-            found[name] = _find(index, loader)
+            folder = _find(index, loader)
         except DatabaseError as error:  # two folders that differ by case: one database must not hide the others
             log.warning("%s cannot be told: %s", name, error)
-    return {name: folder for name, folder in found.items() if folder is not None}
+            continue
+        if folder is not None:
+            found[name] = folder
+    return found
 
 
 def _search(name: str) -> Path:
@@ -160,12 +177,12 @@ def _find(index: FolderIndex, loader: Loader) -> Path | None:
 
 def _unpacked(folder: Path, loader: Loader) -> Path:
     """The folder itself, or the one inside it that an archive unpacked to."""
-
-    def has_mark(place: Path) -> bool:
-        return place.is_dir() and any(FolderIndex(place).get(mark) for mark in loader.marks)
-
-    if not folder.is_dir() or has_mark(folder):
+    if not folder.is_dir() or _has_mark(folder, loader):
         return folder
     index = FolderIndex(folder)
-    inner = (folder / path for name in loader.folders if (path := index.get(name)) is not None)
-    return next(filter(has_mark, inner), folder)
+    inner = [folder / path for name in loader.folders if (path := index.get(name)) is not None]
+    return next((place for place in inner if _has_mark(place, loader)), folder)
+
+
+def _has_mark(folder: Path, loader: Loader) -> bool:
+    return folder.is_dir() and any(FolderIndex(folder).get(mark) for mark in loader.marks)

@@ -22,16 +22,19 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from vtamiq.utils.files import replacing
+from vtamiq.utils.files import check_regular, replacing
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ImageError", "ImageSource", "centre_crop", "check_same_size", "check_uint8_rgb", "describe", "image_size",
-           "read_image", "read_images", "write_png"]  # fmt: skip
+__all__ = ["Background", "ImageError", "ImageSource", "centre_crop", "check_background", "check_same_size",
+           "check_uint8_rgb", "composite", "describe", "image_size", "is_sequence", "read_image", "read_images",
+           "read_samples", "write_png"]  # fmt: skip
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor"
+Background: TypeAlias = "tuple[int, int, int] | str"  # an 8-bit RGB colour, or "checker"
 WHITE = (255, 255, 255)
+CHECKER = ((102, 102, 102), (153, 153, 153), 8)  # two colours and the side of the squares in pixels
 _decoding = threading.Lock()
 _PHOTOMETRIC = 262  # the TIFF tag that says whether zero is white (0) or black (1)
 
@@ -40,13 +43,13 @@ class ImageError(ValueError):
     """An image that cannot be read or used; the message names the image and the reason."""
 
 
-def read_image(source: ImageSource, *, background: tuple[int, int, int] = WHITE) -> np.ndarray:
+def read_image(source: ImageSource, *, background: Background = WHITE) -> np.ndarray:
     """Read any image as 8-bit RGB.
 
     Args:
         source: a path, a PIL image, an array `(H, W)` or `(H, W, C)`, or a torch tensor `(C, H, W)` on any device, with
             C = 1 (grey), 3 (RGB) or 4 (RGB and alpha). Arrays and tensors are bool, uint8, uint16 or float in [0, 1].
-        background: 8-bit RGB colour that shows through transparent pixels.
+        background: 8-bit RGB colour that shows through transparent pixels, or "checker": grey squares of 8 pixels.
 
     Returns:
         uint8 array `(H, W, 3)`, C-contiguous, that shares no memory with the source.
@@ -55,23 +58,46 @@ def read_image(source: ImageSource, *, background: tuple[int, int, int] = WHITE)
         ImageError: the source is missing, damaged, too large for Pillow's decompression-bomb limit, of an unsupported type,
             shape or dtype, or has samples outside its range.
     """
-    colour = _check_background(background)
+    background = check_background(background)
+    return composite(read_samples(source), background)
+
+
+def read_samples(source: ImageSource) -> np.ndarray:
+    """Read any image as uint8 RGB `(H, W, 3)`, or as RGB and alpha `(H, W, 4)` if it has transparency."""
     name = describe(source)
     if isinstance(source, str | os.PathLike):
-        return _from_file(Path(os.fsdecode(source)), name, colour)
+        return _from_file(Path(os.fsdecode(source)), name)
     if isinstance(source, Image.Image):
-        return _from_pil(source, name, colour)
+        return _from_pil(source, name)
     if isinstance(source, np.ndarray):
-        return _from_array(source, name, colour)
+        return _from_array(source, name)
     if _is_tensor(source):
-        return _from_tensor(source, name, colour)
+        return _from_tensor(source, name)
     raise ImageError(f"{name} is no image: give a path, a PIL image, an array or a torch tensor")
 
 
-def read_images(sources: Iterable[ImageSource], *, background: tuple[int, int, int] = WHITE) -> np.ndarray:
+def composite(samples: np.ndarray, background: Background, opposite: bool = False) -> np.ndarray:
+    """Samples of `read_samples` over a background as RGB `(H, W, 3)`; those without alpha are returned as they are.
+
+    `opposite` takes instead of every value of the background the farther of 0 and 255, so that no colour equals both.
+    """
+    if samples.shape[2] == 3:
+        return samples
+    if background == "checker":
+        dark, light, side = CHECKER
+        row, column = np.ogrid[: samples.shape[0], : samples.shape[1]]
+        colours = np.array([dark, light], np.uint16)[(row // side + column // side) % 2]
+    else:
+        colours = np.array(background, np.uint16)
+    if opposite:
+        colours = np.where(colours > 127, 0, 255).astype(np.uint16)
+    colour, alpha = samples[:, :, :3].astype(np.uint16), samples[:, :, 3:].astype(np.uint16)
+    return ((colour * alpha + colours * (255 - alpha) + 127) // 255).astype(np.uint8)  # rounded
+
+
+def read_images(sources: Iterable[ImageSource], *, background: Background = WHITE) -> np.ndarray:
     """Read K images of one size into a uint8 array `(K, H, W, 3)`; ImageError as in `read_image`, or if sizes differ."""
-    one = isinstance(sources, str | os.PathLike | Image.Image)
-    if one or not isinstance(sources, Iterable) or getattr(sources, "ndim", 4) != 4:  # rows of an image are no images
+    if not is_sequence(sources):
         raise ImageError(f"read_images needs a sequence of images, not one {describe(sources)}")
     sources = list(sources)
     if not sources:
@@ -80,6 +106,15 @@ def read_images(sources: Iterable[ImageSource], *, background: tuple[int, int, i
     for source, image in zip(sources, images, strict=True):
         check_same_size(sources[0], images[0], source, image)
     return np.stack(images)
+
+
+def is_sequence(source: Any) -> bool:
+    """Whether it is several images: a list, a column of a table, an array of paths or a stack (M, ...)."""
+    if isinstance(source, np.ndarray) and source.dtype.kind in "OU":
+        return source.ndim == 1
+    if isinstance(source, np.ndarray) or _is_tensor(source):
+        return source.ndim == 4  # rows of an image are no images
+    return isinstance(source, Iterable) and not isinstance(source, str | bytes | os.PathLike | Image.Image)
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -91,7 +126,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         ImageError: the file is missing, of no known format, or cut off.
     """
     path = Path(path)
-    with _reading(str(path)), path.open("rb") as file, Image.open(file) as image:
+    with _reading(str(path)), _regular(path).open("rb") as file, Image.open(file) as image:
         # A PNG's own `getexif` would decode the pixels, for what may be behind them
         exif = Image.Image.getexif(image) if image.format == "PNG" else image.getexif()
         turned = exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
@@ -143,15 +178,20 @@ def _reading(name: str) -> Iterator[None]:
         raise ImageError(f"cannot read {name}: {str(error) or type(error).__name__}") from error
 
 
-def _from_file(path: Path, name: str, background: np.ndarray) -> np.ndarray:
+def _regular(path: Path) -> Path:
+    check_regular(path, "it")  # a pipe would keep its reader waiting
+    return path
+
+
+def _from_file(path: Path, name: str) -> np.ndarray:
     # Opened here: given a path, Pillow maps some TIFFs into memory, and then mixes up the rows of turned ones.
-    with _reading(name), path.open("rb") as file, Image.open(file) as image:
+    with _reading(name), _regular(path).open("rb") as file, Image.open(file) as image:
         if image.format == "EPS":
             raise ImageError("PostScript is a program, not an image; convert it to PNG")
         limit = Image.MAX_IMAGE_PIXELS  # Pillow only warns up to twice this limit
         if limit is not None and image.width * image.height > limit:
             raise ImageError(f"{image.width} x {image.height} pixels exceed Pillow's limit of {limit} pixels")
-        return _decode(image, background)
+        return _decode(image)
 
 
 def _header_tells(image: Image.Image, file: BinaryIO) -> bool:
@@ -183,15 +223,15 @@ def _has_plain_chunks(file: BinaryIO) -> bool:
     return False
 
 
-def _from_pil(image: Image.Image, name: str, background: np.ndarray) -> np.ndarray:
+def _from_pil(image: Image.Image, name: str) -> np.ndarray:
     with _reading(name):  # an image opened by the caller is decoded only now
         with _decoding:  # the file of an image that is not decoded yet, for the first of several threads alone
             image.load()
             image.getexif()
-        return _decode(image, background)
+        return _decode(image)
 
 
-def _from_array(array: np.ndarray, name: str, background: np.ndarray) -> np.ndarray:
+def _from_array(array: np.ndarray, name: str) -> np.ndarray:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise ImageError(f"{name} must have shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
     if array.size == 0:
@@ -199,12 +239,12 @@ def _from_array(array: np.ndarray, name: str, background: np.ndarray) -> np.ndar
     if np.ma.is_masked(array):
         raise ImageError(f"{name} has masked values; fill them first")
     try:
-        return _to_rgb(_to_uint8(np.asarray(array)), background)  # sub-classes have rules of their own
+        return _to_samples(_to_uint8(np.asarray(array)))  # sub-classes have rules of their own
     except ValueError as error:
         raise ImageError(f"{name}: {error}") from error
 
 
-def _from_tensor(tensor: "torch.Tensor", name: str, background: np.ndarray) -> np.ndarray:
+def _from_tensor(tensor: "torch.Tensor", name: str) -> np.ndarray:
     if tensor.ndim != 3 or tensor.shape[0] not in (1, 3, 4):
         raise ImageError(f"{name} must have shape (1, H, W), (3, H, W) or (4, H, W)")
     try:
@@ -212,11 +252,11 @@ def _from_tensor(tensor: "torch.Tensor", name: str, background: np.ndarray) -> n
         array = (tensor.double() if tensor.is_floating_point() else tensor).numpy()  # numpy has no bfloat16
     except (RuntimeError, TypeError) as error:  # sparse, meta and quantised tensors
         raise ImageError(f"cannot read {name}: {error}") from error
-    return _from_array(array.transpose(1, 2, 0), name, background)
+    return _from_array(array.transpose(1, 2, 0), name)
 
 
-def _decode(image: Image.Image, background: np.ndarray) -> np.ndarray:
-    """RGB array of a PIL image of any mode."""
+def _decode(image: Image.Image) -> np.ndarray:
+    """Samples of a PIL image of any mode."""
     image.load()
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         image = ImageOps.exif_transpose(image)
@@ -225,8 +265,8 @@ def _decode(image: Image.Image, background: np.ndarray) -> np.ndarray:
     if image.mode == "RGB" and not image.has_transparency_data:
         return np.array(image)
     if image.mode.startswith(("I", "F")):
-        return _to_rgb(_decode_wide(image), background)
-    return _to_rgb(np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB")), background)
+        return _to_samples(_decode_wide(image))
+    return np.array(image.convert("RGBA" if image.has_transparency_data else "RGB"))
 
 
 def _decode_wide(image: Image.Image) -> np.ndarray:
@@ -263,14 +303,11 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
     raise ValueError(f"samples must be bool, uint8, uint16 or float in [0, 1], not {values.dtype}")
 
 
-def _to_rgb(samples: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """New contiguous RGB array of uint8 samples `(H, W)` or `(H, W, C)`."""
+def _to_samples(samples: np.ndarray) -> np.ndarray:
+    """New contiguous array `(H, W, 3 or 4)` of uint8 samples `(H, W)` or `(H, W, C)`."""
     if samples.ndim == 2:
         samples = samples[:, :, None]
-    if samples.shape[2] < 4:
-        return np.array(np.broadcast_to(samples, (*samples.shape[:2], 3)), order="C")
-    colour, alpha = samples[:, :, :3].astype(np.uint16), samples[:, :, 3:].astype(np.uint16)
-    return ((colour * alpha + background * (255 - alpha) + 127) // 255).astype(np.uint8)  # rounded
+    return np.array(np.broadcast_to(samples, (*samples.shape[:2], max(3, samples.shape[2]))), order="C")
 
 
 def _is_tensor(source: Any) -> bool:
@@ -280,8 +317,8 @@ def _is_tensor(source: Any) -> bool:
 
 
 def check_same_size(source: Any, image: np.ndarray, other_source: Any, other: np.ndarray) -> None:
-    """Raise an `ImageError` that names both sources unless their images `(H, W, 3)` have one size."""
-    if other.shape != image.shape:
+    """Raise an `ImageError` that names both sources unless their images `(H, W, C)` have one size."""
+    if other.shape[:2] != image.shape[:2]:
         size, other_size = (f"{array.shape[1]} x {array.shape[0]}" for array in (image, other))
         raise ImageError(
             f"images differ in size: {describe(source)} is {size} and {describe(other_source)} is {other_size} "
@@ -302,11 +339,14 @@ def describe(source: Any) -> str:
     return f"object of type {type(source).__name__}"
 
 
-def _check_background(background: tuple[int, int, int]) -> np.ndarray:
+def check_background(background: Any) -> Background:
+    """The background as it enters settings; ImageError if it is none."""
+    if isinstance(background, str) and background == "checker":
+        return background
     try:
         colour = np.asarray(background)
     except ValueError:  # nested unevenly
         colour = np.empty(0)
     if colour.shape != (3,) or colour.dtype.kind not in "iu" or colour.min() < 0 or colour.max() > 255:
-        raise ImageError(f"background must be three integers in 0..255, got {background!r}")
-    return colour.astype(np.uint16)
+        raise ImageError(f'background must be three integers in 0..255 or "checker", got {background!r}')
+    return tuple(colour.tolist())

@@ -1,12 +1,16 @@
 """What is known of the scores of a table: the finished file, and before it journals of what is scored so far.
 
 Every process appends to a journal of its own in `<out>.parts`, one JSON line a row; a line that was cut off by a kill is
-ignored and its row scored again. Rows are told apart by their two paths. The process that finds a result of every row
-writes the table in the order of the input and removes the journals. Two that find so at once write the same table, each
-in one step, so nothing has to be locked.
+ignored and its row scored again. Rows are told apart by their two paths, and scored again if an image has changed since.
+The process that finds a result of every row writes the table in the order of the input and removes the journals. Two that
+find so at once write the same table, each in one step, so nothing has to be locked.
 """
 
+import io
 import json
+import logging
+import math
+import os
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -17,9 +21,12 @@ import numpy as np
 import pandas as pd
 
 from vtamiq.scoring.pairs import PATHS
-from vtamiq.utils.files import write_table, write_text
+from vtamiq.utils.digests import digest
+from vtamiq.utils.files import check_regular, write_table, write_text
 
 __all__ = ["Result", "Store", "read_scores", "to_json"]
+
+log = logging.getLogger(__name__)
 
 FORMATS = (".csv", ".parquet", ".json")
 
@@ -32,6 +39,17 @@ class Result(NamedTuple):
     q: float | None
     standard_error: float | None
     error: str = ""
+    file_state: str = ""  # digest of sizes and times of the two files
+
+    def is_sound(self) -> bool:
+        """Whether it is a score, a finite number, or an error."""
+        if not isinstance(self.error, str) or not isinstance(self.file_state, str):
+            return False
+        if not isinstance(self.standard_error, float | None):
+            return False
+        if self.error:
+            return self.q is None or self.q != self.q
+        return isinstance(self.q, float) and math.isfinite(self.q)
 
 
 def merge(earlier: Mapping[Key, Result], later: Mapping[Key, Result]) -> dict[Key, Result]:
@@ -47,6 +65,7 @@ class Store:
         out: file of the finished table; None keeps results in memory alone.
         settings: columns that say what scores depend on; the last one, `settings`, is a digest of all.
         table: the pairs.
+        root: what their paths are relative to.
 
     Attributes:
         pending: pairs without a score in the finished file, each once, those of one reference together. All processes
@@ -54,11 +73,16 @@ class Store:
         results: what this and other processes have found of them so far.
     """
 
-    def __init__(self, out: Path | None, settings: dict[str, Any], table: pd.DataFrame):
+    def __init__(self, out: Path | None, settings: dict[str, Any], table: pd.DataFrame, root: Path):
         if out is not None and out.suffix not in FORMATS:
             raise ValueError(f"{out}: scores are written as {', '.join(FORMATS)}")
         self.out, self.settings, self.table = out, settings, table
         self.keys: list[Key] = list(zip(*(table[name].tolist() for name in PATHS), strict=True))
+        self.states: dict[Key, str] = {}  # of pairs whose files are there
+        if out is not None:
+            files = {path: _state(root / path) for path in {path for key in self.keys for path in key}}
+            self.states = {key: digest([files[path] for path in key]) for key in self.keys if all(map(files.get, key))}
+        self.changed: set[Key] = set()
         self.before = self._read_out()
         missing = dict.fromkeys(key for key in self.keys if key not in self.before or self.before[key].error)
         order = {reference: k for k, reference in enumerate(dict.fromkeys(reference for reference, _ in missing))}
@@ -71,6 +95,8 @@ class Store:
             self.parts.mkdir(exist_ok=True)
             self.journal = self.parts / f"{settings['settings']}-{uuid.uuid4().hex}.jsonl"
             self._file = self.journal.open("x", encoding="utf-8")
+        if self.changed:
+            log.info("%s: %d pairs whose images have changed are scored again", out, len(self.changed))
 
     def __enter__(self) -> "Store":
         return self
@@ -80,6 +106,7 @@ class Store:
             self._file.close()
 
     def add(self, results: dict[Key, Result]) -> None:
+        results = {key: result._replace(file_state=self.states.get(key, "")) for key, result in results.items()}
         self.results |= results
         if self.out is not None:
             self._file.writelines(json.dumps([*key, *result]) + "\n" for key, result in results.items())
@@ -88,7 +115,7 @@ class Store:
     def finish(self) -> pd.DataFrame | None:
         """The whole table, written; None if rows are missing that other processes have taken."""
         if self.out is None:
-            return self._with_results(self.results)
+            return self._with_results(self.results).drop(columns="file_state")
         known = merge(self._read_journals(), self.results)
         if not self.journal.exists():  # another process has found all rows, and written the table
             known = merge(self._read_out(), known)
@@ -100,9 +127,9 @@ class Store:
         return table
 
     def _with_results(self, results: Mapping[Key, Result]) -> pd.DataFrame:
-        q, standard_error, error = zip(*(results[key] for key in self.keys), strict=True)
+        q, standard_error, error, states = zip(*(results[key] for key in self.keys), strict=True)
         numbers = {"q": np.array(q, dtype=float), "standard_error": np.array(standard_error, dtype=float)}
-        return self.table.assign(**numbers, error=list(error), **self.settings)
+        return self.table.assign(**numbers, error=list(error), **self.settings, file_state=list(states))
 
     def _try_out(self) -> None:
         """ValueError if the table cannot be written, before hours have gone into its scores."""
@@ -116,7 +143,7 @@ class Store:
         trial.unlink()
 
     def _read_out(self) -> dict[Key, Result]:
-        """Results of the finished table.
+        """Results of the finished table that are sound and of unchanged images.
 
         Raises:
             ValueError: it is no table of scores, was made with other settings, or has rows that would be lost.
@@ -128,19 +155,20 @@ class Store:
             pairs = {name: (table[name].iloc[0], new) for name, new in self.settings.items() if name != "settings"}
             changed = ", ".join(f"{name} {old} instead of {new}" for name, (old, new) in pairs.items() if old != new)
             raise ValueError(
-                f"{self.out}: was made with other settings ({changed or 'sampling, precision or root'}); choose another "
-                "file, or remove it to score all rows anew"
+                f"{self.out}: was made with other settings ({changed or 'sampling, precision, background or root'}); "
+                "choose another file, or remove it to score all rows anew"
             )
-        columns = (table[name].tolist() for name in (*PATHS, "q", "standard_error", "error"))
-        rows = zip(*columns, strict=True)
-        results = {(reference, distorted): Result(*found) for reference, distorted, *found in rows}
+        columns = (table[name].tolist() for name in (*PATHS, *Result._fields))
+        results = {
+            (reference, distorted): Result(*found) for reference, distorted, *found in zip(*columns, strict=True)
+        }
         lost = results.keys() - set(self.keys)
         if lost:
             raise ValueError(
                 f"{self.out}: has {len(lost)} rows that are not among the pairs (such as {min(lost)[1]}) and would be "
                 "lost; choose another file"
             )
-        return results
+        return self._current(results)
 
     def _read_journals(self) -> dict[Key, Result]:
         """Results in the journals of all processes, also of those that were killed in the middle of a line."""
@@ -157,30 +185,51 @@ class Store:
             for line in lines:
                 try:
                     reference, distorted, *found = json.loads(line)
-                    result = Result(*found)
-                except (ValueError, TypeError):
+                    if line.endswith(b"\n"):
+                        results[reference, distorted] = Result(*found)
+                except (ValueError, TypeError, RecursionError):
                     continue  # cut off, or damaged by worse: the row is scored again
-                if line.endswith(b"\n"):
-                    results[reference, distorted] = result
-        return results
+        return self._current(results)
+
+    def _current(self, results: dict[Key, Result]) -> dict[Key, Result]:
+        """Results without damaged ones, and without those of images that have changed since."""
+        sound = {key: result for key, result in results.items() if result.is_sound()}
+        scores = {key: result for key, result in sound.items() if not result.error}
+        changed = {
+            key for key, result in scores.items() if self.states.get(key, result.file_state) != result.file_state
+        }
+        self.changed |= changed
+        return {key: result for key, result in sound.items() if key not in changed}
+
+
+def _state(path: Path) -> list[int] | None:
+    """Size and time of the last change of a file, None if there is none."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # the latter: a zero in its name
+        return None
+    return [status.st_size, status.st_mtime_ns]
 
 
 def read_scores(path: str | Path) -> pd.DataFrame:
     """Read a table that `score_table` wrote, with numbers as they were; ValueError if it is no such table."""
     path = Path(path)
-    text = dict.fromkeys((*PATHS, "error", "weights", "settings"), str)
+    text = dict.fromkeys((*PATHS, "error", "weights", "settings", "file_state"), str)
     numbers = {"q": float, "standard_error": float, "repeats": int, "num_patches": int, "seed": int}
     try:
+        check_regular(path)
         if path.suffix == ".parquet":
-            table = pd.read_parquet(path)
+            table = pd.read_parquet(io.BytesIO(path.read_bytes()))
         elif path.suffix == ".csv":
             table = pd.read_csv(path, dtype=str, keep_default_na=False)
             scores = ["q", "standard_error"]
             table[scores] = table[scores].replace("", "nan")  # Python's own reading of numbers, below, is exact
         else:
             table = pd.DataFrame(json.loads(path.read_text(encoding="utf-8")))
-        return table.astype(numbers | text)
-    except (ValueError, TypeError, KeyError, OSError) as error:
+        if path.suffix != ".csv":
+            table["q"] = [q if isinstance(q, float) else None for q in table["q"]]  # true is no score
+        return table.assign(file_state=table.get("file_state", "")).astype(numbers | text)
+    except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
         raise ValueError(f"{path}: is no table of scores ({error}); choose another file") from error
 
 

@@ -26,8 +26,9 @@ REDUCTIONS = ("mean", "sum", "none")
 class VTAMIQLoss(nn.Module):
     """Perceived distortion of `x` against `y` as a differentiable loss, called as piq's losses are: lower is better.
 
-    The model is copied, frozen and kept in evaluation mode. For images of 8-bit values the loss is the `score` of one
-    draw with the same seed, up to rounding.
+    The model is copied, frozen and kept in evaluation mode, and computes in its own precision within autocast too. For
+    images of 8-bit values the loss is the `score` of one draw with the same seed, up to rounding. `torch.compile` compiles
+    the network and leaves the choice of places as it is (so not with `fullgraph=True`).
 
     >>> x = torch.from_numpy(distorted).permute(2, 0, 1)[None] / 255
     >>> y = torch.from_numpy(reference).permute(2, 0, 1)[None] / 255
@@ -88,25 +89,28 @@ class VTAMIQLoss(nn.Module):
             ImageError: shapes differ or are none of images, values are outside [0, 1] (clamp them first) or NaN, or
                 images are smaller than a patch.
         """
+        patches, uv, scale = self._cut(x, y)
+        with torch.autocast(patches.device.type, enabled=False):
+            q = self.model(patches, uv, scale)[:, 0]  # (B,)
+        if self.reduction == "none":
+            return q
+        return q.mean() if self.reduction == "mean" else q.sum()
+
+    @torch.compiler.disable
+    def _cut(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalised patches (B, 2, N, 3, P, P), their uv (B, N, 2) and scale (B, N), on the model's device."""
         _check_batch("x", x)
         _check_batch("y", y)
         if x.shape != y.shape:
             raise ImageError(f"x and y must have one shape, got {tuple(x.shape)} and {tuple(y.shape)}")
         draw, self.calls = (self.calls if self.new_places else 0), self.calls + 1
-        items = [self._item(*pair, draw) for pair in zip(x, y, strict=True)]
-        patches, uv, scale = (torch.stack(parts) for parts in zip(*items, strict=True))
-        q = self.model(patches, uv, scale)[:, 0]  # (B,)
-        if self.reduction == "none":
-            return q
-        return q.mean() if self.reduction == "mean" else q.sum()
-
-    def _item(self, distorted: Tensor, reference: Tensor, draw: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalised patches (2, N, 3, P, P) of one pair (3, H, W), their uv (N, 2) and scale (N,)."""
-        (sample,) = self.caps.draws([_to_uint8(reference), _to_uint8(distorted)], self.seed, [draw])
-        cut = torch.stack([gather_patches(image, sample) for image in (reference, distorted)])
         weights = next(self.model.parameters())
-        cut = self.model.normalise(255 * cut.to(weights.device, weights.dtype))
-        return cut, sample.uv.to(weights.device), sample.scale.to(weights.device)
+        items = []
+        for pair in zip(y, x, strict=True):
+            (sample,) = self.caps.draws([_to_uint8(image) for image in pair], self.seed, [draw])
+            cut = torch.stack([gather_patches(image, sample) for image in pair]).to(weights.device, weights.dtype)
+            items.append((self.model.normalise(255 * cut), sample.uv, sample.scale))
+        return tuple(torch.stack(parts).to(weights.device) for parts in zip(*items, strict=True))
 
 
 def gather_patches(image: Tensor, sample: PatchSample) -> Tensor:
@@ -115,23 +119,18 @@ def gather_patches(image: Tensor, sample: PatchSample) -> Tensor:
     Coarser scales are cut from the means of 2 × 2 pixels, as in `CAPS`, without its rounding to 8 bits.
     """
     P, level = sample.patches.shape[-1], image
+    offset = torch.arange(P, device=image.device)
     patches = image.new_zeros(len(sample.scale), 3, P, P)
     for scale in range(int(sample.scale.max()) + 1):
         if scale > 0:
             level = F.avg_pool2d(level, 2)
         here = (sample.scale == scale).nonzero()[:, 0]
-        cut = _cut(level, sample.position[here].to(image.device), P)
+        row, column = (sample.position[here, axis, None].to(image.device) + offset for axis in (0, 1))  # (n, P) each
+        pixel = row[:, :, None] * level.shape[2] + column[:, None, :]  # (n, P, P)
+        # Looked up as embeddings: on a CPU the gradient of an indexed tensor is summed in any order by its threads.
+        cut = F.embedding(pixel, level.flatten(1).T).permute(0, 3, 1, 2)
         patches = patches.index_copy(0, here.to(image.device), cut)
     return patches
-
-
-def _cut(image: Tensor, position: Tensor, patch_size: int) -> Tensor:
-    """Patches (N, 3, P, P) of an image (3, h, w) with their top-left pixels at position (N, 2)."""
-    offset = torch.arange(patch_size, device=image.device)
-    row, column = (position[:, axis, None] + offset for axis in (0, 1))  # (N, P) each
-    pixel = row[:, :, None] * image.shape[2] + column[:, None, :]  # (N, P, P)
-    # Looked up as embeddings: on a CPU the gradient of an indexed tensor is summed in any order by its threads.
-    return F.embedding(pixel, image.flatten(1).T).permute(0, 3, 1, 2)
 
 
 def _to_uint8(image: Tensor) -> np.ndarray:

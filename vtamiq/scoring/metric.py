@@ -1,5 +1,7 @@
 """VTAMIQ as a torchmetrics metric: accumulated over batches and processes. Apart, since torchmetrics imports slowly."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -54,11 +56,11 @@ class VTAMIQMetric(Metric):
             raise ValueError(f"reduction must be mean or sum, got {reduction!r}")
         self.reduction = reduction
         self.loss = VTAMIQLoss(model, caps=caps, seed=seed, reduction="none")
-        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0.0, dtype=torch.float64, device="cpu"), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0, device="cpu"), dist_reduce_fx="sum")
         # A MetricCollection merges metrics of equal states, and copies have the score 0 by any model.
         identity = digest(f"{fingerprint(self.loss.model)} {self.loss.caps} {seed}", length=12)
-        self.add_state("identity", torch.tensor(int(identity, 16)), dist_reduce_fx="max")
+        self.add_state("identity", torch.tensor(int(identity, 16), device="cpu"), dist_reduce_fx="max")
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Add pairs: distorted `preds` and references `target`, (B, 3, H, W), float in [0, 1] or uint8.
@@ -66,10 +68,14 @@ class VTAMIQMetric(Metric):
         Raises:
             ImageError: as for `VTAMIQLoss`.
         """
-        q = self.loss(*(images / 255 if images.dtype == torch.uint8 else images for images in (preds, target)))
+        q = self.loss(*(images.float() / 255 if images.dtype == torch.uint8 else images for images in (preds, target)))
         self.total = self.total + q.sum()
         self.count = self.count + len(q)
 
     def compute(self) -> Tensor:
         """Scalar; NaN if there was no pair."""
         return (self.total / self.count if self.reduction == "mean" else self.total).float()
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Draw one value, the current one by default, or a list of them; figure and axes as in `torchmetrics.Metric`."""
+        return self._plot(val, ax)

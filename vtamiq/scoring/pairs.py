@@ -1,40 +1,41 @@
 """Tables of image pairs to score: read from a file, or matched by name from two folders."""
 
+import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unicodedata import normalize
 
 import pandas as pd
 
-from vtamiq.utils.files import is_utf8, list_images
+from vtamiq.utils.files import check_regular, is_image_name, is_utf8, list_folder
 from vtamiq.utils.tables import numbers_where_exact, read_table
 
 __all__ = ["pair_folders", "read_pairs"]
 
 PATHS = ("reference", "distorted")
-ADDED = ("q", "standard_error", "error", "repeats", "num_patches", "seed", "weights", "settings")  # by `score_table`
+ADDED = ("q", "standard_error", "error", "repeats", "num_patches", "seed", "weights", "settings", "file_state")
 
 
 def read_pairs(path: str | Path) -> pd.DataFrame:
-    """Read a table of pairs from `.csv` or `.parquet`, with columns `reference` and `distorted`.
+    """Read a table of pairs from `.csv` or `.parquet`, with columns `reference` and `distorted`; others are kept.
 
-    Other columns are kept. The frame's index is called `line` and says where a row begins in the file (parquet: the row's
-    number from 1). A line of the CSV with too many or too few fields is a row without paths, for `score_table` to report.
+    The index is called `line` and says where a row begins in the file (parquet: its number from 1). A line of the CSV with
+    too many or too few fields is a row without paths, for `score_table` to report.
 
     Raises:
         ValueError: the file is of another kind or damaged, a column is missing, or there is no row.
         FileNotFoundError: there is no such file.
     """
     path = Path(path)
-    if path.suffix == ".csv":
+    if path.suffix.lower() == ".csv":
         table, _ = read_table(path, PATHS, others=True)
         table = table.apply(lambda column: column if column.name in PATHS else numbers_where_exact(column))
-    elif path.suffix == ".parquet":
+    elif path.suffix.lower() == ".parquet":
+        check_regular(path)
         try:
-            table = pd.read_parquet(path)
-        except FileNotFoundError:
-            raise
+            table = pd.read_parquet(io.BytesIO(path.read_bytes()))
         except (ValueError, OSError) as error:
             raise ValueError(f"{path}: cannot be read as parquet ({error})") from error
         table.index = pd.RangeIndex(1, len(table) + 1, name="line")
@@ -43,8 +44,13 @@ def read_pairs(path: str | Path) -> pd.DataFrame:
     return check_pairs(table, str(path))
 
 
-def check_pairs(table: pd.DataFrame, name: str) -> pd.DataFrame:
+def check_pairs(table: pd.DataFrame | Mapping[str, Any], name: str) -> pd.DataFrame:
     """The table with its paths as text, "" where there is none; ValueError if it is no table of pairs."""
+    if not isinstance(table, pd.DataFrame):
+        try:
+            table = pd.DataFrame(table)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{name}: give a DataFrame or the path of a file ({error})") from error
     columns = list(table.columns)
     for column in PATHS:
         if columns.count(column) != 1:
@@ -59,53 +65,6 @@ def check_pairs(table: pd.DataFrame, name: str) -> pd.DataFrame:
     return table.assign(**{column: [_path(value, column, name) for value in table[column]] for column in PATHS})
 
 
-def pair_folders(ref_dir: str | Path, dist_dir: str | Path) -> pd.DataFrame:
-    """Pair every image below `dist_dir` with its reference below `ref_dir`, by their names without suffix.
-
-    The reference of `NAME.jpg` is `NAME.*`; failing that, that of `NAME_anything.jpg` is `NAME.*`. Capitals do not
-    matter. A distorted image without a reference is a row with an empty one, for `score_table` to report. Hidden files
-    and folders (".NAME") are passed over.
-
-    Returns:
-        DataFrame with columns `reference` and `distorted`, sorted by `distorted`.
-
-    Raises:
-        ValueError: no folder, no images, a name that is not UTF-8, or a distorted image with several possible references.
-    """
-    if Path(ref_dir).resolve() == Path(dist_dir).resolve():
-        raise ValueError(f"{ref_dir}: references and distorted images need folders of their own, or a table of pairs")
-    references: dict[str, list[Path]] = {}
-    for path in _images_below(ref_dir):
-        references.setdefault(path.stem.casefold(), []).append(path)
-    known = {path.resolve() for paths in references.values() for path in paths}  # one folder may lie in the other
-    distorted = [path for path in _images_below(dist_dir) if path.resolve() not in known]
-    if not distorted:
-        raise ValueError(f"{dist_dir}: there are no images beside the references")
-    rows = [(_reference_of(path, references), str(path)) for path in distorted]
-    return pd.DataFrame(rows, columns=list(PATHS))
-
-
-def _images_below(folder: str | Path) -> list[Path]:
-    if not Path(folder).is_dir():
-        raise ValueError(f"{folder}: no such folder")
-    found = list_images(folder, below=True)
-    if not found:
-        raise ValueError(f"{folder}: there are no images")
-    for path in found:
-        _check_text(str(path))
-    return found
-
-
-def _reference_of(distorted: Path, references: Mapping[str, list[Path]]) -> str:
-    stem = distorted.stem.casefold()
-    names = [stem] if stem in references else [stem[:k] for k, letter in enumerate(stem) if letter == "_"]
-    possible = [path for name in names for path in references.get(name, [])]
-    if len(possible) > 1:
-        listed = " or ".join(str(path) for path in possible)
-        raise ValueError(f"{distorted}: its reference may be {listed}; rename one, or list the pairs in a table")
-    return str(possible[0]) if possible else ""
-
-
 def _path(value: Any, column: str, name: str) -> str:
     if isinstance(value, str | os.PathLike):
         _check_text(path := os.fspath(value))
@@ -118,3 +77,79 @@ def _path(value: Any, column: str, name: str) -> str:
 def _check_text(path: str) -> None:
     if not is_utf8(path):
         raise ValueError(f"{path!a}: a name that is not UTF-8 cannot be kept in tables; rename that file")
+
+
+# ------------------------------------------------------------------------------------------------------------- folders
+
+
+class _Name(NamedTuple):
+    """A file below a folder, by what decides which files belong together: any letter case, any Unicode form."""
+
+    path: Path
+    folders: tuple[str, ...]  # between the folder and the file
+    stem: str
+
+
+def pair_folders(ref_dir: str | Path, dist_dir: str | Path) -> pd.DataFrame:
+    """Pair every file below `dist_dir` with its reference below `ref_dir`, by their names without suffix.
+
+    The reference of `NAME.jpg` is `NAME.*`; failing that, that of `NAME_anything.jpg` is `NAME.*`. Of several, the one
+    whose folders below `ref_dir` the distorted image has as well is taken. Letter case and Unicode form do not matter. A
+    distorted image without a reference is a row with an empty one, and a file that is no image a row too, for `score_table`
+    to report. Hidden files and folders (".NAME") and links to folders are passed over. One folder may lie in the other.
+
+    Returns:
+        DataFrame with columns `reference` and `distorted`, sorted by `distorted`.
+
+    Raises:
+        ValueError: no folder, no files, a name that is not UTF-8, or a distorted image with several possible references.
+    """
+    if Path(ref_dir).resolve() == Path(dist_dir).resolve():
+        raise ValueError(f"{ref_dir}: references and distorted images need folders of their own, or a table of pairs")
+    references: dict[str, list[_Name]] = {}
+    for name in _names_below(ref_dir, dist_dir):
+        references.setdefault(name.stem, []).append(name)
+    rows = [(_reference_of(name, references), str(name.path)) for name in _names_below(dist_dir, ref_dir)]
+    return pd.DataFrame(sorted(rows, key=lambda row: row[1]), columns=list(PATHS))
+
+
+def _names_below(folder: str | Path, other: str | Path) -> list[_Name]:
+    """Files below a folder, without those of the other folder if that lies in this one."""
+    if not Path(folder).is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    found = []
+    for path in _files_below(Path(folder), Path(other).resolve()):
+        _check_text(str(path))
+        *folders, stem = normalize("NFC", str(path.relative_to(folder).with_suffix("")).casefold()).split(os.sep)
+        found.append(_Name(path, tuple(folders), stem))
+    if not found:
+        raise ValueError(f"{folder}: there are no images")
+    return found
+
+
+def _files_below(folder: Path, other: Path) -> Iterator[Path]:
+    for entry in list_folder(folder):
+        if not entry.is_dir():
+            yield folder / entry.name
+        elif not entry.is_symlink() and Path(entry.path).resolve() != other:
+            yield from _files_below(folder / entry.name, other)
+
+
+def _reference_of(distorted: _Name, references: Mapping[str, list[_Name]]) -> str:
+    stem = distorted.stem
+    ranks = {}
+    for name in [stem, *(stem[:k] for k, letter in enumerate(stem) if letter == "_")]:
+        for reference in references.get(name, []):
+            shared = _shared(reference.folders, distorted.folders)
+            ranks[reference.path] = (max(shared, 0), name == stem, shared, is_image_name(reference.path.name))
+    possible = [path for path, rank in ranks.items() if rank == max(ranks.values())]
+    if len(possible) > 1:
+        listed = " or ".join(str(path) for path in possible)
+        raise ValueError(f"{distorted.path}: its reference may be {listed}; rename one, or list the pairs in a table")
+    return str(possible[0]) if possible else ""
+
+
+def _shared(folders: tuple[str, ...], those: tuple[str, ...]) -> int:
+    """How many folders a reference has, if a distorted image has the same in the same order, among others; else -1."""
+    rest = iter(those)
+    return len(folders) if all(folder in rest for folder in folders) else -1

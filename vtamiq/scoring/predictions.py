@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 from tqdm.auto import tqdm
 
 from vtamiq.caps import CAPS, caps_for
@@ -14,7 +14,7 @@ from vtamiq.databases.pairs import PairImages
 from vtamiq.databases.schema import Database
 from vtamiq.model.modes import evaluation
 from vtamiq.model.network import VTAMIQ
-from vtamiq.scoring.scores import check_integer, collate_draws, forward, pair_samples, stack
+from vtamiq.scoring.scores import check_integer, collate_draws, forward, load, pair_samples, stack
 from vtamiq.utils.files import replacing
 
 __all__ = ["predict"]
@@ -94,14 +94,8 @@ def _score_rows(
         done = saved = len(finished)
         q[:done] = finished
     bar.update(done)
-    loader = DataLoader(
-        Subset(pairs, range(done, len(pairs))),
-        batch_size=max(1, batch_size // pairs.repeats),
-        num_workers=workers,
-        collate_fn=collate_draws,
-        generator=torch.Generator(),  # else the loader would draw from the caller's random numbers
-    )
-    for inputs in loader:
+    rest = Subset(pairs, range(done, len(pairs)))
+    for inputs in load(rest, batch_size // pairs.repeats, workers, collate_draws):
         scores = forward(model, inputs, batch_size).reshape(-1, pairs.repeats)
         q[done : done + len(scores)] = scores
         done += len(scores)

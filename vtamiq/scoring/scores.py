@@ -5,16 +5,28 @@ finding the places to look at grow with the number of pixels. One pair is held a
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from vtamiq.caps import CAPS, PatchSample, caps_for, cut_patches, pyramid
-from vtamiq.images.reading import ImageError, ImageSource, check_same_size, describe, read_image, read_images
+from vtamiq.images.reading import (
+    WHITE,
+    Background,
+    ImageError,
+    ImageSource,
+    check_background,
+    check_same_size,
+    composite,
+    describe,
+    is_sequence,
+    read_samples,
+)
 from vtamiq.model.checkpoints import CheckpointError
 from vtamiq.model.inference import NOT_FINITE, check_model, half_precision
 from vtamiq.model.modes import evaluation
@@ -26,6 +38,7 @@ COMPUTES = 2  # raise when the same settings give other scores: what was scored 
 Sources: TypeAlias = "ImageSource | Sequence[ImageSource]"
 
 
+@torch.compiler.disable
 def score(
     reference: Sources,
     distorted: Sources,
@@ -38,13 +51,14 @@ def score(
     shared_positions: bool = False,
     batch_size: int = 1,
     precision: str = "float32",
+    background: Background = WHITE,
 ) -> float | np.ndarray | tuple[float, float] | tuple[np.ndarray, np.ndarray]:
     """Perceived distortion of `distorted` against `reference`: lower is better.
 
     Deterministic: the same pair, model and seed have the same score here, in `score_table` and in `predict`, whatever
-    else is scored with them (in larger batches, up to rounding). See `CAPS.draws` for how patches follow from the seed. A
-    perfect copy scores exactly 0 if the model has `zero_anchor` and `caps` is aligned; nothing keeps a model from giving
-    a nearly perfect one a score slightly below 0. May be called from several threads at once.
+    else is scored with them (in larger batches, up to rounding) and whatever torch is set to. A perfect copy scores exactly
+    0 if the model has `zero_anchor` and `caps` is aligned; a nearly perfect one may score slightly below 0. May be called
+    from several threads at once.
 
     >>> score(reference, distorted) > 0  # paths, PIL images, arrays or tensors; by the model that ships with the package
     True
@@ -55,10 +69,10 @@ def score(
 
     Args:
         reference: anything `read_image` takes; or a list of references, one for each distorted image.
-        distorted: one image, or several of their references' sizes: a list, an array (M, H, W, C) or a tensor
-            (M, C, H, W).
+        distorted: one image, or several of their references' sizes: a list or column of a table, an array (M, H, W, C) or
+            a tensor (M, C, H, W).
         model: a trained VTAMIQ; None takes `vtamiq-tiny`, which ships with the package. Used in evaluation mode on the
-            device where it is; its mode is restored.
+            device where it is; its mode is restored. What `torch.compile` made scores uncompiled.
         repeats: draws of patches that are averaged.
         caps: patch sampling; None takes `CAPS()` with what the model prescribes.
         return_std: also return the standard error of the mean over the draws (NaN for one draw).
@@ -68,6 +82,9 @@ def score(
         batch_size: patch samples that go through the network at once; more than 1 pays on a GPU, and for
             many distorted images of one reference (about 4) on a CPU too.
         precision: "float32", or "float16" or "bfloat16" for autocast.
+        background: 8-bit RGB colour behind transparent pixels, or "checker". If the transparency of the two images
+            differs, the score is the mean of those over the background and over its opposite, since over one alone a white
+            logo on white equals nothing.
 
     Returns:
         A float for one distorted image, an array (M,) for several; with `return_std` a pair of these.
@@ -78,19 +95,40 @@ def score(
         ValueError: an argument is out of range, an empty list, or lists of different lengths.
         TypeError: `model` is something else.
     """
-    model = check_model(model)
-    _check_draws(repeats, seed, batch_size)
+    model, background = check_model(model), check_background(background)
+    for name, value, least in (("repeats", repeats, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+        check_integer(name, value, least)
     references, versions, single = _sources(reference, distorted)
     if shared_positions:
-        if _is_sequence(reference):
+        if len(references) > 1 or is_sequence(reference):
             raise ValueError("shared_positions is for one reference, not for a list of references")
-        images = list(read_images([reference, *versions]))  # read once: they guide the places and are scored
-        settings = {"model": model, "repeats": repeats, "seed": seed, "caps": caps, "precision": precision}
-        embedding = ReferenceEmbedding(images[0], guides=images[1:], **settings)
+        images = _read_all([*references, *versions])  # read once: they guide the places and are scored
+        settings = {"repeats": repeats, "seed": seed, "caps": caps, "precision": precision, "background": background}
+        embedding = ReferenceEmbedding(images[0], model=model, guides=images[1:], **settings)
         return embedding.score(images[1] if single else images[1:], return_std=return_std, batch_size=batch_size)
-    samples = _samples(references, versions, caps_for(model, caps), repeats, seed)
-    draws = [forward(model, stack(chunk), batch_size, precision) for chunk in _chunks(samples, batch_size)]
-    return _summary(np.concatenate(draws).reshape(-1, repeats), single, return_std)
+    views: list[int] = []  # of each pair
+    samples = _samples(references, versions, background, views, caps_for(model, caps), repeats, seed)
+    scores = [forward(model, stack(chunk), batch_size, precision) for chunk in _chunks(samples, batch_size)]
+    return _summary(draws_of(np.concatenate(scores), views, repeats), single, return_std)
+
+
+def _samples(
+    references: list[ImageSource],
+    versions: list[ImageSource],
+    background: Background,
+    views: list[int],
+    caps: CAPS,
+    repeats: int,
+    seed: int,
+) -> Iterator[PatchSample]:
+    """Samples of each pair, view and draw, pair by pair; `views` is filled. A reference shared by all is read once."""
+    for k, source in enumerate(versions):
+        if k < len(references):
+            name, reference = references[k], read_samples(references[k])
+        pair = pair_views(name, reference, source, read_samples(source), background)
+        views.append(len(pair))
+        for images in pair:
+            yield from pair_samples(images, caps, repeats, seed, source)
 
 
 class ReferenceEmbedding:
@@ -108,13 +146,15 @@ class ReferenceEmbedding:
 
     Args:
         reference: anything `read_image` takes.
-        model, repeats, seed, caps, precision: as for `score`. Later changes of the model's weights need a new embedding.
+        model, repeats, seed, caps, precision, background: as for `score`. Later changes of the model's weights need a new
+            embedding.
         guides: images of the reference's size.
 
     Raises:
         ImageError, CheckpointError, ValueError, TypeError: as for `score`; ValueError also if `caps.aligned` is off.
     """
 
+    @torch.compiler.disable
     def __init__(
         self,
         reference: ImageSource,
@@ -125,44 +165,56 @@ class ReferenceEmbedding:
         seed: int = 0,
         caps: CAPS | None = None,
         precision: str = "float32",
+        background: Background = WHITE,
     ):
-        self.model, self.precision = check_model(model), precision
-        _check_draws(repeats, seed)
+        self.model, self.precision, self.background = check_model(model), precision, check_background(background)
+        check_integer("repeats", repeats, 1)
+        check_integer("seed", seed, 0)
         caps = caps_for(self.model, caps)
         if not caps.aligned:
             raise ValueError("ReferenceEmbedding compares images at the same places, but caps.aligned is off")
-        images = read_images([reference, *guides])
-        self.name, self.reference = describe(reference), images[0]
-        samples = pair_samples(images, caps, repeats, seed, reference)
-        self._samples = [replace(sample, patches=sample.patches[:1].clone()) for sample in samples]
+        images = _read_all([reference, *guides])
+        self.name, self.reference, self.repeats = describe(reference), images[0], repeats
+        transparent = any((_alpha(image) < 255).any() for image in images)  # else all views of the reference are one
+        self._samples = []  # of the reference: views, then draws
+        for opposite in (False, True) if transparent else (False,):
+            seen = [composite(image, self.background, opposite) for image in images]
+            samples = pair_samples(seen, caps, repeats, seed, reference)
+            self._samples += [replace(sample, patches=sample.patches[:1].clone()) for sample in samples]
         with _inference(self.model, precision):
-            self._embeddings = torch.cat([self._encode([sample]) for sample in self._samples])  # (repeats, 1, D)
+            self._embeddings = torch.cat([self._encode([sample]) for sample in self._samples])  # (samples, 1, D)
 
+    @torch.compiler.disable
     def score(
         self, distorted: Sources, *, return_std: bool = False, batch_size: int = 1
     ) -> float | np.ndarray | tuple[float, float] | tuple[np.ndarray, np.ndarray]:
         """Scores of one or several distorted images; arguments, results and errors as those of `vtamiq.score`."""
         check_integer("batch_size", batch_size, 1)
         _, versions, single = _sources(self.reference, distorted)
+        views: list[int] = []
         with _inference(self.model, self.precision):
-            draws = [self._compare(chunk) for chunk in _chunks(self._cut(versions), batch_size)]
-        return _summary(np.concatenate(draws).reshape(-1, len(self._samples)), single, return_std)
+            scores = [self._compare(chunk) for chunk in _chunks(self._cut(versions, views), batch_size)]
+        return _summary(draws_of(np.concatenate(scores), views, self.repeats), single, return_std)
 
-    def _cut(self, versions: Iterable[ImageSource]) -> Iterator[tuple[int, PatchSample]]:
-        """Number and sample, of the distorted image alone, of each image and draw; one image is held at a time."""
+    def _cut(self, versions: Iterable[ImageSource], views: list[int]) -> Iterator[tuple[int, PatchSample]]:
+        """Samples of each distorted image, each with the number of the reference's at the same places."""
         for source in versions:
-            image = _read_like(self.name, self.reference, source)
-            levels = pyramid(image, 1 + int(self._samples[0].scale.max()))
-            for draw, sample in enumerate(self._samples):
-                places = sample.position.numpy(), sample.scale.numpy()
-                patches = cut_patches(levels, *places, sample.patches.shape[-1])
-                yield draw, replace(sample, patches=torch.from_numpy(patches)[None])
+            pair = pair_views(self.name, self.reference, source, read_samples(source), self.background)
+            views.append(len(pair))
+            for view, (_, image) in enumerate(pair):
+                levels = pyramid(image, 1 + int(self._samples[0].scale.max()))
+                for draw in range(self.repeats):
+                    number = (view * self.repeats + draw) % len(self._samples)
+                    sample = self._samples[number]
+                    places = sample.position.numpy(), sample.scale.numpy()
+                    patches = cut_patches(levels, *places, sample.patches.shape[-1])
+                    yield number, replace(sample, patches=torch.from_numpy(patches)[None])
 
     def _compare(self, chunk: list[tuple[int, PatchSample]]) -> np.ndarray:
-        draws, samples = [draw for draw, _ in chunk], [sample for _, sample in chunk]
-        reference, distorted = self._embeddings[draws], self._encode(samples)  # (b, 1, D) each
+        numbers, samples = [number for number, _ in chunk], [sample for _, sample in chunk]
+        reference, distorted = self._embeddings[numbers], self._encode(samples)  # (b, 1, D) each
         # Rounding may depend on the place in a batch: an exact copy has the reference's embedding, so it scores exactly 0.
-        copies = [torch.equal(sample.patches, self._samples[draw].patches) for draw, sample in chunk]
+        copies = [torch.equal(sample.patches, self._samples[number].patches) for number, sample in chunk]
         distorted[copies] = reference[copies]
         return self.model.compare(reference, distorted)[:, 0].double().cpu().numpy()
 
@@ -208,30 +260,65 @@ def _inference(model: VTAMIQ, precision: str) -> Iterator[torch.device]:
         yield device
 
 
-def _samples(
-    references: list[ImageSource], versions: list[ImageSource], caps: CAPS, repeats: int, seed: int
-) -> Iterator[PatchSample]:
-    """Samples of each pair and draw, pair by pair; a reference shared by all is read once."""
-    for k, source in enumerate(versions):
-        if k < len(references):
-            name, reference = references[k], read_image(references[k])
-        yield from pair_samples([reference, _read_like(name, reference, source)], caps, repeats, seed, source)
+def load(dataset: Dataset, batch_size: int, workers: int, collate: Callable) -> Iterator[Any]:
+    """Batches of a dataset in order, whatever the caller's default device; his random numbers are left alone."""
+    options = {"num_workers": workers, "collate_fn": collate, "generator": torch.Generator("cpu")}
+    with torch.device("cpu"):
+        return iter(DataLoader(dataset, batch_size=max(1, batch_size), **options))
 
 
-def _read_like(name: Any, reference: np.ndarray, source: ImageSource) -> np.ndarray:
-    """A distorted image; ImageError unless it has its reference's size."""
-    image = read_image(source)
-    check_same_size(name, reference, source, image)
-    return image
+# ----------------------------------------------------------------------------------------------- one pair, one or two views
+
+
+def pair_views(
+    name: Any, reference: np.ndarray, source: Any, distorted: np.ndarray, background: Background
+) -> list[list[np.ndarray]]:
+    """RGB images of a pair over the background; and, if their transparency differs, over its opposite.
+
+    Args:
+        name, source: what errors call the images.
+        reference, distorted: of `read_samples`.
+
+    Raises:
+        ImageError: they differ in size.
+    """
+    check_same_size(name, reference, source, distorted)
+    differs = 4 in (reference.shape[2], distorted.shape[2]) and (_alpha(reference) != _alpha(distorted)).any()
+    return [
+        [composite(image, background, opposite) for image in (reference, distorted)]
+        for opposite in ((False, True) if differs else (False,))
+    ]
+
+
+def _alpha(samples: np.ndarray) -> np.ndarray:
+    """(H, W, 1), or (1, 1, 1) if all is opaque."""
+    return samples[:, :, 3:] if samples.shape[2] == 4 else np.full((1, 1, 1), 255, np.uint8)
+
+
+def draws_of(scores: np.ndarray, views: Sequence[int], repeats: int) -> np.ndarray:
+    """Draws (M, repeats) of M pairs from the scores of their 1 or 2 views, one after the other: the views' mean."""
+    rows, starts = scores.reshape(-1, repeats), np.cumsum([0, *views])[:-1]
+    return np.add.reduceat(rows, starts) / np.reshape(views, (-1, 1)) if len(views) else rows
+
+
+def _read_all(sources: Sequence[ImageSource]) -> list[np.ndarray]:
+    """Samples of images of one size."""
+    images = [read_samples(source) for source in sources]
+    for source, image in zip(sources, images, strict=True):
+        check_same_size(sources[0], images[0], source, image)
+    return images
+
+
+# -------------------------------------------------------------------------------------------------- arguments and results
 
 
 def _sources(reference: Any, distorted: Any) -> tuple[list[ImageSource], list[ImageSource], bool]:
     """References (one for all, or one each), distorted images, and whether one score is asked for."""
-    single = not _is_sequence(distorted)
+    single = not is_sequence(distorted)
     versions = [distorted] if single else list(distorted)
     if not versions:
         raise ValueError("there is no distorted image to score")
-    if not _is_sequence(reference):
+    if not is_sequence(reference):
         return [reference], versions, single
     references = list(reference)
     if single:
@@ -239,10 +326,6 @@ def _sources(reference: Any, distorted: Any) -> tuple[list[ImageSource], list[Im
     if len(references) != len(versions):
         raise ValueError(f"{len(references)} references cannot be paired with {len(versions)} distorted images")
     return references, versions, single
-
-
-def _is_sequence(source: Any) -> bool:
-    return isinstance(source, list | tuple) or (isinstance(source, np.ndarray | torch.Tensor) and source.ndim == 4)
 
 
 def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -266,12 +349,6 @@ def mean_and_error(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     repeats = draws.shape[-1]
     mean = draws.mean(axis=-1)
     return mean, draws.std(axis=-1, ddof=1) / np.sqrt(repeats) if repeats > 1 else np.full_like(mean, np.nan)
-
-
-def _check_draws(repeats: int, seed: int, batch_size: int = 1) -> None:
-    check_integer("repeats", repeats, 1)
-    check_integer("batch_size", batch_size, 1)
-    check_integer("seed", seed, 0)
 
 
 def check_integer(name: str, value: Any, least: int) -> None:

@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import re
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,8 +20,10 @@ except ImportError:  # Windows
     fcntl = None
 
 __all__ = [
+    "check_regular",
     "clear_unfinished",
     "holding",
+    "is_image_name",
     "is_utf8",
     "list_folder",
     "list_images",
@@ -108,6 +111,14 @@ def _acquire(lock: Callable[[int, int], None], descriptor: int, path: Path, wait
         lock(descriptor, fcntl.LOCK_EX)
 
 
+def check_regular(path: str | Path, name: str | None = None) -> os.stat_result:
+    """Status of a regular file; ValueError for others: a pipe would keep its reader waiting, a device never end."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{name or path} is no regular file")
+    return status
+
+
 def is_utf8(name: str) -> bool:
     """Whether a file's name is text that tables can keep: bytes that are not UTF-8 come from the system as surrogates."""
     try:
@@ -125,22 +136,16 @@ def list_folder(folder: str | Path) -> list[os.DirEntry[str]]:
     return sorted(found, key=lambda entry: entry.name)
 
 
-def list_images(folder: str | Path, *, below: bool = False) -> list[Path]:
-    """Regular files in a folder, in plain character order, whose suffix is that of a format that Pillow reads.
-
-    Args:
-        below: also those in the folders within it, links to folders excepted.
-    """
+def is_image_name(name: str) -> bool:
+    """Whether a name has the suffix of a format that Pillow reads."""
     from PIL import Image
 
-    known = {suffix for suffix, format in Image.registered_extensions().items() if format in Image.OPEN}
-    found = []
-    for entry in list_folder(folder):
-        if below and entry.is_dir(follow_symlinks=False):
-            found += list_images(entry.path, below=True)
-        elif os.path.splitext(entry.name)[1].lower() in known and entry.is_file():
-            found.append(Path(entry.path))
-    return sorted(found, key=str)
+    return Image.registered_extensions().get(os.path.splitext(name)[1].lower()) in Image.OPEN
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """Regular files in a folder, in plain character order, whose suffix is that of a format that Pillow reads."""
+    return [Path(entry.path) for entry in list_folder(folder) if is_image_name(entry.name) and entry.is_file()]
 
 
 def write_table(table: "pd.DataFrame", path: str | Path) -> Path:
@@ -153,7 +158,7 @@ def write_table(table: "pd.DataFrame", path: str | Path) -> Path:
         raise ValueError(f"{path}: tables are written as .parquet, .csv or .tex")
     with replacing(path) as temporary:
         if path.suffix == ".parquet":
-            table.to_parquet(temporary, index=False)
+            temporary.write_bytes(table.to_parquet(index=False))  # pyarrow opens no path that is not UTF-8
         elif path.suffix == ".csv":
             table.to_csv(temporary, index=False)
         else:

@@ -7,12 +7,13 @@ import shlex
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
-__all__ = ["add_command", "answer", "from_here", "numbers", "positive", "size"]
+__all__ = ["add_command", "answer", "from_here", "numbers", "positive", "printable", "say", "size"]
 
 
 def add_command(
@@ -54,6 +55,21 @@ def size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
+def printable(text: str) -> str:
+    """Escape control characters, with which a file's name could forge a line or command the terminal."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print one line, whatever file names are in it."""
+    print(printable(text), file=file)
+
+
+class _Printable(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+
 class _Terminated(KeyboardInterrupt):
     """SIGTERM, answered like Ctrl-C wherever that is."""
 
@@ -64,7 +80,9 @@ def answer(parser: argparse.ArgumentParser, argv: Sequence[str] | None, module: 
     Refusals of this repository and of the system are one line and status 2; errors of libraries keep their traceback.
     Ctrl-C is 130, SIGTERM 143, and the command to type again is printed.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Printable("%(message)s"))
+    logging.basicConfig(level=logging.ERROR, handlers=[handler])  # of libraries
     for name in ("vtamiq", "tools"):
         logging.getLogger(name).setLevel(logging.INFO)
     for name in ("papermill", "asyncio"):  # what they say of a kernel that died or was interrupted, we say ourselves
@@ -73,12 +91,15 @@ def answer(parser: argparse.ArgumentParser, argv: Sequence[str] | None, module: 
     arguments = parser.parse_args(argv)
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        return arguments.run(arguments)
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.simplefilter("ignore")  # those of libraries; python -W and PYTHONWARNINGS show them
+            return arguments.run(arguments)
     except (ValueError, OSError) as error:
         refusal = _refusal(error)
         if refusal is None:
             raise
-        sys.stderr.write(f"vtamiq: {refusal}\n")
+        say(f"vtamiq: {refusal}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interruption:
         _say_how_to_go_on(argv, module)
@@ -96,7 +117,7 @@ def _say_how_to_go_on(argv: Sequence[str], module: str) -> None:
 
     again = [part for part in argv if part != "--force"]  # what is finished is kept and need not be made again
     if is_first_process():
-        command = shlex.join([from_here(sys.executable or "python"), "-m", module, *again])
+        command = printable(shlex.join([from_here(sys.executable or "python"), "-m", module, *again]))
         sys.stderr.write(f"\nstopped; to go on: {command}\n")
 
 
