@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vtamiq import __version__
-from vtamiq.utils.shell import add_command, answer, numbers, positive, printable, say, size
+from vtamiq.utils.shell import Parser, add_command, answer, numbers, positive, printable, say, size
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -503,9 +503,7 @@ def run_reproduce(arguments: argparse.Namespace) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
-        prog="python -m vtamiq", description="VTAMIQ, a full-reference image quality metric: lower is better."
-    )
+    top = Parser(prog="python -m vtamiq", description="VTAMIQ, a full-reference image quality metric: lower is better.")
     top.add_argument("--version", action="version", version=f"vtamiq {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     for add in (add_score, add_train, add_databases, add_synthesize, add_reproduce):

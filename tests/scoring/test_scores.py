@@ -374,6 +374,20 @@ def test_compiled_functions_and_models_score(model, pair):
         return x * 2 * score(*pair, model=model)
 
     assert doubled(torch.ones(2)).tolist() == pytest.approx([2 * expected] * 2)
+    assert torch.compile(score, backend="eager")(*pair, model=model) == expected
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_a_score_within_autocast_leaves_no_trace(pair, precision):
+    """Autocast keeps weights that it has cast; a score's would be of inference mode, or of another type."""
+    torch.manual_seed(0)
+    model = VTAMIQ(TINY).eval()
+    expected = score(*pair, model=model, precision=precision)
+    inputs = torch.randint(0, 256, (2, 2, 9, 3, 16, 16), dtype=torch.uint8), torch.rand(2, 9, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert score(*pair, model=model, precision=precision) == expected
+        model(*inputs).sum().backward()
+        assert score(*pair, model=model, precision=precision) == expected
 
 
 def test_columns_and_arrays_of_paths_are_lists(model, database):

@@ -890,6 +890,9 @@ class TestShell:
         assert f"{tmp_path}/dist/{evil}.png" in pd.read_csv(tmp_path / "\x1bscores.csv")["distorted"].tolist()
         assert main(["score", str(tmp_path / "ref/a.png"), str(tmp_path / "dist" / evil)]) == 2
         assert capsys.readouterr().err.count("\n") == 1
+        with pytest.raises(SystemExit):
+            main(["score", "a.png", "b.png", evil])
+        assert "\x1b" not in capsys.readouterr().err
 
     def test_the_background_is_an_option(self, model_folder, tmp_path, capsys):
         Image.new("LA", (20, 20), (255, 0)).save(tmp_path / "a.png")

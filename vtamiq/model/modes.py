@@ -1,14 +1,15 @@
-"""Evaluation mode that threads can share, and torch as it is before anyone sets it."""
+"""Evaluation mode that threads can share, and independence of how torch is set."""
 
 import contextlib
+import functools
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
 
-__all__ = ["evaluation", "usual_torch"]
+__all__ = ["evaluation", "uncompiled", "usual_torch"]
 
 _lock = threading.Lock()
 _building = threading.RLock()
@@ -47,3 +48,14 @@ def usual_torch() -> Iterator[None]:
             yield
         finally:
             torch.set_default_dtype(dtype)
+
+
+def uncompiled(function: Callable) -> Callable:
+    """Run a function as it is, also within what is compiled, or when it is itself given to `torch.compile`."""
+    disabled = torch.compiler.disable(function)
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):  # torch.compile would look through `disabled` alone
+        return disabled(*args, **kwargs)
+
+    return call

@@ -1,9 +1,8 @@
 """What is known of the scores of a table: the finished file, and before it journals of what is scored so far.
 
-Every process appends to a journal of its own in `<out>.parts`, one JSON line a row; a line that was cut off by a kill is
-ignored and its row scored again. Rows are told apart by their two paths, and scored again if an image has changed since.
-The process that finds a result of every row writes the table in the order of the input and removes the journals. Two that
-find so at once write the same table, each in one step, so nothing has to be locked.
+Every process appends to a journal of its own in `<out>.parts`, one JSON line a row; damaged lines are ignored. Rows are
+told apart by their two paths, and scored again if an image has changed since. The process that finds a result of every row
+writes the table in the order of the input and removes the journals. Two that do so at once write the same: no locks.
 """
 
 import io
@@ -43,13 +42,9 @@ class Result(NamedTuple):
 
     def is_sound(self) -> bool:
         """Whether it is a score, a finite number, or an error."""
-        if not isinstance(self.error, str) or not isinstance(self.file_state, str):
-            return False
-        if not isinstance(self.standard_error, float | None):
-            return False
-        if self.error:
-            return self.q is None or self.q != self.q
-        return isinstance(self.q, float) and math.isfinite(self.q)
+        texts = isinstance(self.error, str) and isinstance(self.file_state, str)
+        numbers = isinstance(self.q, float | None) and isinstance(self.standard_error, float | None)
+        return texts and numbers and (bool(self.error) or (self.q is not None and math.isfinite(self.q)))
 
 
 def merge(earlier: Mapping[Key, Result], later: Mapping[Key, Result]) -> dict[Key, Result]:
@@ -59,17 +54,11 @@ def merge(earlier: Mapping[Key, Result], later: Mapping[Key, Result]) -> dict[Ke
 
 
 class Store:
-    """Results of a table's rows.
-
-    Args:
-        out: file of the finished table; None keeps results in memory alone.
-        settings: columns that say what scores depend on; the last one, `settings`, is a digest of all.
-        table: the pairs.
-        root: what their paths are relative to.
+    """Results of a table's rows, with columns `settings` (the last one, `settings`, is a digest of all that counts).
 
     Attributes:
-        pending: pairs without a score in the finished file, each once, those of one reference together. All processes
-            come to the same list, though others may be writing already: it does not depend on the journals.
+        pending: pairs without a score in the finished file `out`, each once, those of one reference together. It does not
+            depend on the journals, so that all processes come to the same list.
         results: what this and other processes have found of them so far.
     """
 
@@ -137,17 +126,12 @@ class Store:
         try:
             _write(self._with_results(dict.fromkeys(self.keys, Result(None, None))), trial)
         except (OSError, ValueError, TypeError, NotImplementedError) as error:
-            raise ValueError(
-                f"{self.out}: cannot be written ({error}); choose another place or other columns"
-            ) from error
+            message = f"{self.out}: cannot be written ({error}); choose another place or other columns"
+            raise ValueError(message) from error
         trial.unlink()
 
     def _read_out(self) -> dict[Key, Result]:
-        """Results of the finished table that are sound and of unchanged images.
-
-        Raises:
-            ValueError: it is no table of scores, was made with other settings, or has rows that would be lost.
-        """
+        """Current results of the finished table; ValueError if it is another one, or has rows that would be lost."""
         if self.out is None or not self.out.exists():
             return {}
         table = read_scores(self.out)
@@ -171,7 +155,7 @@ class Store:
         return self._current(results)
 
     def _read_journals(self) -> dict[Key, Result]:
-        """Results in the journals of all processes, also of those that were killed in the middle of a line."""
+        """Current results in the journals of all processes."""
         results: dict[Key, Result] = {}
         for path in sorted(self.parts.glob("*.jsonl")):
             if not path.name.startswith(self.settings["settings"]):
@@ -205,10 +189,9 @@ class Store:
 def _state(path: Path) -> list[int] | None:
     """Size and time of the last change of a file, None if there is none."""
     try:
-        status = os.stat(path)
+        return [(status := os.stat(path)).st_size, status.st_mtime_ns]
     except (OSError, ValueError):  # the latter: a zero in its name
         return None
-    return [status.st_size, status.st_mtime_ns]
 
 
 def read_scores(path: str | Path) -> pd.DataFrame:

@@ -1,8 +1,7 @@
 """VTAMIQ as a loss: differentiable in the images, through the patches that were sampled.
 
-Where to look is decided as for a score, by CAPS on copies rounded to 8 bits, and is taken as given: no gradient goes
-through the choice of places. The patches are then cut from the float images, so that every pixel within a patch gets its
-gradient and all others get exactly 0.
+Places are chosen as for a score, by CAPS on copies rounded to 8 bits, without a gradient. Patches are then cut from the
+float images: pixels within a patch get a gradient, all others exactly 0.
 """
 
 import copy
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from vtamiq.caps import CAPS, PatchSample, caps_for
 from vtamiq.images.reading import ImageError
 from vtamiq.model.inference import check_model
+from vtamiq.model.modes import uncompiled
 from vtamiq.model.network import VTAMIQ
 from vtamiq.scoring.scores import check_integer
 
@@ -41,9 +41,7 @@ class VTAMIQLoss(nn.Module):
     seen. With `zero_anchor` an exact copy has loss 0 and gradient 0: start from something else.
 
     Args:
-        model: a trained VTAMIQ; None takes the one that ships with the package.
-        caps: patch sampling; None takes `CAPS()` with what the model prescribes.
-        seed: random seed for the places.
+        model, caps, seed: as for `score`.
         new_places: draw other places on every call (the n-th call takes draw n of `score`'s `repeats`); False: the same
             images have the same loss.
         reduction: "mean" or "sum" over the batch, or "none".
@@ -74,7 +72,7 @@ class VTAMIQLoss(nn.Module):
         self.calls = 0
 
     def train(self, mode: bool = True) -> "VTAMIQLoss":
-        """As for any module, but the network stays in evaluation mode: dropout has no place in a loss."""
+        """As for any module, but the network stays in evaluation mode."""
         super().train(mode)
         self.model.eval()
         return self
@@ -96,7 +94,7 @@ class VTAMIQLoss(nn.Module):
             return q
         return q.mean() if self.reduction == "mean" else q.sum()
 
-    @torch.compiler.disable
+    @uncompiled
     def _cut(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised patches (B, 2, N, 3, P, P), their uv (B, N, 2) and scale (B, N), on the model's device."""
         _check_batch("x", x)

@@ -1,4 +1,4 @@
-"""VTAMIQ as a torchmetrics metric: accumulated over batches and processes. Apart, since torchmetrics imports slowly."""
+"""VTAMIQ as a torchmetrics metric: accumulated over batches and processes."""
 
 from typing import Any
 
@@ -25,8 +25,7 @@ class VTAMIQMetric(Metric):
     True
 
     Args:
-        model: a trained VTAMIQ, None for the one that ships; it is copied, frozen and kept in evaluation mode.
-        caps, seed: patch sampling, as for `VTAMIQLoss`: the same pair has the same score.
+        model, caps, seed: as for `VTAMIQLoss`; the same pair has the same score.
         reduction: "mean" or "sum".
         kwargs: of `torchmetrics.Metric`.
 
@@ -49,7 +48,7 @@ class VTAMIQMetric(Metric):
         caps: CAPS | None = None,
         seed: int = 0,
         reduction: str = "mean",
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         if reduction not in ("mean", "sum"):

@@ -51,15 +51,13 @@ def check_pairs(table: pd.DataFrame | Mapping[str, Any], name: str) -> pd.DataFr
             table = pd.DataFrame(table)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{name}: give a DataFrame or the path of a file ({error})") from error
-    columns = list(table.columns)
     for column in PATHS:
-        if columns.count(column) != 1:
-            raise ValueError(f"{name}: needs one column `{column}`, has {', '.join(map(str, columns)) or 'none'}")
-    for column in columns:
-        if column in ADDED:
-            raise ValueError(f"{name}: has a column `{column}`, which is one of the result; rename it")
-        if columns.count(column) > 1:
-            raise ValueError(f"{name}: has several columns `{column}`")
+        if list(table.columns).count(column) != 1:
+            raise ValueError(f"{name}: needs one column `{column}`, has {', '.join(map(str, table.columns)) or 'none'}")
+    for column in table.columns.intersection(ADDED):
+        raise ValueError(f"{name}: has a column `{column}`, which is one of the result; rename it")
+    for column in table.columns[table.columns.duplicated()]:
+        raise ValueError(f"{name}: has several columns `{column}`")
     if table.empty:
         raise ValueError(f"{name}: there is no pair to score")
     return table.assign(**{column: [_path(value, column, name) for value in table[column]] for column in PATHS})
@@ -67,23 +65,20 @@ def check_pairs(table: pd.DataFrame | Mapping[str, Any], name: str) -> pd.DataFr
 
 def _path(value: Any, column: str, name: str) -> str:
     if isinstance(value, str | os.PathLike):
-        _check_text(path := os.fspath(value))
-        return path
+        return _checked(os.fspath(value))
     if pd.api.types.is_scalar(value) and pd.isna(value):
         return ""
     raise ValueError(f"{name}: column `{column}` must hold paths, got {value!r}")
 
 
-def _check_text(path: str) -> None:
+def _checked(path: str) -> str:
     if not is_utf8(path):
         raise ValueError(f"{path!a}: a name that is not UTF-8 cannot be kept in tables; rename that file")
-
-
-# ------------------------------------------------------------------------------------------------------------- folders
+    return path
 
 
 class _Name(NamedTuple):
-    """A file below a folder, by what decides which files belong together: any letter case, any Unicode form."""
+    """A file below a folder, with its names in one letter case and Unicode form."""
 
     path: Path
     folders: tuple[str, ...]  # between the folder and the file
@@ -119,7 +114,7 @@ def _names_below(folder: str | Path, other: str | Path) -> list[_Name]:
         raise ValueError(f"{folder}: no such folder")
     found = []
     for path in _files_below(Path(folder), Path(other).resolve()):
-        _check_text(str(path))
+        _checked(str(path))
         *folders, stem = normalize("NFC", str(path.relative_to(folder).with_suffix("")).casefold()).split(os.sep)
         found.append(_Name(path, tuple(folders), stem))
     if not found:

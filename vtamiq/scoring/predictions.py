@@ -43,13 +43,9 @@ def predict(
     """Score every pair of a database as `score` does; up to rounding, a pair has the same score in every selection.
 
     Args:
-        model: used in evaluation mode on the device where it is; its mode is restored.
-        caps: patch sampling; None takes `CAPS()` with what the model prescribes.
-        repeats: draws of patches, averaged per pair.
-        batch_size: patch samples that go through the network at once.
+        model, caps, repeats, seed, batch_size: as for `score`.
         workers: processes that read images and cut patches; 0: this one does.
-        keep: folder of this very call for scores that are finished: after an interruption, the same call resumes there.
-            Whoever names it removes it.
+        keep: folder of this very call for finished scores, which an interrupted call resumes; the caller removes it.
         labels: further columns with one value for all rows, for example `split="test", checkpoint="demo"`.
 
     Returns:
@@ -88,11 +84,9 @@ def _score_rows(
 ) -> np.ndarray:
     """Scores (n, repeats) of all rows; the first ones are those that an interrupted call has kept."""
     q = np.empty((len(pairs), pairs.repeats))
-    done = saved = 0
-    if kept is not None and kept.is_file():
-        finished = np.load(kept)
-        done = saved = len(finished)
-        q[:done] = finished
+    finished = np.load(kept) if kept is not None and kept.is_file() else q[:0]
+    done = saved = len(finished)
+    q[:done] = finished
     bar.update(done)
     rest = Subset(pairs, range(done, len(pairs)))
     for inputs in load(rest, batch_size // pairs.repeats, workers, collate_draws):

@@ -1,8 +1,4 @@
-"""Score image pairs with a model: one reference against one or many distorted images, or pair by pair.
-
-A score uses only a few hundred patches, so the network costs the same for every size of image; reading the images and
-finding the places to look at grow with the number of pixels. One pair is held at a time.
-"""
+"""Score image pairs with a model: one reference against one or many distorted images, or pair by pair."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,10 +22,10 @@ from vtamiq.images.reading import (
     describe,
     is_sequence,
     read_samples,
-)
+)  # fmt: skip
 from vtamiq.model.checkpoints import CheckpointError
 from vtamiq.model.inference import NOT_FINITE, check_model, half_precision
-from vtamiq.model.modes import evaluation
+from vtamiq.model.modes import evaluation, uncompiled
 from vtamiq.model.network import VTAMIQ
 
 __all__ = ["ReferenceEmbedding", "score"]
@@ -38,7 +34,7 @@ COMPUTES = 2  # raise when the same settings give other scores: what was scored 
 Sources: TypeAlias = "ImageSource | Sequence[ImageSource]"
 
 
-@torch.compiler.disable
+@uncompiled
 def score(
     reference: Sources,
     distorted: Sources,
@@ -55,10 +51,9 @@ def score(
 ) -> float | np.ndarray | tuple[float, float] | tuple[np.ndarray, np.ndarray]:
     """Perceived distortion of `distorted` against `reference`: lower is better.
 
-    Deterministic: the same pair, model and seed have the same score here, in `score_table` and in `predict`, whatever
-    else is scored with them (in larger batches, up to rounding) and whatever torch is set to. A perfect copy scores exactly
-    0 if the model has `zero_anchor` and `caps` is aligned; a nearly perfect one may score slightly below 0. May be called
-    from several threads at once.
+    The same pair, model and seed have the same score here, in `score_table` and in `predict`, whatever else is scored with
+    them (in larger batches, up to rounding) and whatever torch is set to. A perfect copy scores exactly 0 if the model has
+    `zero_anchor` and `caps` is aligned; a nearly perfect one may score slightly below 0. Threads may share a model.
 
     >>> score(reference, distorted) > 0  # paths, PIL images, arrays or tensors; by the model that ships with the package
     True
@@ -76,11 +71,9 @@ def score(
         repeats: draws of patches that are averaged.
         caps: patch sampling; None takes `CAPS()` with what the model prescribes.
         return_std: also return the standard error of the mean over the draws (NaN for one draw).
-        shared_positions: compare all distorted images of one reference at the same places, drawn from the mean of their
-            differences: a `ReferenceEmbedding` with all of them as guides. Scores then depend on which images are scored
-            together, and all are held in memory.
-        batch_size: patch samples that go through the network at once; more than 1 pays on a GPU, and for
-            many distorted images of one reference (about 4) on a CPU too.
+        shared_positions: compare all distorted images of one reference at the same places: a `ReferenceEmbedding` with all
+            of them as guides. Scores then depend on which images are scored together, and all are held in memory.
+        batch_size: patch samples that go through the network at once; more than 1 pays on a GPU.
         precision: "float32", or "float16" or "bfloat16" for autocast.
         background: 8-bit RGB colour behind transparent pixels, or "checker". If the transparency of the two images
             differs, the score is the mean of those over the background and over its opposite, since over one alone a white
@@ -100,12 +93,12 @@ def score(
         check_integer(name, value, least)
     references, versions, single = _sources(reference, distorted)
     if shared_positions:
-        if len(references) > 1 or is_sequence(reference):
+        if is_sequence(reference):
             raise ValueError("shared_positions is for one reference, not for a list of references")
-        images = _read_all([*references, *versions])  # read once: they guide the places and are scored
         settings = {"repeats": repeats, "seed": seed, "caps": caps, "precision": precision, "background": background}
-        embedding = ReferenceEmbedding(images[0], model=model, guides=images[1:], **settings)
-        return embedding.score(images[1] if single else images[1:], return_std=return_std, batch_size=batch_size)
+        guides = [read_samples(version) for version in versions]  # read once: they guide the places and are scored
+        embedding = ReferenceEmbedding(reference, model=model, guides=guides, **settings)
+        return embedding.score(guides[0] if single else guides, return_std=return_std, batch_size=batch_size)
     views: list[int] = []  # of each pair
     samples = _samples(references, versions, background, views, caps_for(model, caps), repeats, seed)
     scores = [forward(model, stack(chunk), batch_size, precision) for chunk in _chunks(samples, batch_size)]
@@ -113,13 +106,7 @@ def score(
 
 
 def _samples(
-    references: list[ImageSource],
-    versions: list[ImageSource],
-    background: Background,
-    views: list[int],
-    caps: CAPS,
-    repeats: int,
-    seed: int,
+    references: list, versions: list, background: Background, views: list[int], caps: CAPS, repeats: int, seed: int
 ) -> Iterator[PatchSample]:
     """Samples of each pair, view and draw, pair by pair; `views` is filled. A reference shared by all is read once."""
     for k, source in enumerate(versions):
@@ -134,11 +121,9 @@ def _samples(
 class ReferenceEmbedding:
     """One reference, embedded once, to be compared with any number of distorted images at the same places.
 
-    `score` looks at each pair where its two images differ, so the reference must be embedded anew for each. Here the
-    places are drawn once: where `guides`, images that stand for those to come, differ from the reference on average;
-    without guides from the centre bias and the uniform map alone. A score then does not depend on the other images; with
-    the one image itself as the guide it is that of `score`. A search for the best of many encodings wants this:
-    differences between scores at the same places are less noisy. May be used from several threads at once.
+    The places are drawn once: where `guides`, images that stand for those to come, differ from the reference on average;
+    without guides from the centre bias and the uniform map alone. With the one image itself as the guide a score is that of
+    `score`. Differences between scores at the same places are less noisy: for a search for the best of many encodings.
 
     >>> embedding = ReferenceEmbedding(reference, model=model, guides=[distorted])
     >>> abs(embedding.score(distorted) - score(reference, distorted, model=model)) < 1e-5
@@ -154,7 +139,7 @@ class ReferenceEmbedding:
         ImageError, CheckpointError, ValueError, TypeError: as for `score`; ValueError also if `caps.aligned` is off.
     """
 
-    @torch.compiler.disable
+    @uncompiled
     def __init__(
         self,
         reference: ImageSource,
@@ -173,18 +158,20 @@ class ReferenceEmbedding:
         caps = caps_for(self.model, caps)
         if not caps.aligned:
             raise ValueError("ReferenceEmbedding compares images at the same places, but caps.aligned is off")
-        images = _read_all([reference, *guides])
+        images = [read_samples(source) for source in (reference, *guides)]
         self.name, self.reference, self.repeats = describe(reference), images[0], repeats
-        transparent = any((_alpha(image) < 255).any() for image in images)  # else all views of the reference are one
+        for guide, image in zip(guides, images[1:], strict=True):
+            check_same_size(self.name, images[0], guide, image)
+        transparent = any((_alpha(image) < 255).any() for image in images)  # else its views are one
         self._samples = []  # of the reference: views, then draws
-        for opposite in (False, True) if transparent else (False,):
+        for opposite in (False, True)[: 1 + transparent]:
             seen = [composite(image, self.background, opposite) for image in images]
             samples = pair_samples(seen, caps, repeats, seed, reference)
             self._samples += [replace(sample, patches=sample.patches[:1].clone()) for sample in samples]
         with _inference(self.model, precision):
             self._embeddings = torch.cat([self._encode([sample]) for sample in self._samples])  # (samples, 1, D)
 
-    @torch.compiler.disable
+    @uncompiled
     def score(
         self, distorted: Sources, *, return_std: bool = False, batch_size: int = 1
     ) -> float | np.ndarray | tuple[float, float] | tuple[np.ndarray, np.ndarray]:
@@ -267,27 +254,18 @@ def load(dataset: Dataset, batch_size: int, workers: int, collate: Callable) -> 
         return iter(DataLoader(dataset, batch_size=max(1, batch_size), **options))
 
 
-# ----------------------------------------------------------------------------------------------- one pair, one or two views
-
-
 def pair_views(
     name: Any, reference: np.ndarray, source: Any, distorted: np.ndarray, background: Background
 ) -> list[list[np.ndarray]]:
-    """RGB images of a pair over the background; and, if their transparency differs, over its opposite.
-
-    Args:
-        name, source: what errors call the images.
-        reference, distorted: of `read_samples`.
+    """RGB images of a pair of `read_samples` over the background; if their alpha differs, over its opposite as well.
 
     Raises:
-        ImageError: they differ in size.
+        ImageError: they differ in size; `name` and `source` say which they are.
     """
     check_same_size(name, reference, source, distorted)
-    differs = 4 in (reference.shape[2], distorted.shape[2]) and (_alpha(reference) != _alpha(distorted)).any()
-    return [
-        [composite(image, background, opposite) for image in (reference, distorted)]
-        for opposite in ((False, True) if differs else (False,))
-    ]
+    pair = reference, distorted
+    differs = (_alpha(reference) != _alpha(distorted)).any()
+    return [[composite(image, background, opposite) for image in pair] for opposite in (False, True)[: 1 + differs]]
 
 
 def _alpha(samples: np.ndarray) -> np.ndarray:
@@ -301,29 +279,14 @@ def draws_of(scores: np.ndarray, views: Sequence[int], repeats: int) -> np.ndarr
     return np.add.reduceat(rows, starts) / np.reshape(views, (-1, 1)) if len(views) else rows
 
 
-def _read_all(sources: Sequence[ImageSource]) -> list[np.ndarray]:
-    """Samples of images of one size."""
-    images = [read_samples(source) for source in sources]
-    for source, image in zip(sources, images, strict=True):
-        check_same_size(sources[0], images[0], source, image)
-    return images
-
-
-# -------------------------------------------------------------------------------------------------- arguments and results
-
-
 def _sources(reference: Any, distorted: Any) -> tuple[list[ImageSource], list[ImageSource], bool]:
     """References (one for all, or one each), distorted images, and whether one score is asked for."""
     single = not is_sequence(distorted)
     versions = [distorted] if single else list(distorted)
     if not versions:
         raise ValueError("there is no distorted image to score")
-    if not is_sequence(reference):
-        return [reference], versions, single
-    references = list(reference)
-    if single:
-        raise ValueError("several references need as many distorted images, but there is one distorted image")
-    if len(references) != len(versions):
+    references = list(reference) if is_sequence(reference) else [reference]
+    if is_sequence(reference) and (single or len(references) != len(versions)):
         raise ValueError(f"{len(references)} references cannot be paired with {len(versions)} distorted images")
     return references, versions, single
 

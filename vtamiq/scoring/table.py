@@ -1,7 +1,6 @@
 """Score tables of image pairs: resumable, in several processes, with bad rows reported and the others scored."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from tqdm.auto import tqdm
 from vtamiq.caps import CAPS, caps_for
 from vtamiq.images.reading import WHITE, Background, ImageError, check_background, read_samples
 from vtamiq.model.inference import NOT_FINITE, check_model, fingerprint, half_precision
-from vtamiq.model.modes import evaluation
+from vtamiq.model.modes import evaluation, uncompiled
 from vtamiq.model.network import VTAMIQ
 from vtamiq.scoring.journal import Key, Result, Store
 from vtamiq.scoring.pairs import check_pairs, read_pairs
@@ -30,7 +29,7 @@ from vtamiq.scoring.scores import (
     pair_samples,
     pair_views,
     stack,
-)
+)  # fmt: skip
 from vtamiq.utils.digests import digest, digest_file
 
 __all__ = ["score_table"]
@@ -62,7 +61,7 @@ class Settings:
         }
 
 
-@torch.compiler.disable
+@uncompiled
 def score_table(
     pairs: pd.DataFrame | str | Path,
     out: str | Path | None = None,
@@ -114,7 +113,13 @@ def score_table(
     model = check_model(model)
     if out is None and world_size != 1:
         raise ValueError("several processes need out, where their scores meet")
-    _check_arguments(repeats, seed, batch_size, workers, rank, world_size, precision)
+    for name, value in {"repeats": repeats, "batch_size": batch_size, "world_size": world_size}.items():
+        check_integer(name, value, 1)
+    for name, value in {"seed": seed, "workers": workers, "rank": rank}.items():
+        check_integer(name, value, 0)
+    if rank >= world_size:
+        raise ValueError(f"rank must be below world_size={world_size}, got {rank}")
+    half_precision(torch.device("cpu"), precision)  # ValueError before anything is read
     from_file = isinstance(pairs, str | Path)
     table = read_pairs(pairs) if from_file else check_pairs(pairs, "the table of pairs")
     if root is None:
@@ -132,18 +137,6 @@ def score_table(
             store.add(_score_items(model, items, inputs, settings, batch_size))
             bar.update(len(items))
     return store.finish()
-
-
-def _check_arguments(
-    repeats: int, seed: int, batch_size: int, workers: int, rank: int, world_size: int, precision: str
-) -> None:
-    for name, value in (("repeats", repeats), ("batch_size", batch_size), ("world_size", world_size)):
-        check_integer(name, value, 1)
-    for name, value in (("seed", seed), ("workers", workers), ("rank", rank)):
-        check_integer(name, value, 0)
-    if rank >= world_size:
-        raise ValueError(f"rank must be below world_size={world_size}, got {rank}")
-    half_precision(torch.device("cpu"), precision)
 
 
 class _Pairs(Dataset):
@@ -188,11 +181,7 @@ def _collate(items: list[tuple[Key, list[list[torch.Tensor]] | str]]) -> tuple[l
 
 
 def _score_items(
-    model: VTAMIQ,
-    items: list[tuple[Key, int | str]],
-    inputs: Sequence[torch.Tensor],
-    settings: Settings,
-    batch_size: int,
+    model: VTAMIQ, items: list[tuple[Key, int | str]], inputs: list[torch.Tensor], settings: Settings, batch_size: int
 ) -> dict[Key, Result]:
     scores = forward(model, inputs, batch_size, settings.precision) if inputs else np.empty(0)
     views = [found for _, found in items if not isinstance(found, str)]

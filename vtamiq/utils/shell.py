@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TextIO
 
-__all__ = ["add_command", "answer", "from_here", "numbers", "positive", "printable", "say", "size"]
+__all__ = ["Parser", "add_command", "answer", "from_here", "numbers", "positive", "printable", "say", "size"]
 
 
 def add_command(
@@ -63,6 +63,13 @@ def printable(text: str) -> str:
 def say(text: str, file: TextIO | None = None) -> None:
     """Print one line, whatever file names are in it."""
     print(printable(text), file=file)
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses arguments in one printable line."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
 
 
 class _Printable(logging.Formatter):
