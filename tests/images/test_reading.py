@@ -174,10 +174,10 @@ def test_bad_files_name_file_and_reason(tmp_path):
     with pytest.raises(ImageError, match=r"absent\.png.*no such file"):
         read_image(tmp_path / "absent.png")
     (tmp_path / "text.png").write_text("no image at all")
-    with pytest.raises(ImageError, match=r"text\.png.*cannot identify"):
+    with pytest.raises(ImageError, match=r"text\.png.*text file"):
         read_image(tmp_path / "text.png")
     (tmp_path / "empty.png").touch()
-    with pytest.raises(ImageError, match=r"empty\.png"):
+    with pytest.raises(ImageError, match=r"empty\.png.*empty"):
         read_image(tmp_path / "empty.png")
     with pytest.raises(ImageError, match="cannot read"):
         read_image(tmp_path)  # a folder

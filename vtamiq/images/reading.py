@@ -3,8 +3,8 @@
 Decisions, made once for the whole package:
 
 - Transparent pixels are composited over a stated background (white unless told otherwise).
-- 16-bit samples become `round(value / 257)`; Pillow itself reduces 16-bit files to 8 bits unless they are plain grey. A
-  PIL image of mode "I" (32-bit integers) counts as 16-bit: that is how Pillow holds some such files.
+- 16-bit samples become `round(value / 257)`, those of a TIFF of other depths likewise by their own maximum. A PIL image of
+  mode "I" (32-bit integers) counts as 16-bit: that is how Pillow holds some such files.
 - Float samples must lie in [0, 1] and become `round(255 * value)`. Nothing is rescaled by its own minimum or maximum.
 - EXIF orientation is applied. ICC profiles are ignored: samples are taken as sRGB.
 - Of a file with several frames (GIF, TIFF, MPO) the first is read; of a PIL image, its current frame.
@@ -15,13 +15,15 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
+from vtamiq.images import tiff
+from vtamiq.images.formats import open_image, orientation_of, quiet, upright, whole
 from vtamiq.utils.files import check_regular, replacing
 
 if TYPE_CHECKING:
@@ -36,7 +38,6 @@ Background: TypeAlias = "tuple[int, int, int] | str"  # an 8-bit RGB colour, or 
 WHITE = (255, 255, 255)
 CHECKER = ((102, 102, 102), (153, 153, 153), 8)  # two colours and the side of the squares in pixels
 _decoding = threading.Lock()
-_PHOTOMETRIC = 262  # the TIFF tag that says whether zero is white (0) or black (1)
 
 
 class ImageError(ValueError):
@@ -126,11 +127,10 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         ImageError: the file is missing, of no known format, or cut off.
     """
     path = Path(path)
-    with _reading(str(path)), _regular(path).open("rb") as file, Image.open(file) as image:
+    with _opened(path, str(path)) as (image, file):
         # A PNG's own `getexif` would decode the pixels, for what may be behind them
         exif = Image.Image.getexif(image) if image.format == "PNG" else image.getexif()
-        turned = exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-        size = image.size[::-1] if turned else image.size
+        size = image.size[::-1] if orientation_of(exif) > 4 else image.size
         told = _header_tells(image, file)
     return size if told else read_image(path).shape[1::-1]
 
@@ -178,20 +178,18 @@ def _reading(name: str) -> Iterator[None]:
         raise ImageError(f"cannot read {name}: {str(error) or type(error).__name__}") from error
 
 
-def _regular(path: Path) -> Path:
-    check_regular(path, "it")  # a pipe would keep its reader waiting
-    return path
+@contextlib.contextmanager
+def _opened(path: Path, name: str) -> Iterator[tuple[Image.Image, BinaryIO]]:
+    with _reading(name), quiet():
+        check_regular(path, "it")  # a pipe would keep its reader waiting, a device never end
+        # Opened here: given a path, Pillow maps some TIFFs into memory, and then mixes up the rows of turned ones.
+        with path.open("rb") as file, open_image(file) as image:
+            yield image, file
 
 
 def _from_file(path: Path, name: str) -> np.ndarray:
-    # Opened here: given a path, Pillow maps some TIFFs into memory, and then mixes up the rows of turned ones.
-    with _reading(name), _regular(path).open("rb") as file, Image.open(file) as image:
-        if image.format == "EPS":
-            raise ImageError("PostScript is a program, not an image; convert it to PNG")
-        limit = Image.MAX_IMAGE_PIXELS  # Pillow only warns up to twice this limit
-        if limit is not None and image.width * image.height > limit:
-            raise ImageError(f"{image.width} x {image.height} pixels exceed Pillow's limit of {limit} pixels")
-        return _decode(image)
+    with _opened(path, name) as (image, file):
+        return _decode(whole(image, file))
 
 
 def _header_tells(image: Image.Image, file: BinaryIO) -> bool:
@@ -224,7 +222,9 @@ def _has_plain_chunks(file: BinaryIO) -> bool:
 
 
 def _from_pil(image: Image.Image, name: str) -> np.ndarray:
-    with _reading(name):  # an image opened by the caller is decoded only now
+    with _reading(name), quiet():  # an image opened by the caller is decoded only now
+        if image.format == "TIFF" and hasattr(image, "tag_v2"):
+            tiff.check_layout(image.tag_v2, decoded=True)
         with _decoding:  # the file of an image that is not decoded yet, for the first of several threads alone
             image.load()
             image.getexif()
@@ -258,26 +258,33 @@ def _from_tensor(tensor: "torch.Tensor", name: str) -> np.ndarray:
 def _decode(image: Image.Image) -> np.ndarray:
     """Samples of a PIL image of any mode."""
     image.load()
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+    tags = getattr(image, "tag_v2", {})
+    image = upright(image)
     if min(image.size) == 0:
         raise ImageError(f"the image is empty ({image.width} x {image.height})")
     if image.mode == "RGB" and not image.has_transparency_data:
         return np.array(image)
     if image.mode.startswith(("I", "F")):
-        return _to_samples(_decode_wide(image))
+        return _to_samples(_decode_wide(image, tags))
+    if image.mode in ("P", "PA") and (colours := tiff.narrow_map(tags)):
+        image = image.copy()
+        image.putpalette(colours)
+    if image.mode == "La":
+        image = image.convert("LA")
     return np.array(image.convert("RGBA" if image.has_transparency_data else "RGB"))
 
 
-def _decode_wide(image: Image.Image) -> np.ndarray:
+def _decode_wide(image: Image.Image, tags: Mapping[int, Any]) -> np.ndarray:
     """uint8 samples `(H, W)`, or `(H, W, 4)` if one value is transparent, of a grey image of more than 8 bits."""
     values = np.asarray(image)
+    bits, kind = tiff.depth_of(tags)
     if image.mode == "I":  # 32-bit integers: how Pillow holds some 16-bit files
         if values.min() < 0 or values.max() > 65535:
             raise ImageError(f"32-bit samples must lie in 0..65535, found {values.min()}..{values.max()}")
         values = values.astype(np.uint16)
-    grey = _to_uint8(values)
-    if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:  # a TIFF whose zero is white; Pillow turns 8-bit ones only
+    narrow = 8 < bits < 16 or (bits == 16 and kind == 2)
+    grey = tiff.to_8_bits(values, bits, signed=kind == 2) if narrow else _to_uint8(values)
+    if tags.get(tiff.PHOTOMETRIC) == 0:  # a TIFF whose zero is white; Pillow turns 8-bit ones only
         grey = 255 - grey
     transparent = image.info.get("transparency")
     if transparent is None:
