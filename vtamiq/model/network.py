@@ -5,6 +5,8 @@ batch, K images of an item (image 0 is the reference), N patches, P patch side, 
 D width. The encoder's batch is B·K images.
 """
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, LayerScale
@@ -276,7 +278,10 @@ class VTAMIQ(nn.Module, Pretrained):
         q = self._decode(difference.flatten(0, 1), reference.flatten(0, 1))  # (B·(K−1),)
         q = q.reshape(difference.shape[:2])  # (B, K−1)
         if self.config.zero_anchor:
-            with evaluation(self):  # one anchor for all: dropout must not make it another for each row
+            training = any(part.training for part in self.modules())
+            with (
+                evaluation(self) if training else nullcontext()
+            ):  # one anchor for all: dropout must not make it another for each row
                 anchor = self._decode(torch.zeros_like(reference[:, 0]), reference[:, 0])  # (B,)
             q = (q - anchor[:, None]).masked_fill((difference == 0).all(-1), 0.0)  # (B, K−1)
         return q
