@@ -76,6 +76,7 @@ class TestMeasures:
             (np.ones((2, 3)), np.ones((3, 2), bool), r"alike are needed, got \(2, 3\) and bool \(3, 2\)"),
             (np.ones((2, 3)), np.ones((2, 3)), "float64"),
             (np.ones(6), np.ones(6, bool), "alike are needed"),
+            (np.array([[0.0, np.inf]]), np.array([[True, False]]), "infinite values"),
         ],
     )
     def test_bad_arguments(self, values, region, message):

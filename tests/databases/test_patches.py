@@ -8,7 +8,7 @@ import torch
 
 from tests.small import small_database
 from vtamiq.caps import CAPS
-from vtamiq.databases.patches import EpochSampler, Flips, PairPatches, patch_loader
+from vtamiq.databases.patches import EpochSampler, Flips, PairPatches, PatchLoader
 from vtamiq.databases.schema import LabelScale
 from vtamiq.images.reading import ImageError, read_image
 
@@ -80,7 +80,7 @@ def test_batches_are_the_same_for_any_number_of_workers(database):
     dataset = PairPatches(database, CAPS_8, seed=1)
 
     def batches(workers):
-        loader = patch_loader(dataset, batch_size=6, workers=workers, shuffle=True)
+        loader = PatchLoader(dataset, batch_size=6, workers=workers, shuffle=True)
         loader.sampler.set_epoch(3)
         return list(loader)
 
@@ -129,7 +129,7 @@ def test_rows_without_score_cannot_be_trained_on(database):
     pairs.loc[3, "score"] = np.nan
     from dataclasses import replace
 
-    with pytest.raises(ValueError, match="1 rows have no score"):
+    with pytest.raises(ValueError, match="score of row 3 is nan"):
         PairPatches(replace(database, pairs=pairs), CAPS_8, labels=LabelScale.fit(database))
 
 

@@ -38,7 +38,7 @@ from tools.benchmark.timing import (
     without_gradient,
 )
 from vtamiq.caps import CAPS, caps_for
-from vtamiq.databases.patches import PairPatches, patch_loader
+from vtamiq.databases.patches import PairPatches, PatchLoader
 from vtamiq.databases.schema import Database, pair_table
 from vtamiq.images.reading import read_image, write_png
 from vtamiq.model.accelerate import accelerate, compile_blocks
@@ -163,7 +163,7 @@ def _loading(settings: Benchmark, workers: Sequence[int], patches: int | None = 
     caps, items = CAPS(num_patches=patches or settings.patches), 8 * settings.batch
     with pair_files(pictures(*SMALL), rows=items) as database:
         loaders = [
-            patch_loader(PairPatches(database, caps), batch_size=settings.batch, workers=count) for count in workers
+            PatchLoader(PairPatches(database, caps), batch_size=settings.batch, workers=count) for count in workers
         ]
 
         def epoch(loader: torch.utils.data.DataLoader) -> None:

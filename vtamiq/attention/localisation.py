@@ -47,6 +47,8 @@ def localise(values: np.ndarray, region: np.ndarray) -> dict[str, float]:
         raise ValueError(
             f"a map (H, W) and a bool region alike are needed, got {values.shape} and {region.dtype} {region.shape}"
         )
+    if np.isinf(values).any():
+        raise ValueError("the map has infinite values")
     known = np.isfinite(values)
     inside, values = region[known], values[known]
     if inside.all() or not inside.any():

@@ -5,8 +5,7 @@
     csiq.DMOS.xlsx                                  sheet all_by_image: image, dst_idx, dst_type, dst_lev, dmos_std, dmos
 
 The workbook names types otherwise than folders and files do, and these mix letter cases. The image 1600 is a number in
-it. `dmos_std` is 0 in 25 rows. Without the workbook, one of the exports in circulation serves, see `load_csiq`; some have
-rounded scores, and csiq_label.txt has no standard deviations.
+it. `dmos_std` is 0 in 25 rows. Some exports have rounded scores, and csiq_label.txt has no standard deviations.
 
 E. C. Larson, D. M. Chandler, Most apparent distortion: full-reference image quality assessment and the role of strategy,
 Journal of Electronic Imaging 19(1), 2010.
@@ -58,11 +57,10 @@ def load_csiq(root: str | Path, *, strict: bool = True, check_images: bool = Tru
     rows.number("dmos")
     if "dmos_std" in rows.table:
         rows.number("dmos_std")
-    table = rows.table.rename(columns={"dmos": "score", "dmos_std": "score_std"})
-    rows.table = table.assign(
-        ref_path=table["ref_id"] + ".png",
-        dist_path=table["ref_id"] + "." + table["token"] + "." + table["level"].astype("str") + ".png",
-    )
+    rows.table = rows.table.rename(columns={"dmos": "score", "dmos_std": "score_std"})
+    rows.table["ref_path"] = rows.table["ref_id"] + ".png"
+    level = rows.table["level"].astype("str")
+    rows.table["dist_path"] = rows.table["ref_id"] + "." + rows.table["token"] + "." + level + ".png"
     rows.locate("ref_path", "src_imgs")
     rows.locate("dist_path", "dst_imgs/{folder}", "{folder}", "dst_imgs")
     return rows.database(CSIQ, check_images=check_images)
@@ -117,7 +115,6 @@ def _cells(path: Path, name: str) -> pd.DataFrame:
     except DatabaseError:
         raise
     except Exception as error:  # zip, XML and openpyxl raise almost anything on a damaged file
-        raise DatabaseError(
-            f"cannot read {path}: {error or type(error).__name__}; is it the original workbook?"
-        ) from error
+        said = error or type(error).__name__
+        raise DatabaseError(f"cannot read {path}: {said}; is it the original workbook?") from error
     return cells.fillna("").apply(lambda column: column.str.strip()).set_axis(range(1, len(cells) + 1))

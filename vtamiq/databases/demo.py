@@ -1,18 +1,17 @@
 """Two small databases with SYNTHETIC labels, made on first use from photographs inside installed packages."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from matplotlib.cbook import get_sample_data
 from PIL import Image
 
-from vtamiq import __version__
 from vtamiq.databases.schema import Database, DatabaseError
 from vtamiq.databases.simulated import simulate_preferences
 from vtamiq.databases.synthesis import Recipe, request_digest, synthesize
-from vtamiq.databases.synthetic import Label, load_synthetic
+from vtamiq.databases.synthetic import load_synthetic
 from vtamiq.images.iqms import CHEAP_IQMS
 from vtamiq.images.reading import centre_crop, read_image
 
@@ -21,10 +20,9 @@ __all__ = ["DEMO_NAMES", "PHOTOGRAPHS", "Photograph", "cache_folder", "demo_data
 
 @dataclass(frozen=True)
 class Photograph:
-    """A photograph inside scikit-image, scikit-learn or Matplotlib.
+    """A photograph inside scikit-image, scikit-learn or Matplotlib: `loader` is "<package>:<name>".
 
     Attributes:
-        loader: "<package>:<name>".
         rows: the only rows to keep, so that a centre crop shows the subject.
         reduce: factor by which both sides are averaged down before the centre is cropped.
         views: crops in the demo database: 1 (this one) to 3 (also top left and bottom right at full resolution).
@@ -67,8 +65,7 @@ def _package_image(package: str, name: str) -> np.ndarray | Path:
     return image[0] if isinstance(image, tuple) else image  # a stereo pair: left, right, disparity
 
 
-# Twelve photographs, and six grey pictures of other things. Contents that belong together are in one part: the two
-# portraits, the three textures. No photograph is in two databases.
+# Contents that belong together are in one part: the two portraits, the three textures.
 PHOTOGRAPHS = (
     Photograph("astronaut", "photos", "train", "scikit-image:astronaut", "NASA", "public domain", reduce=2, views=2),
     Photograph("coffee", "photos", "train", "scikit-image:coffee", "Rachel Michetti", "CC0", reduce=2, views=2),
@@ -108,9 +105,14 @@ DEMO_NAMES = ("photos", "textures")
 
 def demo_photographs(name: str | None = None) -> dict[str, np.ndarray]:
     """The photographs of a demo database (None: of all), name → uint8 RGB (H, W, 3), not yet cropped to one size."""
-    if name is not None and name not in DEMO_NAMES:
+    photographs = PHOTOGRAPHS if name is None else _photographs_of(name)
+    return {photo.name: photo.load() for photo in photographs}
+
+
+def _photographs_of(name: str) -> list[Photograph]:
+    if name not in DEMO_NAMES:
         raise DatabaseError(f"unknown demo database {name!r}; known: {', '.join(DEMO_NAMES)}")
-    return {photo.name: photo.load() for photo in PHOTOGRAPHS if name in (None, photo.database)}
+    return [photo for photo in PHOTOGRAPHS if photo.database == name]
 
 
 def demo_database(
@@ -118,7 +120,7 @@ def demo_database(
     *,
     cache: str | os.PathLike[str] | None = None,
     preset: str = "demo",
-    label: Label = "consensus",
+    label: str = "consensus",
     workers: int | None = None,
     progress: bool = True,
 ) -> Database:
@@ -129,35 +131,29 @@ def demo_database(
         cache: folder to keep it in, see `cache_folder`; every recipe has a folder of its own there.
         preset: "demo" (25 distortions at 5 levels, eleven metrics) or "smoke" (four photographs, four metrics: seconds).
         label: what the scores are, see `load_synthetic`.
-        workers: processes, see `synthesize`; None takes one per core (for "smoke" none).
-        progress: whether to show progress.
+        workers, progress: see `synthesize`; by default "smoke" works in this process.
 
     Returns:
-        The database with train, val and test parts (`Database.distributed_split`) that share no photograph, and with
-        SIMULATED preferences.
+        The database with a distributed split whose parts share no photograph, and with SIMULATED preferences.
     """
-    if name not in DEMO_NAMES:
-        raise DatabaseError(f"unknown demo database {name!r}; known: {', '.join(DEMO_NAMES)}")
     if preset not in _DEMOS:
         raise DatabaseError(f"unknown preset {preset!r} of a demo database; known: demo, smoke")
     recipe = _DEMOS[preset]
-    photographs = [photo for photo in PHOTOGRAPHS if photo.database == name]
+    photographs = _photographs_of(name)
     if preset == "smoke":
         photographs = [replace(photo, views=1) for photo in photographs if photo.name in _SMOKE_NAMES]
         workers = 0 if workers is None else workers  # starting processes would take longer than the work
-    views = [(photo, name, image) for photo in photographs for name, image in photo.crops(recipe.size).items()]
-    images = {name: image for _, name, image in views}
-    subsets = {name: photo.subset for photo, name, _ in views}
-    contents = {name: photo.name for photo, name, _ in views}
-    digest = request_digest(images, recipe, subsets=subsets, contents=contents, version=__version__)
+    images, subsets, contents = {}, {}, {}
+    for photo in photographs:
+        views = photo.crops(recipe.size)
+        images |= views
+        subsets |= dict.fromkeys(views, photo.subset)
+        contents |= dict.fromkeys(views, photo.name)
+    digest = request_digest(images, recipe, subsets, contents)
     database = synthesize(
         images,
         cache_folder(cache) / "demo" / f"{preset}-{digest}" / name,
-        types=recipe.types,
-        levels=recipe.levels,
-        metrics=recipe.metrics,
-        size=recipe.size,
-        seed=recipe.seed,
+        **asdict(recipe),
         subsets=subsets,
         contents=contents,
         workers=workers,

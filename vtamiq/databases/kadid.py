@@ -39,8 +39,7 @@ def load_kadid10k(root: str | Path, *, strict: bool = True, check_images: bool =
 
 
 def read_kadid_layout(index: FolderIndex, *, strict: bool = True) -> LabelRows:
-    """The rows of `dmos.csv` with images located and `ref_id, ref_path, dist_path, dist_type, level, score,
-    score_std`."""
+    """The rows of `dmos.csv`: `ref_id, ref_path, dist_path, dist_type, level, score, score_std`, with images located."""
     rows = read_kadid_labels(index, strict=strict)
     rows.locate("ref_path", "images")
     rows.locate("dist_path", "images")
@@ -50,24 +49,15 @@ def read_kadid_layout(index: FolderIndex, *, strict: bool = True) -> LabelRows:
 def read_kadid_labels(
     index: FolderIndex, *, strict: bool = True, extra: Sequence[str] = (), blank: bool = False
 ) -> LabelRows:
-    """The rows of `dmos.csv` with the columns of `read_kadid_layout`, where the paths are only names.
-
-    Args:
-        extra: further columns to keep, as text.
-        blank: whether scores may be missing.
-    """
+    """The rows of `read_kadid_layout`, where the paths are only names; `extra` columns stay text, scores may be `blank`."""
     rows = LabelRows.read(index, "dmos.csv", ("dist_img", "ref_img", "dmos", "var", *extra), strict=strict)
-    expected = "<reference>_<type>_<level>.png"
-    rows.extract(
-        "dist_img", r"(?P<stem>.+)_(?P<dist_type>\d{1,3})_(?P<level>\d{1,3})\.\w+", expected, ("dist_type", "level")
-    )
+    pattern = r"(?P<stem>.+)_(?P<dist_type>\d{1,3})_(?P<level>\d{1,3})\.\w+"
+    rows.extract("dist_img", pattern, "<reference>_<type>_<level>.png", ("dist_type", "level"))
     rows.extract("ref_img", r"(?P<ref_id>.+)\.\w+", "<reference>.png")
-    rows.refuse(
-        rows.table["stem"].str.lower() != rows.table["ref_id"].str.lower(), "{dist_img!r} is not of {ref_img!r}"
-    )
+    other = rows.table["stem"].str.lower() != rows.table["ref_id"].str.lower()
+    rows.refuse(other, "{dist_img!r} is not of {ref_img!r}")
     rows.number("dmos", blank=blank)
     rows.number("var", blank=blank)
-    rows.table = rows.table.rename(
-        columns={"dmos": "score", "var": "score_std", "ref_img": "ref_path", "dist_img": "dist_path"}
-    )
+    names = {"dmos": "score", "var": "score_std", "ref_img": "ref_path", "dist_img": "dist_path"}
+    rows.table = rows.table.rename(columns=names)
     return rows

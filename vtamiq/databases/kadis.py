@@ -5,14 +5,15 @@
     kadis700k_friqa.csv            dist_im,ref_im,ssim,…,sr_sim: a row per distorted image, its scores by eleven metrics
     kadis700k_ref_imgs.csv         ref_im,dist_type_1,…: a row per reference and the number of its distortion
 
-The csv of scores does not name files: `<slug>_<word>_<level>.png` there is `<slug>_<TT>_<LL>.bmp` on disk. The word
-becomes the type by the tags of `vtamiq.images.distortions`. It has both `colorsaturate` (7) and `saturate` (8), which
-are kept apart here; VTAMIQ's authors mapped both to 7, and left type 15 out as too slow to make: 134,260 references and
-671,300 pairs. MDSI and GMSD are better when lower, the other nine when higher.
+The csv of scores does not name files: `<slug>_<word>_<level>.png` there is `<slug>_<TT>_<LL>.bmp` on disk; the word is a
+tag of `vtamiq.images.distortions`. Both `colorsaturate` (7) and `saturate` (8) occur, and are kept apart; VTAMIQ's authors
+mapped both to 7, and left type 15 out as too slow to make: 134,260 references and 671,300 pairs. MDSI and GMSD are better
+when lower, the other nine when higher.
 
-Instead of images on disk, pairs can have recipes (`render=True`): `vtamiq.databases.pairs` then distorts the reference
-on reading. Those are our versions of the 25 distortions, and the published scores were computed on the authors': close,
-not the same. H. Lin, V. Hosu, D. Saupe, DeepFL-IQA, arXiv:2001.08113, 2020.
+Instead of images on disk, pairs can have recipes (`render=True`): those are our versions of the 25 distortions, close to
+the authors', on which the scores were computed, but not the same.
+
+H. Lin, V. Hosu, D. Saupe, DeepFL-IQA, arXiv:2001.08113, 2020.
 """
 
 from dataclasses import replace
@@ -24,7 +25,7 @@ import pandas as pd
 from vtamiq.databases.reading import Facts, FolderIndex, LabelRows
 from vtamiq.databases.schema import Database, DatabaseError
 from vtamiq.images.distortions import DISTORTIONS, LEVELS
-from vtamiq.utils.digests import digest
+from vtamiq.utils.digests import digest_number
 
 __all__ = ["KADIS700K", "METRICS", "load_kadis700k"]
 
@@ -52,13 +53,12 @@ def load_kadis700k(
     """Load KADIS-700k; arguments and errors as for `load_database`, and:
 
     Args:
-        check_images: open every image once; takes long. With `render`, only references can be opened.
-        labels: "friqa" reads the csv with scores: one of them becomes the score, and all eleven are in columns such as
-            `native_ssim`, in their own units and directions. "none" reads the list of references: no scores, five levels
-            for each.
-        score: the column of scores, a key of `METRICS`.
+        check_images: open every image once; takes long. With `render`, only references.
+        labels: "friqa" reads the csv with scores, all eleven in columns such as `native_ssim`, in their own units and
+            directions; "none" reads the list of references: no scores, five levels for each.
+        score: the metric that is the score, a key of `METRICS`.
         render: pairs have recipes, distorted images need not exist.
-        seed: random seed of the recipes; all pairs of a reference share one derived from this and the reference's name.
+        seed: random seed of the recipes, together with the reference's name.
     """
     if labels not in ("friqa", "none"):
         raise DatabaseError(f"labels must be 'friqa' or 'none', got {labels!r}")
@@ -132,7 +132,6 @@ def _locate(rows: LabelRows, render: bool, check_images: bool) -> None:
 
 
 def _seeds(references: pd.Series, seed: int) -> np.ndarray:
-    """uint64 of each row: the first eight bytes, little-endian, of the SHA-256 of "<seed> <slug>"."""
+    """uint64 of each row, by the SHA-256 of "<seed> <slug>"."""
     rows, slugs = pd.factorize(references)
-    seeds = [int.from_bytes(bytes.fromhex(digest(f"{seed} {slug}")), "little") for slug in slugs]
-    return np.array(seeds, dtype=np.uint64)[rows]
+    return np.array([digest_number(f"{seed} {slug}") for slug in slugs], dtype=np.uint64)[rows]

@@ -44,14 +44,12 @@ FOLDERS = {  # in the order of the arrays: number of images, name of the distort
     "fastfading": (174, "fast fading"),
 }
 IMAGES = sum(count for count, _ in FOLDERS.values())  # 982
-_HDF5 = (b"MATLAB 7.3", b"\x89HDF")
 
 
 def load_live(root: str | Path, *, strict: bool = True, check_images: bool = True, realigned: bool = True) -> Database:
     """Load LIVE; `realigned=False` takes the older scores of dmos.mat. Else as for `load_database`.
 
-    Raises DatabaseError, strict or not, for arrays of another length and for an `info.txt` that names other references
-    than the arrays do: nothing tells then which score is whose.
+    Raises DatabaseError, strict or not, if arrays have another length or `info.txt` names other references.
     """
     index = FolderIndex(root)
     rows = LabelRows(index, _read_arrays(index, realigned), strict=strict)
@@ -92,15 +90,12 @@ def _read_arrays(index: FolderIndex, realigned: bool) -> pd.DataFrame:
         )
     folder = pd.Series(np.repeat(list(FOLDERS), [count for count, _ in FOLDERS.values()]), dtype="str")
     number = (folder.groupby(folder).cumcount() + 1).astype("str")
-    return (
-        pd.DataFrame(arrays)
-        .rename(columns=columns | {"orgs": "org", "refnames_all": "ref_path"})
-        .assign(
-            dist_path=folder + "/img" + number + ".bmp",
-            dist_type=folder.map({name: type for type, name in enumerate(FOLDERS, start=1)}),
-            dist_name=folder.map({name: title for name, (_, title) in FOLDERS.items()}),
-            label_source=[f"{labels}:{position}" for position in range(1, IMAGES + 1)],
-        )
+    table = pd.DataFrame(arrays).rename(columns=columns | {"orgs": "org", "refnames_all": "ref_path"})
+    return table.assign(
+        dist_path=folder + "/img" + number + ".bmp",
+        dist_type=folder.map({name: type for type, name in enumerate(FOLDERS, start=1)}),
+        dist_name=folder.map({name: title for name, (_, title) in FOLDERS.items()}),
+        label_source=[f"{labels}:{position}" for position in range(1, IMAGES + 1)],
     )
 
 
@@ -109,31 +104,30 @@ def _load_mat(index: FolderIndex, name: str, wanted: tuple[str, ...]) -> dict[st
     path = index.root / name
     try:
         content = path.read_bytes()
-        if content.startswith(_HDF5):
+        if content.startswith((b"MATLAB 7.3", b"\x89HDF")):
             raise DatabaseError(
                 "it is of MATLAB 7.3 (HDF5); take the original, or save it in MATLAB with the option -v7"
             )
         found = loadmat(io.BytesIO(content), simplify_cells=True)
         if missing := [array for array in wanted if array not in found]:
             raise DatabaseError(f"it has no array {', '.join(missing)}")
-        return {array: _flat(np.ravel(found[array]), array.startswith("refnames")) for array in wanted}
+        arrays = {array: np.ravel(found[array]) for array in wanted}
+        for array, values in arrays.items():
+            if array.startswith("refnames"):  # what is no text becomes "", which no name is
+                texts = [value.strip() if isinstance(value, str) else "" for value in values]
+                arrays[array] = np.array(texts, dtype=object)
+            elif values.dtype.kind in "biuf":
+                arrays[array] = values.astype(np.float64)
+            else:
+                raise DatabaseError("it has something else where numbers are expected")
+        return arrays
     except Exception as error:  # scipy raises almost anything on a damaged file
         raise DatabaseError(f"cannot read {path}: {error or type(error).__name__}; is it the original file?") from error
 
 
-def _flat(values: np.ndarray, text: bool) -> np.ndarray:
-    if text:  # what is none becomes "", which no name is
-        return np.array([value.strip() if isinstance(value, str) else "" for value in values], dtype=object)
-    if values.dtype.kind not in "biuf":
-        raise DatabaseError("it has something else where numbers are expected")
-    return values.astype(np.float64)
-
-
 def _check_pairing(index: FolderIndex, folder: str, table: pd.DataFrame) -> list[str]:
     """Compare the references of a folder's images with its `info.txt`, if it has one: a test of the order of the arrays.
-
-    Returns a sentence if lines could not be compared. Raises DatabaseError if one contradicts.
-    """
+    Returns a sentence if lines could not be compared; DatabaseError if one contradicts."""
     name = index.get(f"{folder}/info.txt")
     if name is None:
         return []

@@ -1,7 +1,6 @@
-"""Full-reference image quality databases, each as one table of image pairs.
+"""Find databases on disk, and load them by name.
 
-`load_database` finds and loads one by name, `find_databases` says what is there. A new loader is a function
-`load(root, *, strict=True, **options)` that returns a `Database`, and a line in `LOADERS`.
+A new loader is a function `load(root, *, strict=True, **options)` that returns a `Database`, and a line in `LOADERS`.
 """
 
 import logging
@@ -29,13 +28,10 @@ log = logging.getLogger(__name__)
 
 
 class Loader(NamedTuple):
-    """How one database is loaded and recognised.
+    """How a database is loaded, and recognised by names of its folder in circulation (in any letter case).
 
-    Attributes:
-        load: the function that does it.
-        folders: names of its folder in circulation (in any letter case).
-        marks: files or folders of which its root has at least one; a folder without them may hold the root one level
-            deeper, under one of the same names, as some archives unpack.
+    Its root has at least one of the `marks`; a folder without them may hold the root one level deeper, under one of the
+    same names, as some archives unpack.
     """
 
     load: Callable[..., Database]
@@ -78,8 +74,8 @@ def load_database(
             folder names in circulation.
         strict: refuse incomplete or damaged copies; otherwise load what can be used and list the rest in
             `Database.omissions`. Of a pair listed twice that is its first row, or none if its scores differ.
-        options: of the loader, for example `realigned=False` for LIVE, `part="val"` for PIPAL, or `check_images=False`
-            (most loaders open every image once, to find missing, cut off and mismatched ones before a training does).
+        options: of the loader, such as `realigned=False` for LIVE, `part="val"` for PIPAL, or `check_images=False` (most
+            loaders open every image once, to find those missing, cut off or of another size).
 
     Raises:
         DatabaseError: unknown name, missing folder, or anything wrong inside it.
@@ -98,16 +94,10 @@ def load_database(
 
 def load_from_text(text: str, base: str | os.PathLike[str] = ".", **options: Any) -> Database:
     """Load a database that is named in one line, as in "tid2013", "live:realigned=false", "data/mine:label=vsi" or
-    "table:root=data/mine:higher_better=true".
+    "table:root=data/mine:higher_better=true": a name for `load_database`, or a folder that `synthesize` made; then options
+    of the loader, with colons between.
 
-    Args:
-        text: a name for `load_database`, or a folder that `python -m vtamiq synthesize` made; then options of the loader,
-            with colons between. A path therefore has no colon in it.
-        base: what paths in the text are relative to.
-        options: further ones, which the text overrides.
-
-    Raises:
-        DatabaseError: there is no such database or option, or it cannot be loaded.
+    Paths are relative to `base`; further `options` are overridden by the text. DatabaseError if it cannot be loaded.
     """
     name, *given = (part.strip() for part in text.split(":"))
     folder = Path(base) / name
@@ -137,25 +127,18 @@ def data_folder() -> Path:
 
 
 def find_databases(data: str | os.PathLike[str] | None = None) -> dict[str, Path]:
-    """Name → root of every database in a folder (None for `data_folder()`), by the folder names in circulation.
-
-    A database whose folder is there twice, in two letter cases, is left out, with a warning in the log.
-
-    Raises DatabaseError if there is no such folder.
-    """
+    """Name → root of every database in a folder (None for `data_folder()`); DatabaseError if there is no such folder. A
+    database whose folder is there twice, in two letter cases, is left out, with a warning in the log."""
     data = data_folder() if data is None else Path(data)
     if not data.is_dir():
         raise DatabaseError(f"no folder {data}; put databases there, or set VTAMIQ_DATA to the folder that has them")
     index, found = FolderIndex(data), {}
     for name, loader in LOADERS.items():
         try:
-            folder = _find(index, loader)
+            found[name] = _find(index, loader)
         except DatabaseError as error:  # two folders that differ by case: one database must not hide the others
             log.warning("%s cannot be told: %s", name, error)
-            continue
-        if folder is not None:
-            found[name] = folder
-    return found
+    return {name: folder for name, folder in found.items() if folder is not None}
 
 
 def _search(name: str) -> Path:
@@ -177,12 +160,12 @@ def _find(index: FolderIndex, loader: Loader) -> Path | None:
 
 def _unpacked(folder: Path, loader: Loader) -> Path:
     """The folder itself, or the one inside it that an archive unpacked to."""
-    if not folder.is_dir() or _has_mark(folder, loader):
+
+    def has_mark(place: Path) -> bool:
+        return place.is_dir() and any(FolderIndex(place).get(mark) for mark in loader.marks)
+
+    if not folder.is_dir() or has_mark(folder):
         return folder
     index = FolderIndex(folder)
-    inner = [folder / path for name in loader.folders if (path := index.get(name)) is not None]
-    return next((place for place in inner if _has_mark(place, loader)), folder)
-
-
-def _has_mark(folder: Path, loader: Loader) -> bool:
-    return folder.is_dir() and any(FolderIndex(folder).get(mark) for mark in loader.marks)
+    inner = (folder / path for name in loader.folders if (path := index.get(name)) is not None)
+    return next(filter(has_mark, inner), folder)

@@ -1,6 +1,8 @@
 """Images of a database's pairs and preferences: read, or rendered from the reference by a recipe."""
 
+import contextlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +21,7 @@ _RECENT = 4  # references kept: neighbouring rows share theirs
 class PairImages:
     """Pairs of images by row number: `images[row]` is uint8 `(2, H, W, 3)`, read-only, the reference first.
 
-    Args:
-        database: whose `pairs` are read. Images rendered by recipes are kept in `database.cache`, if there is one.
-        keep: keep every image in memory, 3 bytes a pixel and image.
+    Images rendered by recipes are kept in `database.cache`, if there is one; with `keep`, all are kept in memory.
 
     Raises (on access):
         ImageError: an image is missing, damaged or too small for its recipe, or the two differ in size.
@@ -43,42 +43,38 @@ class PairImages:
         return len(self.reference_paths)
 
     def __getitem__(self, row: int) -> np.ndarray:
-        reference = self.reference(self.reference_paths[row])
-        distorted = self._kept.get(row) if self._kept is not None else None
-        if distorted is None:
-            distorted = self._distorted(row, reference)
-        if distorted.shape != reference.shape:
-            raise _unlike(self.reference_paths[row], reference, self.distorted_paths[row], distorted)
-        pair = np.stack([reference, distorted])
+        pair = _stack([self.reference_paths[row], self.distorted_paths[row]], [*self._pair(row)])
         pair.flags.writeable = False
-        if self._kept is not None:
-            self._kept[row] = distorted
         return pair
+
+    def _pair(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        reference = self.reference(self.reference_paths[row])
+        if self._kept is None:
+            return reference, self._distorted(row, reference)
+        if row not in self._kept:
+            self._kept[row] = self._distorted(row, reference)
+        return reference, self._kept[row]
 
     def _distorted(self, row: int, reference: np.ndarray) -> np.ndarray:
         if self.recipes is None:
             return read_image(self.root / self.distorted_paths[row])
         cached = None if self.cache is None else self._cached(row)
         if cached is not None and cached.exists():
-            try:
+            with contextlib.suppress(ImageError):  # damaged by a power cut: made again
                 return read_image(cached)
-            except ImageError:  # damaged by a power cut: made again
-                pass
         type, level, seed = (int(column[row]) for column in self.recipes)
         try:
             distorted = distort(reference, type, level, seed)
         except ValueError as error:  # too small for this type, or no such type
             raise ImageError(f"{self.distorted_paths[row]} cannot be made: {error}") from error
         if cached is not None:
-            cached.parent.mkdir(parents=True, exist_ok=True)
             write_png(cached, distorted)
         return distorted
 
     def _cached(self, row: int) -> Path:
         """Cache path: digest of reference, crop and recipe."""
         recipe = [str(column[row]) for column in self.recipes]
-        made_from = " ".join([self.reference_paths[row], str(self.crop), *recipe])
-        name = digest(made_from, length=32)
+        name = digest(" ".join([self.reference_paths[row], str(self.crop), *recipe]), length=32)
         return self.cache / name[:2] / f"{name}.png"
 
     def reference(self, path: str) -> np.ndarray:
@@ -101,11 +97,8 @@ class PairImages:
 class TripletImages:
     """Triplets by row number of the preferences: `images[row]` is uint8 `(3, H, W, 3)`: the reference, A, B.
 
-    A and B are found among the pairs by their path, for their recipe if there is one; else they are read.
-
-    Raises:
-        DatabaseError: there are no preferences, or an image of a database of recipes is none of its pairs.
-        ImageError (on access): as `PairImages`.
+    A and B are found among the pairs by their path, for their recipe if there is one; else they are read. Errors as for
+    `PairImages`; DatabaseError if there are no preferences, or an image of a database of recipes is none of its pairs.
     """
 
     def __init__(self, database: Database, *, keep: bool = False):
@@ -129,22 +122,24 @@ class TripletImages:
         return len(self.paths)
 
     def __getitem__(self, row: int) -> np.ndarray:
-        reference = self.pairs.reference(self.reference_paths[row])
-        versions = [self._version(row, k, reference) for k in range(2)]
-        for path, version in zip(self.paths[row], versions, strict=True):
-            if version.shape != reference.shape:
-                raise _unlike(self.reference_paths[row], reference, path, version)
-        return np.stack([reference, *versions])
+        path = self.reference_paths[row]
+        reference = self.pairs.reference(path)
+        images = [self._image(row, k, reference) for k in range(2)]
+        return _stack([path, *self.paths[row]], [reference, *images])
 
-    def _version(self, row: int, k: int, reference: np.ndarray) -> np.ndarray:
+    def _image(self, row: int, k: int, reference: np.ndarray) -> np.ndarray:
         if self._rows[row, k] >= 0:
             return self.pairs[self._rows[row, k]][1]
         path = self.paths[row, k]
         return reference if path == self.reference_paths[row] else read_image(self.pairs.root / path)
 
 
-def _unlike(reference_path: str, reference: np.ndarray, distorted_path: str, distorted: np.ndarray) -> ImageError:
-    sizes = [f"{image.shape[1]} x {image.shape[0]}" for image in (reference, distorted)]
-    return ImageError(
-        f"{reference_path} is {sizes[0]} and {distorted_path} is {sizes[1]} (width x height); a pair must have one size"
-    )
+def _stack(paths: Sequence[str], images: Sequence[np.ndarray]) -> np.ndarray:
+    """(K, H, W, 3); ImageError if one has another size than the reference, which is the first."""
+    for path, image in zip(paths, images, strict=True):
+        if image.shape != images[0].shape:
+            sizes = [f"{one.shape[1]} x {one.shape[0]}" for one in (images[0], image)]
+            raise ImageError(
+                f"{paths[0]} is {sizes[0]} and {path} is {sizes[1]} (width x height); a pair must have one size"
+            )
+    return np.stack(images)

@@ -7,15 +7,11 @@
                                                    in test only one preference, from all votes
     labels/test/ref_<n>_per_image_score.csv        reference, image, score
 
-Each csv has a header line; its words carry leading blanks, so columns go by position. The preference is the share of
-people who find A closer. In train and val the raw one is blank where nobody was asked; the processed one is there for
-each of the 483 pairs of a reference and is what to train on. In test, A or B may be the reference itself. Only images of
-test have a score: the dissimilarity from the reference, whose own score is 0. The types of test do not occur in train.
-That labels name all 123 images of a train or val reference is likely, but unchecked: so the number of pairs is not
-insisted upon.
-
-The original authors' fixed split counts the label files of train in plain character order, which `listing_order` gives:
-it is not the order of the references, as "ref_10_pairwise…" comes before "ref_1_pairwise…".
+The words of the csv headers carry leading blanks, so columns go by position. The preference is the share of people who
+find A closer. In train and val the raw one is blank where nobody was asked; the processed one is there for each of the 483
+pairs of a reference and is what to train on. In test, A or B may be the reference itself. Only images of test have a
+score: the dissimilarity from the reference, whose own score is 0. The types of test do not occur in train. That labels
+name all 123 images of a train or val reference is unchecked: the number of pairs is not insisted upon.
 
 For non-commercial, educational use; to be cited with the source of its references. E. Prashnani, H. Cai, Y. Mostofi,
 P. Sen, PieAPP, CVPR 2018. K. Ma et al., Waterloo Exploration Database, IEEE Transactions on Image Processing 26(2), 2017.
@@ -34,7 +30,6 @@ __all__ = ["PIEAPP", "listing_order", "load_pieapp"]
 PIEAPP = Facts(name="pieapp", score_name="dissimilarity", higher_better=False, references=200)
 _PREFERENCES = 77_280  # of train and val
 _SCORES = 600
-
 _PAIRWISE, _PER_IMAGE = "_pairwise_labels.csv", "_per_image_score.csv"
 _OF_REFERENCE = ["subset", "ref_id", "stem", "ref_file", "ref_path"]
 
@@ -42,10 +37,9 @@ _OF_REFERENCE = ["subset", "ref_id", "stem", "ref_file", "ref_path"]
 def load_pieapp(root: str | Path, *, strict: bool = True, check_images: bool = True) -> Database:
     """Load PieAPP; arguments and errors as for `load_database`.
 
-    `pairs` are the distorted images that labels name, with score NaN in train and val; the extra column `comparison` says
-    whether an image is for comparisons between types ("inter") or within one ("intra"). `preferences` are all labelled
-    pairs of images; their `kind` is that word if both images have it in common, "mixed" if not, "reference" if one of
-    them is the reference.
+    `pairs` are the distorted images that labels name, with score NaN in train and val; the column `comparison` says whether
+    an image is for comparisons between types ("inter") or within one ("intra"). The `kind` of a preference is that word if
+    both images have it in common, "mixed" if not, "reference" if one is the reference.
     """
     references = _read_references(FolderIndex(root), strict)
     scores = _read_labels(references, _PER_IMAGE, ("reference", "image", "score"))
@@ -57,12 +51,17 @@ def load_pieapp(root: str | Path, *, strict: bool = True, check_images: bool = T
         images.check_images()  # before preferences: those about damaged images go, too
     table = _preferences(preferences, images)
     images.omissions = references.omissions + scores.omissions + images.omissions + preferences.omissions
-    _check_counts(images, table)
+    images.check_complete(
+        PIEAPP.name,
+        ("preferences in train and val", _PREFERENCES, int((table["subset"] != "test").sum())),
+        ("scored images in test", _SCORES, int(images.table["score"].notna().sum())),
+    )
     return images.database(PIEAPP, check_images=False, extra=["comparison"], preferences=table)
 
 
 def listing_order(references: Iterable[str]) -> list[str]:
-    """`ref_id` in the order of the names of their label files, which the original authors' fixed split goes by."""
+    """`ref_id` in the order of the names of their label files, which the original authors' fixed split goes by; there
+    "ref_10_pairwise…" comes before "ref_1_pairwise…"."""
     return sorted(references, key=lambda ref_id: ref_id + _PAIRWISE)
 
 
@@ -75,7 +74,8 @@ def _read_references(index: FolderIndex, strict: bool) -> LabelRows:
     rows.table["stem"] = rows.table["stem"].str.lower()
     rows.refuse(rows.table.duplicated(["subset", "stem"]), "{ref_file} is listed twice")
     again = rows.table.duplicated("stem", keep=False)  # not known to happen: one number in two subsets
-    rows.table["ref_id"] = rows.table["stem"].where(~again, rows.table["stem"] + " (" + rows.table["subset"] + ")")
+    stem = rows.table["stem"]
+    rows.table["ref_id"] = stem.where(~again, stem + " (" + rows.table["subset"] + ")")
     rows.table["ref_path"] = rows.table["ref_file"]
     rows.locate("ref_path", "reference_images/{subset}")
     for ending in (_PAIRWISE, _PER_IMAGE):
@@ -83,20 +83,13 @@ def _read_references(index: FolderIndex, strict: bool) -> LabelRows:
         rows.table[ending] = pd.Series([index.get(name) or "" for name in names], dtype="str")
         wanted = (rows.table["subset"] == "test") | (ending == _PAIRWISE)
         rows.refuse((rows.table[ending] == "") & wanted, f"{{ref_file}} has no labels/{{subset}}/{{stem}}{ending}")
-    _tell_unlisted(rows)
-    return rows
-
-
-def _tell_unlisted(rows: LabelRows) -> None:
-    """Label files of references that are in no list: an error, or (if not strict) an omission each."""
     known = {*rows.table[_PAIRWISE], *rows.table[_PER_IMAGE]}
-    for subset in SUBSETS:
-        folder = f"labels/{subset}"
-        files = rows.index.files(folder, [_PAIRWISE, _PER_IMAGE]) if rows.index.get(folder) else []
-        for file in files:
+    for folder in [f"labels/{subset}" for subset in SUBSETS if index.get(f"labels/{subset}")]:
+        for file in index.files(folder, [_PAIRWISE, _PER_IMAGE]):
             if file not in known:
-                message = f"{file}: no such reference in {subset}_reference_list.txt"
+                message = f"{file}: no such reference in {folder.removeprefix('labels/')}_reference_list.txt"
                 rows.tell(message, "mend the copy, or leave such files out with strict=False")
+    return rows
 
 
 def _read_labels(
@@ -165,13 +158,4 @@ def _preferences(rows: LabelRows, images: LabelRows) -> pd.DataFrame:
         database=PIEAPP.name,
         a_is_ref=a == "reference",
         kind=a.where(a == b, "mixed").where((a != "reference") & (b != "reference"), "reference"),
-    )
-
-
-def _check_counts(images: LabelRows, preferences: pd.DataFrame) -> None:
-    rows = int((preferences["subset"] != "test").sum())
-    images.check_complete(
-        PIEAPP.name,
-        ("preferences in train and val", _PREFERENCES, rows),
-        ("scored images in test", _SCORES, int(images.table["score"].notna().sum())),
     )

@@ -1,8 +1,8 @@
 """From the files of a database to its table: what all loaders share.
 
 A loader reads its label file into `LabelRows`, says how names become paths, types and levels, and calls
-`LabelRows.database`. Whatever is wrong with a row is an error that names file and line; with `strict=False` the row is
-left out, and listed. A row is never dropped in silence.
+`LabelRows.database`. A row that is wrong is an error that names file and line; with `strict=False` it is left out, and
+listed.
 """
 
 import logging
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,19 +27,14 @@ __all__ = ["Facts", "FolderIndex", "LabelRows"]
 
 log = logging.getLogger(__name__)
 
-_MEAN_TOLERANCE = 1e-4  # of the mean or of 1: published means have five digits
-
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
     """What is published of a database (or of one distributed part or kind of score of it).
 
     Attributes:
-        name: what the database is called in code and tables.
-        score_name: what its scores are.
-        higher_better: whether a higher score is a better image.
         references, pairs: number of each in a complete copy; None if that varies.
-        score_mean: mean score of a complete copy, None if there are no scores.
+        score_mean: of a complete copy, None if there are no scores.
         score_lo, score_hi: nominal range of the scale, NaN on an open side.
     """
 
@@ -57,37 +52,22 @@ class LabelRows:
     """Rows of labels on their way to a table of pairs.
 
     Attributes:
-        index: files of the database.
         table: one row per label; `label_source` ("file:line") names it.
         omissions: what was left out so far, one sentence per row; stays empty if strict.
     """
 
-    def __init__(
-        self, index: "FolderIndex", table: pd.DataFrame, *, strict: bool = True, omissions: Iterable[str] = ()
-    ):
+    def __init__(self, index: "FolderIndex", table: pd.DataFrame, *, strict: bool = True):
         self.index, self.table, self.strict = index, table.reset_index(drop=True), strict
-        self.omissions = list(omissions)
+        self.omissions: list[str] = []
 
     @classmethod
     def read(
-        cls,
-        index: "FolderIndex",
-        name: str,
-        columns: Sequence[str],
-        *,
-        optional: Sequence[str] = (),
-        separator: str | None = ",",
-        header: Literal["named", "foreign", "none"] = "named",
-        strict: bool = True,
+        cls, index: "FolderIndex", name: str, columns: Sequence[str], *, strict: bool = True, **options: Any
     ) -> "LabelRows":
-        """Read the label file `name`, relative to the root, by `vtamiq.utils.tables.read_table`.
-
-        Raises DatabaseError for a missing or damaged file, or (if strict) a line with too few or too many fields.
-        """
+        """Read the label file `name`, relative to the root; options and errors (as DatabaseErrors) of `read_table`."""
         name = index.find(name)
-        options = {"optional": optional, "separator": separator, "header": header, "name": name}
         try:
-            table, problems = read_table(index.root / name, columns, **options)
+            table, problems = read_table(index.root / name, columns, name=name, **options)
         except ValueError as error:
             raise DatabaseError(str(error)) from error
         table["label_source"] = f"{name}:" + table.index.astype("str")
@@ -100,41 +80,35 @@ class LabelRows:
     def read_all(
         cls, index: "FolderIndex", names: Sequence[str], columns: Sequence[str], *, strict: bool = True, **options: Any
     ) -> "LabelRows":
-        """Read several files into one table, with the name of each in the column `file`.
-
-        Raises DatabaseError as `read`; if not strict, a file that cannot be used is an omission, unless none can.
-        """
-        parts, omissions = [], []
+        """Read several files into one table, with the name of each in the column `file`. If not strict, a file that cannot
+        be used is an omission, unless none can."""
+        rows = cls(index, pd.DataFrame(columns=[*columns, "label_source", "file"], dtype="str"), strict=strict)
+        parts = [rows.table]
         for name in names:
             try:
                 part = cls.read(index, name, columns, strict=strict, **options)
             except DatabaseError as error:
                 if strict or len(names) == 1:
                     raise
-                omissions.append(str(error))
-                continue
-            parts.append(part.table.assign(file=name))
-            omissions += part.omissions
-        if names and not parts:
-            raise DatabaseError(f"none of the {len(names)} files can be used. {omissions[0]}")
-        empty = pd.DataFrame(columns=[*columns, "label_source", "file"], dtype="str")
-        table = pd.concat([empty, *parts], ignore_index=True).astype({"file": "str"})
-        return cls(index, table, strict=strict, omissions=omissions)
+                rows.omissions.append(str(error))
+            else:
+                parts.append(part.table.assign(file=name))
+                rows.omissions += part.omissions
+        if names and len(parts) == 1:
+            raise DatabaseError(f"none of the {len(names)} files can be used. {rows.omissions[0]}")
+        rows.table = pd.concat(parts, ignore_index=True).astype({"file": "str"})
+        return rows
 
     def refuse(self, bad: Any, why: str) -> None:
-        """Refuse the rows of a boolean mask for a reason in which "{column}" stands for the row's value.
-
-        Raises DatabaseError naming the first; if not strict, each is an omission, unless no row would be left.
-        """
+        """Refuse the rows of a boolean mask for a reason in which "{column}" stands for the row's value: an error for the
+        first or, if not strict, an omission each, unless no row would be left."""
         bad = np.asarray(bad, dtype=bool)
         if not bad.any():
             return
-        refused = self.table.loc[bad, list(dict.fromkeys(["label_source", *_fields(why)]))]
-        said = [
-            f"{row['label_source']}: {why.format_map(row)}"
-            for row in refused.iloc[: 1 if self.strict or bad.all() else None].to_dict("records")
-        ]
-        more = f" ({len(refused)} such rows)" if len(refused) > 1 else ""
+        rows = self.table.loc[bad, list(dict.fromkeys(["label_source", *_fields(why)]))]
+        shown = rows.iloc[: 1 if self.strict or bad.all() else None].to_dict("records")
+        said = [f"{row['label_source']}: {why.format_map(row)}" for row in shown]
+        more = f" ({len(rows)} such rows)" if len(rows) > 1 else ""
         if self.strict:
             raise DatabaseError(f"{said[0]}{more}; mend the copy, or leave such rows out with strict=False")
         if bad.all():
@@ -163,10 +137,8 @@ class LabelRows:
         self.table[column] = values[~bad].to_numpy()
 
     def extract(self, column: str, pattern: str, expected: str, numeric: Sequence[str] = ()) -> None:
-        """Add the named groups of a pattern that the whole column must match, without regard to letter case.
-
-        Errors call the pattern `expected`. The groups `numeric` become Int16.
-        """
+        """Add the named groups of a pattern (`expected` in errors) that the column must match, in any letter case. The
+        groups `numeric` become Int16."""
         rows, values = pd.factorize(self.table[column])  # large tables have few different ones
         groups = pd.Series(values, dtype="str").str.extract(f"^(?:{pattern})$", flags=re.IGNORECASE)
         bad = groups.isna().all(axis=1).to_numpy()[rows]
@@ -176,19 +148,14 @@ class LabelRows:
             self.table[name] = values.take(rows[~bad]).set_axis(self.table.index)
 
     def locate(self, column: str, *folders: str) -> None:
-        """Turn a column of names into paths as they are on disk, relative to the root; missing files are refused.
-
-        Names are relative to the first of `folders` that has the file (none: the root); "{column}" in these is filled in.
-        """
+        """Turn a column of names into paths as they are on disk, relative to the root; missing files are refused. Names are
+        relative to the first of `folders` (by default the root) that has the file; "{column}" in these is filled in."""
         folders = folders or ("",)
         keys = list(dict.fromkeys([column, *(name for folder in folders for name in _fields(folder))]))
         rows = self.table.groupby(keys, sort=False, dropna=False).ngroup()  # large tables name an image many times
-        distinct = self.table[keys].drop_duplicates().to_dict("list")
-        found = []
-        for values in zip(*distinct.values(), strict=True):
-            row = dict(zip(keys, values, strict=True))
-            found.append(self._locate(row[column], [folder.format_map(row) for folder in folders]))
-        for name, values in zip((column, "problem"), zip(*found, strict=True), strict=True):
+        distinct = self.table[keys].drop_duplicates().to_dict("records")
+        found = [self._locate(row[column], [folder.format_map(row) for folder in folders]) for row in distinct]
+        for name, values in ((column, [path for path, _ in found]), ("problem", [why for _, why in found])):
             self.table[name] = pd.Series(values, dtype="str").take(rows).set_axis(self.table.index)
         self.refuse_problems()
 
@@ -206,38 +173,30 @@ class LabelRows:
         return "", f"no image {name} in {where} (letter case does not matter)"
 
     def check_images(self, *columns: str) -> None:
-        """Refuse rows whose images are damaged, as far as their header and their end tell, or differ in size.
-
-        Images of `columns` are opened, by default references and distorted images.
-        """
+        """Refuse rows whose images (`columns`, by default both) are damaged, as far as their header and their end tell, or
+        differ in size."""
         columns = columns or ("ref_path", "dist_path")
-        sizes = {path: self._size(path) for column in columns for path in self.table[column].unique()}
+        sizes, problems = {}, {}
+        for path in pd.unique(self.table[list(columns)].to_numpy().ravel("F")):
+            try:
+                sizes[path] = "{} x {}".format(*image_size(self.index.root / path))
+            except ImageError as error:
+                problems[path] = str(error).replace(str(self.index.root / path), path)
         for column in columns:
-            self.table["problem"] = self.table[column].map({path: problem for path, (_, problem) in sizes.items()})
+            said = [problems.get(path, "") for path in self.table[column]]
+            self.table["problem"] = pd.Series(said, index=self.table.index, dtype="str")
             self.refuse_problems()
-        names = [f"{column}_size" for column in columns]
-        for column, name in zip(columns, names, strict=True):
-            self.table[name] = self.table[column].map({path: size for path, (size, _) in sizes.items()})
-        self.refuse(
-            self.table[names[0]] != self.table[names[-1]],
-            "{ref_path} is {ref_path_size} and {dist_path} is {dist_path_size} (width x height)",
-        )
-        self.table = self.table.drop(columns=names)
-
-    def _size(self, path: str) -> tuple[str, str]:
-        """Size and "", or "" and what is wrong."""
-        try:
-            return "{} x {}".format(*image_size(self.index.root / path)), ""
-        except ImageError as error:
-            return "", str(error).replace(str(self.index.root / path), path)
+        if len(columns) > 1:
+            names = {"ref_size": "ref_path", "dist_size": "dist_path"}
+            self.table = self.table.assign(**{name: self.table[path].map(sizes) for name, path in names.items()})
+            said = "{ref_path} is {ref_size} and {dist_path} is {dist_size} (width x height)"
+            self.refuse(self.table["ref_size"] != self.table["dist_size"], said)
+            self.table = self.table.drop(columns=list(names))
 
     def database(
         self, facts: Facts, *, check_images: bool = True, extra: Sequence[str] = (), **fields: Any
     ) -> Database:
-        """The finished database, with the columns of the schema and `extra` ones; `fields` are attributes of `Database`.
-
-        Raises DatabaseError as `refuse`, or (if strict) if the counts are not those of a complete copy.
-        """
+        """The finished database, with the columns of the schema and `extra` ones; `fields` are attributes of `Database`."""
         if check_images:
             self.check_images()
         self._refuse_repeats()
@@ -254,34 +213,31 @@ class LabelRows:
         return Database(name=facts.name, root=self.index.root, pairs=pairs, **attributes)
 
     def _refuse_repeats(self) -> None:
-        """Of a pair that is listed more than once, the first row stays; if its scores differ, none does, since nothing
-        tells which of them is right."""
+        """Of a pair that is listed more than once, the first row stays; if its scores differ, none does."""
         keys = ["ref_path", "dist_path"]
-        several = self.table["dist_path"].duplicated(keep=False)  # few, if any: only these need to be compared as pairs
-        several[several] = self.table.loc[several, keys].duplicated(keep=False)
-        if not several.any():
+        rows = self.table[self.table.duplicated(keys, keep=False)]
+        if rows.empty:
             return
-        rows = self.table[several]
         groups = rows.groupby(keys, sort=False)
         problem = "pair listed twice, first in " + groups["label_source"].transform("first")
         problem = problem.where(rows.duplicated(keys), "")
         if "score" in rows:
             scores = groups["score"].transform("nunique", dropna=False)
-            said = "pair listed twice, with " + scores.astype("str") + " scores; give it one"
-            problem = problem.mask(scores > 1, said)
+            problem = problem.mask(
+                scores > 1, "pair listed twice, with " + scores.astype("str") + " scores; give it one"
+            )
         self.table["problem"] = problem.reindex(self.table.index, fill_value="")
         self.refuse_problems()
 
     def check_counts(self, facts: Facts, pairs: pd.DataFrame) -> None:
-        """Compare the counts, or if they are right the mean score, with the facts. Other counts are an error, or (if not
-        strict) an omission; another mean is a warning and an omission."""
+        """Compare the counts with the facts or, if they are right, the mean score: another one is only a warning and an
+        omission, and published means have five digits."""
         counts = (("pairs", facts.pairs, len(pairs)), ("references", facts.references, pairs["ref_id"].nunique()))
-        self.check_complete(facts.name, *counts)
-        right = all(published in (None, found) for _, published, found in counts)
-        if not right or facts.score_mean is None:
+        complete = self.check_complete(facts.name, *counts)
+        if not complete or facts.score_mean is None:
             return
         mean = float(pairs["score"].mean())
-        if not abs(mean - facts.score_mean) <= _MEAN_TOLERANCE * max(1.0, abs(facts.score_mean)):
+        if not abs(mean - facts.score_mean) <= 1e-4 * max(1.0, abs(facts.score_mean)):
             message = (
                 f"{facts.name}: the mean {facts.score_name} is {mean:.5f}, of the published labels it is "
                 f"{facts.score_mean:.5f}; are these the original labels?"
@@ -289,22 +245,22 @@ class LabelRows:
             log.warning("%s", message)
             self.omissions.append(message)
 
-    def check_complete(self, name: str, *counts: tuple[str, int | None, int]) -> None:
-        """Say which counts (what, published, found) are not those published, as `tell` does."""
+    def check_complete(self, name: str, *counts: tuple[str, int | None, int]) -> bool:
+        """Whether all counts (what, published, found) are those published; if not, an error or omission, see `tell`."""
         wrong = [
             f"{found} of {published} {what}" for what, published, found in counts if published not in (None, found)
         ]
         if wrong:
             message = f"{name}: a complete copy has more or others, this one has {' and '.join(wrong)}"
             self.tell(message, f"complete the copy in {self.index.root}, or load it with strict=False")
+        return not wrong
 
 
 class FolderIndex:
     """Look-up of files below a root without regard to letter case and Unicode form; each folder is listed once.
 
-    Names use "/" or "\\". Absolute names and ".." are refused before the disk is touched. What `list_folder` leaves out
-    does not exist, nor do names that are not UTF-8, which no label can mention. Two entries that differ only by case are
-    an error when asked for.
+    Absolute names and ".." are refused, as are two entries that differ only by case when asked for. What `list_folder`
+    leaves out and names that are not UTF-8 do not exist.
     """
 
     def __init__(self, root: str | Path):

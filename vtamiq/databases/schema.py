@@ -1,12 +1,9 @@
-"""What every database becomes: a table of image pairs, split by reference content, with scores of known direction.
-
-This file has the schema, the database with its splits, and the one place where the direction of scores is handled.
-"""
+"""What every database becomes: a table of image pairs, split by reference content, with scores of known direction."""
 
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 __all__ = [
-    "EXTRA_COLUMNS",
     "PAIR_COLUMNS",
     "PREFERENCE_COLUMNS",
     "SUBSETS",
@@ -69,16 +65,6 @@ EXTRA_COLUMNS = {
     "recipe_seed": "uint64",
 }
 
-_OPTIONAL = {  # what `pair_table` fills in
-    "subset": "none",
-    "dist_type": pd.NA,
-    "dist_name": "",
-    "level": pd.NA,
-    "score": math.nan,
-    "score_std": math.nan,
-    "score_lo": math.nan,
-    "score_hi": math.nan,
-}
 _UNSAFE_PATH = r"^/|^[A-Za-z]:|\\|\x00|(?:^|/)\.\.(?:/|$)"
 
 
@@ -86,19 +72,15 @@ class DatabaseError(ValueError):
     """A database that cannot be found, read or used; the message says what is wrong, where, and what to do."""
 
 
-# ---- the table --------------------------------------------------------------------------------------------------
-
-
 def pair_table(**columns: Any) -> pd.DataFrame:
     """A pair table from columns (arrays, or one value for all rows), sorted by `ref_id`, then in the given order.
 
-    Columns that a database does not have may be left out: `subset` ("none"), `dist_type`, `dist_name`, `level`,
-    `score`, `score_std`, `score_lo`, `score_hi`. Columns beyond the schema are kept, after it.
-
-    Raises DatabaseError for a missing column. Rows are checked once a `Database` is made of them.
+    May be left out: `subset` ("none"), `dist_type`, `dist_name`, `level`, `score`, `score_std`, `score_lo`, `score_hi`.
+    Columns beyond the schema are kept, after it. DatabaseError for a missing column; rows are checked by `Database`.
     """
-    table = _table(PAIR_COLUMNS, _OPTIONAL | columns)
-    return table.sort_values("ref_id", kind="stable", ignore_index=True)
+    optional = {"subset": "none", "dist_type": pd.NA, "dist_name": "", "level": pd.NA}
+    optional |= dict.fromkeys(("score", "score_std", "score_lo", "score_hi"), math.nan)
+    return _table(PAIR_COLUMNS, optional | columns).sort_values("ref_id", kind="stable", ignore_index=True)
 
 
 def preference_table(**columns: Any) -> pd.DataFrame:
@@ -127,9 +109,7 @@ def _check_pairs(pairs: pd.DataFrame, stated: Mapping[str, Any]) -> None:
         _refuse(pairs, pairs[name] != value, f"{name} must be {value!r} in all rows, not so")
     for name in ("score", "score_std", "score_lo", "score_hi"):
         _refuse(pairs, np.isinf(pairs[name]), f"infinite {name}")
-    twice = pairs["dist_path"].duplicated(keep=False)  # few, if any: pairs need to be compared among these only
-    twice[twice] = pairs.loc[twice, ["ref_path", "dist_path"]].duplicated()
-    _refuse(pairs, twice, "pair listed twice")
+    _refuse(pairs, pairs.duplicated(["ref_path", "dist_path"]), "pair listed twice")
     unsorted = pairs["ref_id"] < pairs["ref_id"].shift(fill_value="")
     _refuse(pairs, unsorted, "rows must be sorted by ref_id, out of order is")
     content = pairs["content"] if "content" in pairs else pairs["ref_id"]
@@ -153,8 +133,8 @@ def _check_preferences(preferences: pd.DataFrame, pairs: pd.DataFrame) -> None:
     _refuse(preferences, ~preferences["p_a"].between(0, 1), "preference p_a outside 0..1")
     raw = preferences["p_a_raw"]
     _refuse(preferences, raw.notna() & ~raw.between(0, 1), "preference p_a_raw outside 0..1")
-    known = preferences["ref_id"].isin(pairs["ref_id"])
-    _refuse(preferences, ~known, "a preference about a reference that has no pairs")
+    unknown = ~preferences["ref_id"].isin(pairs["ref_id"])
+    _refuse(preferences, unknown, "a preference about a reference that has no pairs")
 
 
 def _check_columns(table: pd.DataFrame, schema: Mapping[str, str]) -> None:
@@ -184,25 +164,20 @@ def _refuse(table: pd.DataFrame, bad: pd.Series, what: str) -> None:
         raise DatabaseError(f"{what}: row {at} ({row['label_source']}, reference {row['ref_id']!r}, image {image!r})")
 
 
-# ---- the database -----------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Database:
     """Image pairs with scores.
 
     Attributes:
-        name: what the database is called in tables and titles.
         root: folder that all paths are relative to.
         pairs: one row per pair, schema `PAIR_COLUMNS`, numbered from 0.
         score_name: what the scores are, for example "MOS".
         higher_better: whether a higher score is a better image.
-        synthetic: whether the scores come from other metrics rather than from people.
+        synthetic: whether the scores come from metrics rather than from people.
         preferences: pairwise preferences about references of the pairs, schema `PREFERENCE_COLUMNS`, or None.
         omissions: what was left out on loading or is not as published, one sentence each.
-        crop: (width, height) to which the centre of every reference is cropped before it is used; None for no crop.
-            Only for pairs with recipes.
-        cache: folder, of this database alone, in which images that were made from recipes are kept; None for none.
+        crop: (width, height) to which the centre of every reference is cropped; None for no crop. For recipes only.
+        cache: folder, of this database alone, that keeps images made from recipes; None for none.
 
     Raises:
         DatabaseError: a table breaks its schema or contradicts the attributes.
@@ -249,8 +224,8 @@ class Database:
 
     @property
     def contents(self) -> dict[str, str]:
-        """ref_id → content, which splits keep together: two views of one scene are two references of one content. The
-        optional column `content` of the pairs has it; without it, every reference is a content of its own."""
+        """ref_id → content, which splits keep together, from the optional column `content`; without it, every reference is
+        a content of its own."""
         column = "content" if "content" in self.pairs else "ref_id"
         return dict(zip(self.pairs["ref_id"], self.pairs[column], strict=True))
 
@@ -261,28 +236,25 @@ class Database:
     def subset(self, selection: Iterable[str] | np.ndarray | pd.Series) -> "Database":
         """The rows of a boolean mask (length `len(self)`), or all rows of the given `ref_id`; rows are renumbered.
 
-        Preferences stay for the contents that stay, but for those about an image whose row goes.
-
-        Raises DatabaseError for an unknown `ref_id`, a mask of another length, or a selection of nothing.
+        Preferences about references and images that stay do so, too. DatabaseError for an unknown `ref_id`, a mask of
+        another length, or a selection of nothing.
         """
+        references, images = self.pairs["ref_id"], self.pairs["dist_path"]
         chosen = np.asarray(selection if isinstance(selection, np.ndarray | pd.Series) else list(selection))
-        if chosen.dtype == bool:
-            if chosen.shape != (len(self),):
-                raise DatabaseError(f"{self.name}: a mask needs {len(self)} values, got shape {chosen.shape}")
-            kept = set(self.pairs["ref_id"].to_numpy()[chosen])
-        else:
-            kept = set(chosen.tolist())
-            unknown = sorted(map(str, kept - set(self.references)))
-            if unknown:
+        if chosen.dtype != bool:
+            if unknown := sorted(map(str, set(chosen.tolist()) - set(references))):
                 raise DatabaseError(f"{self.name} has no reference {', '.join(unknown[:5])}")
-            chosen = self.pairs["ref_id"].isin(kept).to_numpy()
+            chosen = references.isin(set(chosen.tolist())).to_numpy()
+        if chosen.shape != (len(self),):
+            raise DatabaseError(f"{self.name}: a mask needs {len(self)} values, got shape {chosen.shape}")
         if not chosen.any():
             raise DatabaseError(f"{self.name}: the selection has no pairs")
         preferences = self.preferences
         if preferences is not None:
-            gone = set(self.pairs["dist_path"].to_numpy()[~chosen]) - set(self.pairs["dist_path"].to_numpy()[chosen])
-            about_gone = preferences["a_path"].isin(gone) | preferences["b_path"].isin(gone)
-            preferences = preferences[preferences["ref_id"].isin(kept) & ~about_gone].reset_index(drop=True)
+            gone = set(images[~chosen]) - set(images[chosen])
+            about_gone = preferences[["a_path", "b_path"]].isin(gone).any(axis=1)
+            kept = preferences["ref_id"].isin(set(references[chosen]))
+            preferences = preferences[kept & ~about_gone].reset_index(drop=True)
         return replace(
             self,
             pairs=self.pairs[chosen].reset_index(drop=True),
@@ -292,9 +264,8 @@ class Database:
     def split(self, ratios: Sequence[float] = (0.6, 0.2, 0.2), seed: int = 0) -> tuple["Database", ...]:
         """Random parts without a content in common: (train, val, test), or (train, test) for two ratios.
 
-        The contents are those of `shuffled_contents`. The later parts get the floor of their share, the first the rest.
-
-        Raises DatabaseError if the ratios are not two or three positive numbers with sum 1, or a part would be empty.
+        `shuffled_contents` are cut: the later parts get the floor of their share, the first the rest. DatabaseError if the
+        ratios are not two or three positive numbers with sum 1, or a part would be empty.
         """
         ratios = tuple(float(ratio) for ratio in ratios)
         if len(ratios) not in (2, 3) or not all(ratio > 0 for ratio in ratios) or abs(sum(ratios) - 1) > 1e-9:
@@ -316,10 +287,8 @@ class Database:
         return self.subset([reference for reference, content in self.contents.items() if content in contents])
 
     def distributed_split(self) -> tuple["Database", ...]:
-        """The split that the database comes with: (train, val, test), or (train, test) if it has no val.
-
-        Raises DatabaseError if there is no such split, it does not cover all rows, or a content is in two parts.
-        """
+        """The split that the database comes with: (train, val, test), or (train, test) if it has no val. DatabaseError if
+        there is no such split, it does not cover all rows, or a content is in two parts."""
         subset = self.pairs["subset"]
         present = [name for name in SUBSETS if (subset == name).any()]
         if present not in (["train", "test"], list(SUBSETS)) or (subset == "none").any():
@@ -335,9 +304,9 @@ class Database:
 
 @dataclass(frozen=True)
 class LabelScale:
-    """Published scores as distortions: 0 is the best score that was seen in training, 1 the worst; nothing is clipped.
+    """Published scores as distortions: 0 is the best score of the training part, 1 the worst; nothing is clipped.
 
-    This is the one place where the direction of scores is handled: it is that of best and worst.
+    This is the one place where the direction of scores is handled.
     """
 
     best: float
@@ -349,10 +318,7 @@ class LabelScale:
 
     @classmethod
     def fit(cls, train: Database) -> "LabelScale":
-        """Minimum and maximum over the training part only: test labels are not looked at.
-
-        Raises DatabaseError if a row has no score or all scores are the same.
-        """
+        """Minimum and maximum over the training part only; DatabaseError for a row without score or equal scores."""
         scores = train.pairs["score"].to_numpy(dtype=np.float64)
         missing = np.isnan(scores)
         if missing.any():
@@ -367,20 +333,12 @@ class LabelScale:
         """Scores of any shape to distortions, float64; NaN stays NaN."""
         return (np.asarray(score, dtype=np.float64) - self.best) / (self.worst - self.best)
 
-    def to_dict(self) -> dict[str, float]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, float]) -> "LabelScale":
-        if not isinstance(values, Mapping) or set(values) != {"best", "worst"}:
-            raise DatabaseError(f"a label scale has the entries 'best' and 'worst', got {values!r}")
-        return cls(best=float(values["best"]), worst=float(values["worst"]))
-
 
 def path_parts(name: str) -> list[str]:
     """Components of a relative path; DatabaseError if it is absolute, leads upwards or is empty."""
-    parts = [part for part in name.replace("\\", "/").split("/") if part != "."]
-    if re.search(_UNSAFE_PATH, name.replace("\\", "/")) or not all(parts) or not parts:
+    plain = name.replace("\\", "/")
+    parts = [part for part in plain.split("/") if part != "."]
+    if re.search(_UNSAFE_PATH, plain) or not all(parts) or not parts:
         raise DatabaseError(
             f"{name!r} is no path within the database: absolute names, '..' and empty parts are refused"
         )

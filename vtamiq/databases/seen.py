@@ -1,11 +1,10 @@
 """What pictures a model was trained or validated on, stage after stage, so that it is not tested on one of them.
 
-A picture is known by the database and the name of its content, and by the bytes of its reference file: the same one
-under another name, or in another database, is then known as well, unless it was cropped or saved anew.
+A picture is known by database and content, and by the bytes of its reference file, whatever its name and database.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from vtamiq.databases.schema import Database
@@ -22,18 +21,14 @@ def reference_digests(database: Database) -> dict[str, set[str]]:
     pairs = database.pairs.drop_duplicates("ref_id")
     if len(pairs) > MAX_READ:
         return {}
-    sources = pairs.get("ref_sha256", [""] * len(pairs))
-    return {
-        ref_id: {_digest(database.root / path), source} - {""}
-        for ref_id, path, source in zip(pairs["ref_id"], pairs["ref_path"], sources, strict=True)
-    }
-
-
-def _digest(path: Path) -> str:
-    try:
-        return digest_file(path)
-    except OSError:  # whoever needs the image says what is wrong with it
-        return ""
+    digests = {}
+    for ref_id, path, source in zip(
+        pairs["ref_id"], pairs["ref_path"], pairs.get("ref_sha256", [""] * len(pairs)), strict=True
+    ):
+        digests[ref_id] = {source} - {""}
+        with contextlib.suppress(OSError):  # whoever needs the image says what is wrong with it
+            digests[ref_id].add(digest_file(database.root / path))
+    return digests
 
 
 def pictures_of(database: Database, role: str = "train") -> dict[str, Any]:

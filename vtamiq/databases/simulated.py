@@ -1,8 +1,4 @@
-"""Pairwise preferences without people: SIMULATED from the scores of single images, to run preference training on.
-
-PieAPP asked people which of two distorted images is closer to the reference. Here the answer comes from a model of
-observers: what is learnt from it is learnt from the scores and that model.
-"""
+"""Pairwise preferences without people: SIMULATED from the scores of single images by a model of observers."""
 
 import numpy as np
 import pandas as pd
@@ -11,25 +7,22 @@ from scipy.special import expit
 from vtamiq.databases.schema import Database, DatabaseError, preference_table
 from vtamiq.utils.digests import digest_number
 
-__all__ = ["SHARPNESS", "simulate_preferences"]
+__all__ = ["simulate_preferences"]
 
 SHARPNESS = 6.0  # w, where VTAMIQ's own preference begins (`preference`)
 
 
-def simulate_preferences(
-    database: Database, *, per_reference: int = 200, sharpness: float = SHARPNESS, seed: int = 0
-) -> pd.DataFrame:
+def simulate_preferences(database: Database, *, per_reference: int = 200, seed: int = 0) -> pd.DataFrame:
     """Simulate preferences between distorted images of one reference from their scores.
 
-    P(A preferred) = sigmoid(w · (c_B - c_A)), with w = `sharpness` and c in 0..1 the distortion of an image: its place
-    between the best and the worst end of the scale of scores. It is the probability itself, as of infinitely many
-    observers.
+    P(A preferred) = sigmoid(w · (c_B - c_A)), with w = `SHARPNESS` and c the place of an image between the best (0) and the
+    worst (1) end of the scale: 77 % for a distance of 0.2, 95 % for 0.5. It is the probability itself, as of infinitely
+    many observers.
 
     Args:
         database: whose scores have a range (`score_lo`, `score_hi`).
-        per_reference: how many different pairs of images are drawn for each reference, or all if there are fewer. Which
-            of the two is A is drawn as well.
-        sharpness: positive; 6 takes a distance of 0.2 for 77 %, of 0.5 for 95 %.
+        per_reference: different pairs of images drawn for each reference, or all if there are fewer. Which of the two is A
+            is drawn as well.
         seed: each reference has its own stream, which depends on `seed` and `ref_id` only.
 
     Returns:
@@ -37,10 +30,10 @@ def simulate_preferences(
 
     Raises:
         DatabaseError: a row has no score, the scale is open, or no reference has two distorted images.
-        ValueError: `per_reference` or `sharpness` is not positive.
+        ValueError: `per_reference` is not positive.
     """
-    if per_reference < 1 or not 0 < sharpness < np.inf:
-        raise ValueError(f"per_reference and sharpness must be positive, got {per_reference} and {sharpness}")
+    if per_reference < 1:
+        raise ValueError(f"per_reference must be positive, got {per_reference}")
     pairs = database.pairs.assign(distortion=_distortions(database))
     drawn = [_draw(part, per_reference, seed) for _, part in pairs.groupby("ref_id", sort=False) if len(part) > 1]
     if not drawn:
@@ -53,9 +46,9 @@ def simulate_preferences(
         ref_path=a["ref_path"],
         a_path=a["dist_path"],
         b_path=b["dist_path"],
-        p_a=expit(sharpness * (b["distortion"] - a["distortion"])),
+        p_a=expit(SHARPNESS * (b["distortion"] - a["distortion"])),
         kind="simulated",
-        label_source=f"simulated from {database.score_name}, w = {sharpness:g}",
+        label_source=f"simulated from {database.score_name}, w = {SHARPNESS:g}",
     )
 
 

@@ -1,7 +1,4 @@
-"""Splits beyond `Database.split`: repeated, by folds, the original authors' fixed ones; and pictures in common.
-
-All are by reference content, never by row: distorted images of one reference are not independent.
-"""
+"""Splits beyond `Database.split`: repeated, by folds, the original authors' fixed ones; and pictures in common."""
 
 from collections.abc import Iterator, Sequence
 
@@ -46,15 +43,10 @@ def fold_split(
 ) -> tuple[Database, Database, Database]:
     """(train, val, test) of one fold of several: over all of them, every content is tested exactly once.
 
-    `Database.shuffled_contents` are cut into `folds` parts whose sizes differ by one at most. Part `fold` is tested; the
-    others are split by `Database.split` with the same seed.
+    `Database.shuffled_contents` are cut into `folds` parts whose sizes differ by one at most. Part `fold` (from 0) is
+    tested; the others are split by `Database.split` with the same seed, `validation` of them for val.
 
-    Args:
-        fold: from 0.
-        validation: share of the contents that are not tested; the floor of it, as in `Database.split`.
-
-    Raises:
-        DatabaseError: fewer than two folds, no such fold, more folds than contents, or too few contents for validation.
+    Raises DatabaseError for fewer than two folds, no such fold, more folds than contents, or too few for validation.
     """
     contents = database.shuffled_contents(seed)
     if not 2 <= folds <= len(contents) or not 0 <= fold < folds:
@@ -69,13 +61,10 @@ def fold_split(
 
 def original_split(database: Database) -> tuple[Database, ...]:
     """(train, val, test), or (train, test) for PIPAL, as fixed in the configuration of the authors' repository, by the
-    order of the references; but for the last one of LIVE, womanhat, which is lost there and tested here.
+    order of the references; but for the last one of LIVE, womanhat, which is lost there and tested here. Of PieAPP, its
+    train part is split.
 
-    Args:
-        database: a complete copy of a key of `ORIGINAL_SPLITS`; of PieAPP, its train part is split.
-
-    Raises:
-        DatabaseError: there is no such split, or the copy is incomplete.
+    Raises DatabaseError if there is no such split, or the copy is incomplete.
     """
     if database.name not in ORIGINAL_SPLITS:
         known = ", ".join(ORIGINAL_SPLITS)

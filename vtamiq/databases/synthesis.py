@@ -1,10 +1,10 @@
 """Make a full-reference database from photographs: distort them, and label the pairs by a consensus of metrics.
 
-As for KADIS-700k (Lin, Hosu and Saupe, arXiv:2001.08113), the labels come from conventional metrics instead of observers:
-they are SYNTHETIC, good for pre-training and demonstrations, and say nothing of human opinion.
+As for KADIS-700k (Lin, Hosu and Saupe, arXiv:2001.08113), the labels come from metrics instead of observers: they are
+SYNTHETIC, good for pre-training and demonstrations, and say nothing of human opinion.
 
-A unit of work is one distortion type of one photograph at all levels. Finished units are on disk, so that an interrupted
-call resumes. The files do not depend on the number of workers.
+A unit of work is one distortion type of one photograph at all levels. It is done when its part file is on disk, so that an
+interrupted call resumes. The files do not depend on the number of workers.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from numbers import Integral
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,15 +32,16 @@ from vtamiq.images.distortions import LEVELS, distort, find_distortion
 from vtamiq.images.iqms import IQMS, QuantileTables, iqm_scores, scale_regime, weak_labels
 from vtamiq.images.reading import ImageError, ImageSource, centre_crop, image_size, read_image, write_png
 from vtamiq.utils.digests import digest, digest_number
-from vtamiq.utils.files import holding, list_images, write_text
+from vtamiq.utils.files import clear_unfinished, holding, list_images, write_text
 from vtamiq.utils.processes import count_workers, executor, one_thread_per_process, run_jobs
 
 __all__ = ["Recipe", "request_digest", "synthesize"]
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 PARTS = "parts"  # folder of the scores of finished units, until all are merged
+MEANING = "synthetic: dmos = 5 - 4 * mean rank of the metrics (1 worst, 5 identical), var = 4 * their deviation"
+Pool = ProcessPoolExecutor | None
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,10 @@ class Recipe:
         metrics: keys of `IQMS` that vote on the labels; None takes all eleven; (), with `recipes_only`, makes no labels.
         size: (width, height) of the centre crop, or None to keep photographs whole.
         seed: of the random distortions, and of the choice of types with `one_type`.
-        recipes_only: write no distorted image.
-        one_type: one of the types for each photograph, instead of all.
+        recipes_only: write no distorted image: loaders render each one when it is asked for. The photographs of a folder
+            are not copied either: they must stay where they are in relation to `out`, or be named to `load_synthetic`.
+        one_type: one of the types for each photograph, as in KADIS-700k. All types get the same number of photographs, or
+            one more; which gets which depends on `seed` and the names of all, not on their order.
         device: where the metrics are computed, "cpu" or "cuda": their last digits differ.
 
     Raises:
@@ -62,9 +65,9 @@ class Recipe:
             device that cannot be.
     """
 
-    types: tuple[int | str, ...] | None = None
-    levels: tuple[int, ...] = LEVELS
-    metrics: tuple[str, ...] | None = None
+    types: Iterable[int | str] | None = None
+    levels: Iterable[int] = LEVELS
+    metrics: Iterable[str] | None = None
     size: tuple[int, int] | None = None
     seed: int = 0
     recipes_only: bool = False
@@ -72,29 +75,33 @@ class Recipe:
     device: str = "cpu"
 
     def __post_init__(self):
-        types = range(1, 26) if self.types is None else self.types
-        metrics = IQMS if self.metrics is None else self.metrics
-        for known, chosen, what in ((LEVELS, self.levels, "level"), (IQMS, metrics, "metric")):
+        types = range(1, 26) if self.types is None else _listed(self.types)
+        levels = _listed(self.levels)
+        metrics = tuple(IQMS) if self.metrics is None else _listed(self.metrics)
+        for known, chosen, what in ((LEVELS, levels, "level"), (IQMS, metrics, "metric")):
             for value in chosen:
                 if value not in known:
                     raise ValueError(f"unknown {what} {value!r}; known: {', '.join(map(str, known))}")
-        kept = {
-            "types": _distinct("types", sorted(find_distortion(type).type for type in types)),
-            "levels": _distinct("levels", sorted(int(level) for level in self.levels)),
-            "metrics": _distinct("metrics", sorted(metrics, key=list(IQMS).index)) if metrics else (),
-            "seed": _whole(self.seed),
-        }
         if not metrics and not self.recipes_only:
             raise ValueError("metrics must name something: only recipes may go without labels")
         if self.device not in ("cpu", "cuda"):
             raise ValueError(f"device must be cpu or cuda, got {self.device!r}")
-        if kept["seed"] is None or kept["seed"] < 0:
+        if not isinstance(self.seed, Integral) or self.seed < 0:
             raise ValueError(f"seed must be a non-negative integer, got {self.seed!r}")
+        kept = {
+            "types": tuple(sorted(find_distortion(type).type for type in types)),
+            "levels": tuple(sorted(int(level) for level in levels)),
+            "metrics": tuple(sorted(metrics, key=list(IQMS).index)),
+            "seed": int(self.seed),
+        }
+        for name in ("types", "levels", "metrics"):
+            if len(set(kept[name])) < len(kept[name]) or not (kept[name] or name == "metrics"):
+                raise ValueError(f"{name} must name something, and nothing twice; got {kept[name]}")
         if self.size is not None:
-            sides = [_whole(side) for side in self.size] if isinstance(self.size, Iterable) else []
-            if len(sides) != 2 or None in sides or min(sides) < 8:
+            sides = tuple(self.size) if isinstance(self.size, Iterable) else ()
+            if len(sides) != 2 or not all(isinstance(side, Integral) and side >= 8 for side in sides):
                 raise ValueError(f"size must be (width, height) of at least 8 whole pixels, got {self.size!r}")
-            kept["size"] = tuple(sides)
+            kept["size"] = (int(sides[0]), int(sides[1]))
         for name, value in kept.items():  # plain numbers: a manifest is JSON
             object.__setattr__(self, name, value)
 
@@ -104,6 +111,11 @@ class Recipe:
         return json.loads(json.dumps(asdict(self) | {"types": named}))
 
 
+def _listed(values: Any) -> tuple:
+    """Values, or the only one."""
+    return (values,) if isinstance(values, Integral | str) else tuple(values)
+
+
 @dataclass(frozen=True)
 class Source:
     """One photograph to distort.
@@ -111,9 +123,8 @@ class Source:
     Attributes:
         ref_id: its name in the database.
         key: its own name, without a folder.
-        subset: train, val, test or none.
-        content: what it shows, which several photographs may share.
         types: the distortions it gets.
+        sha256: digest of the file or array; None for a file that cannot be read.
     """
 
     ref_id: str
@@ -122,12 +133,7 @@ class Source:
     subset: str
     content: str
     types: tuple[int, ...]
-
-    def digest(self) -> str | None:
-        """Digest of the file or array; None for a file that cannot be read."""
-        if not isinstance(self.image, np.ndarray):
-            return file_digest(self.image)
-        return digest(f"{self.image.dtype} {self.image.shape} ".encode() + np.ascontiguousarray(self.image).tobytes())
+    sha256: str | None
 
     def crop(self, size: tuple[int, int] | None) -> np.ndarray:
         """The reference image; ImageError, without the folder of a file, if there is none."""
@@ -163,58 +169,31 @@ class Unit:
     def image(self, level: int) -> Path:
         return self.folder / "images" / f"{self.source.ref_id}_{self.type:02d}_{level:02d}.png"
 
-    def finished(self) -> list[dict[str, float]] | None:
-        """Scores of each level if this unit is done; None if it is not, or its file is damaged."""
-        try:
-            if not self.recipe.recipes_only and not all(self.image(n).stat().st_size for n in self.recipe.levels):
-                return None
-            return json.loads(self.part.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            return None
-
-
-# ---- making a database ------------------------------------------------------------------------------------------
-
 
 def synthesize(
     images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | Mapping[str, ImageSource],
     out: str | os.PathLike[str],
     *,
-    types: Iterable[int | str] | None = None,
-    levels: Iterable[int] = LEVELS,
-    metrics: Iterable[str] | None = None,
-    size: tuple[int, int] | None = None,
-    recipes_only: bool = False,
-    one_type: bool = False,
     subsets: Mapping[str, str] | None = None,
     contents: Mapping[str, str] | None = None,
-    tables: QuantileTables | None = None,
-    seed: int = 0,
-    device: str = "cpu",
     workers: int | None = None,
     progress: bool = True,
+    **recipe: Any,
 ) -> Database:
     """Distort photographs and label the pairs, or resume; load the result if it is there already.
 
-    A second process that asks for the same folder waits until the first has ended (not on Windows, and not on file systems
-    without locks). With more than one worker, a script must call this below `if __name__ == "__main__":`.
+    A second process that asks for the same folder waits until the first has ended, where the file system has locks. With
+    more than one worker, a script must call this below `if __name__ == "__main__":`.
 
     Args:
         images: a folder (its image files, in order of name), image files with different names, or name → image.
         out: folder to make, new or left by a call with the same arguments. The database is called after it.
-        types, levels, metrics, size, seed, device: see `Recipe`. The random streams of a photograph depend on `seed` and
-            its name only.
-        recipes_only: write no distorted image: loaders render each one when it is asked for. The photographs of a folder
-            are not copied either: they must stay where they are in relation to `out`, or be named to `load_synthetic`.
-        one_type: one of the types for each photograph, as in KADIS-700k. All types get the same number of photographs, or
-            one more; which gets which depends on `seed` and the names of all, not on their order.
-        subsets: name of a photograph → "train", "val" or "test"; all others are "none".
-        contents: name of a photograph → what it shows, for photographs that splits must not part, such as views of one
-            scene; all others are contents of their own.
-        tables: quantile tables for the labels. None fits them to these scores: those of the train photographs if
-            `subsets` names any, else all.
+        subsets: name of a photograph → "train", "val" or "test"; all others are "none". Labels are ranks among the scores
+            of the train photographs, if there are any, else among all.
+        contents: name of a photograph → its scene, for photographs that splits must not part.
         workers: processes; 0 and 1 work in this process, None takes one per core.
         progress: whether to show progress and the time left.
+        recipe: fields of `Recipe`. The random streams of a photograph depend on `seed` and its name only.
 
     Returns:
         The database. Its score is 5 - 4 · consensus (5 = identical; 1 = worst on every metric), its spread 4 · the
@@ -227,42 +206,47 @@ def synthesize(
         DatabaseError: there is no photograph, two have the same name, `out` holds something else or was made with other
             arguments, a distortion or metric fails on a photograph, or photographs are on both sides of 384 pixels,
             where five of the metrics change scale (give a `size`).
-        ValueError: see `Recipe`.
     """
-    metrics = None if metrics is None else (metrics,) if isinstance(metrics, str) else tuple(metrics)
-    types = None if types is None else (types,) if isinstance(types, Integral | str) else tuple(types)
-    levels = (levels,) if isinstance(levels, Integral) else tuple(levels)
-    recipe = Recipe(types, levels, metrics, size, seed, recipes_only, one_type, device)
+    recipe = Recipe(**recipe)
     workers = count_workers(workers)
     folder = Path(out)
-    sources = _list_sources(images, subsets or {}, contents or {}, recipe)
-    digests = _digests(sources, progress)
-    sources = _join_copies(sources, contents or {}, digests)
-    request = _request(recipe, sources, tables, digests)
-    place = Path(images) if recipes_only and isinstance(images, str | os.PathLike) else None
+    sources = _list_sources(images, subsets or {}, contents or {}, recipe, progress)
+    request = _request(recipe, sources)
+    place = Path(images) if recipe.recipes_only and isinstance(images, str | os.PathLike) else None
     if folder.exists() and not folder.is_dir():
         raise DatabaseError(f"{folder} is a file; choose a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     with holding(folder, wait=True):
-        if not _claim(folder, request):
-            if device == "cuda" and not torch.cuda.is_available():
+        if not _is_finished(folder, request):
+            if recipe.device == "cuda" and not torch.cuda.is_available():
                 raise ValueError("device is cuda, but torch finds none here")
             with one_thread_per_process(), executor(workers) as pool:
                 sources, skipped = _prepare_references(pool, folder, sources, recipe, place, progress)
-                scores = _render_all(pool, folder, sources, recipe, progress)
-            _write_labels(folder, request, recipe, sources, skipped, scores, tables, place)
+                scores = _measure(pool, folder, sources, recipe, progress)
+            _write_labels(folder, recipe, sources, scores)
+            facts = {
+                "complete": True,
+                "pairs": len(scores),
+                "skipped": skipped,
+                "photographs": _relative(place, folder),
+            }
+            _write_manifest(folder, request | facts | {"labels": MEANING if recipe.metrics else "none"})
+            shutil.rmtree(folder / PARTS, ignore_errors=True)
+            clear_unfinished(folder)
     in_place = place is not None and read_manifest(folder)["photographs"] is not None
-    return load_synthetic(folder, photographs=place if in_place else None, check_images=not recipes_only)
+    return load_synthetic(folder, photographs=place if in_place else None, check_images=not recipe.recipes_only)
 
 
-def _list_sources(images: Any, subsets: Mapping[str, str], contents: Mapping[str, str], recipe: Recipe) -> list[Source]:
+def _list_sources(
+    images: Any, subsets: Mapping[str, str], contents: Mapping[str, str], recipe: Recipe, progress: bool = False
+) -> list[Source]:
+    """All photographs, with their digests; copies of one share its content, unless `contents` says otherwise."""
     named = _name_images(images)
     subsets, contents = ({str(key): value for key, value in given.items()} for given in (subsets, contents))
     if not named:
         raise DatabaseError("there is no photograph to start from")
     for what, given in (("subsets", subsets), ("contents", contents)):
-        unknown = [key for key in given if key not in named]
-        if unknown:
+        if unknown := [key for key in given if key not in named]:
             photographs = ", ".join(named)
             raise DatabaseError(f"{what} names {', '.join(unknown)}, which is none of the photographs {photographs}")
     for key, subset in subsets.items():
@@ -270,29 +254,24 @@ def _list_sources(images: Any, subsets: Mapping[str, str], contents: Mapping[str
             raise DatabaseError(f"the subset of {key} must be one of {', '.join(SUBSETS)}, got {subset!r}")
     types = _deal(list(named), recipe) if recipe.one_type else dict.fromkeys(named, recipe.types)
     digits = max(2, len(str(len(named))))
-    return [
-        Source(f"I{n:0{digits}d}", key, image, subsets.get(key, "none"), contents.get(key, key), types[key])
-        for n, (key, image) in enumerate(named.items(), start=1)
-    ]
+    sources, first = [], {}
+    bar = tqdm(named.items(), desc="digests", unit="image", disable=not progress, leave=False, delay=2)
+    for number, (key, image) in enumerate(bar, start=1):
+        sha256, content = _digest(image), contents.get(key, key)
+        if sha256 in first and key not in contents:
+            log.warning("%s is a copy of %s: both are one content", key, first[sha256].key)
+            content = first[sha256].content
+        subset = subsets.get(key, "none")
+        sources.append(Source(f"I{number:0{digits}d}", key, image, subset, content, types[key], sha256))
+        if sha256 is not None:
+            first.setdefault(sha256, sources[-1])
+    return sources
 
 
-def _digests(sources: list[Source], progress: bool = False) -> dict[str, str | None]:
-    """`ref_id` → digest of the photograph; reads all files."""
-    bar = tqdm(sources, desc="digests", unit="image", disable=not progress, leave=False, delay=2)
-    return {source.ref_id: source.digest() for source in bar}
-
-
-def _join_copies(sources: list[Source], contents: Mapping[str, str], digests: Mapping[str, str | None]) -> list[Source]:
-    """Give copies of one file one content, which no split parts, unless `contents` says otherwise."""
-    first, joined = {}, []
-    for source in sources:
-        digest = digests[source.ref_id]
-        known = first.setdefault(digest, source)
-        if digest is not None and known is not source and source.key not in contents:
-            log.warning("%s is a copy of %s: both are one content", source.key, known.key)
-            source = replace(source, content=known.content)
-        joined.append(source)
-    return joined
+def _digest(image: Path | np.ndarray) -> str | None:
+    if isinstance(image, Path):
+        return file_digest(image)
+    return digest(f"{image.dtype} {image.shape} ".encode() + np.ascontiguousarray(image).tobytes())
 
 
 def _deal(keys: list[str], recipe: Recipe) -> dict[str, tuple[int]]:
@@ -303,45 +282,32 @@ def _deal(keys: list[str], recipe: Recipe) -> dict[str, tuple[int]]:
 
 
 def _name_images(images: Any) -> dict[str, Path | np.ndarray]:
-    if isinstance(images, Mapping):
-        is_path = {key: isinstance(image, str | os.PathLike) for key, image in images.items()}
-        named = {str(key): Path(image) if is_path[key] else read_image(image) for key, image in images.items()}
-        if len(named) < len(images):
-            raise DatabaseError(f"two photographs have the same name among {', '.join(map(repr, images))}")
-        return named
     if isinstance(images, str | os.PathLike):
         folder = Path(images)
         if not folder.is_dir():
             raise DatabaseError(f"no folder {folder}; give a folder, a list of files, or name → image")
-        paths = list_images(folder)
-        if not paths:
+        images = list_images(folder)
+        if not images:
             raise DatabaseError(f"{folder} has no image files")
-    else:
-        paths = [Path(image) for image in images]
-    for path in paths:
-        if "\\" in path.name or not path.name.isprintable() or "\udc80" <= max(path.name) <= "\udcff":
-            raise DatabaseError(f"{path.name!a} cannot be kept in tables; rename that photograph")
-    named = {path.name: path for path in paths}
-    if len(named) < len(paths):
-        twice = sorted({path.name for path in paths if path != named[path.name]} or {paths[0].name})
-        raise DatabaseError(f"two photographs are called {twice[0]}; give a mapping name → image instead")
+    by_name = isinstance(images, Mapping)
+    named = {}
+    for key, image in images.items() if by_name else ((Path(path).name, path) for path in images):
+        if not by_name and ("\\" in key or not key.isprintable()):
+            raise DatabaseError(f"{key!a} cannot be kept in tables; rename that photograph")
+        if str(key) in named:
+            raise DatabaseError(f"two photographs are called {key}; give a mapping name → image with different names")
+        named[str(key)] = Path(image) if isinstance(image, str | os.PathLike) else read_image(image)
     return named
 
 
-def _request(
-    recipe: Recipe, sources: list[Source], tables: QuantileTables | None, digests: Mapping[str, str | None]
-) -> dict[str, Any]:
+def _request(recipe: Recipe, sources: list[Source]) -> dict[str, Any]:
     """What makes one result differ from another, as JSON."""
-    if tables is not None:
-        missing = [name for name in recipe.metrics if name not in tables.names]
-        if missing:
-            raise DatabaseError(f"the quantile tables have none for {', '.join(missing)}")
     return {
         "format": MANIFEST_FORMAT,
         **recipe.to_dict(),
-        "tables": digest(tables.to_json()) if tables else "fitted",
+        "tables": "fitted",  # an option of earlier versions
         "references": [
-            {"ref_id": s.ref_id, "source": s.key, "sha256": digests[s.ref_id], "subset": s.subset, "content": s.content}
+            {"ref_id": s.ref_id, "source": s.key, "sha256": s.sha256, "subset": s.subset, "content": s.content}
             | ({"type": s.types[0]} if recipe.one_type else {})
             for s in sources
         ],
@@ -349,36 +315,26 @@ def _request(
 
 
 def request_digest(
-    images: Mapping[str, np.ndarray],
-    recipe: Recipe,
-    *,
-    subsets: Mapping[str, str],
-    contents: Mapping[str, str],
-    version: str,
+    images: Mapping[str, np.ndarray], recipe: Recipe, subsets: Mapping[str, str], contents: Mapping[str, str]
 ) -> str:
-    """Digest of what a call of `synthesize` with these arguments asks for, and of a version."""
-    sources = _list_sources(images, subsets, contents, recipe)
-    return digest([_request(recipe, sources, None, _digests(sources)), version], length=8)
+    """Digest of what a call of `synthesize` with these arguments asks for, and of the version of this package."""
+    return digest([_request(recipe, _list_sources(images, subsets, contents, recipe)), __version__], length=8)
 
 
-def _claim(folder: Path, request: dict[str, Any]) -> bool:
+def _is_finished(folder: Path, request: dict[str, Any]) -> bool:
     """Whether the folder holds the finished result; if it is new, it becomes ours. Refuse a folder of anything else."""
     manifest = read_manifest(folder)
-    if manifest is None:
-        # A call that is killed before its first manifest leaves at most a temporary file.
-        if folder.exists() and any(not path.name.endswith(".tmp") for path in folder.iterdir()):
-            raise DatabaseError(f"{folder} is not empty and was not made by vtamiq; choose a new folder")
-        _begin(folder, request)
-        return False
-    different = [name for name, wanted in request.items() if manifest.get(name) != wanted]
-    if different and not manifest["complete"] and not (folder / PARTS).exists():  # it came to nothing: begin anew
-        shutil.rmtree(folder / "images", ignore_errors=True)
-        _begin(folder, request)
+    different = [name for name, wanted in request.items() if manifest and manifest.get(name) != wanted]
+    # A call that is killed before its first manifest leaves at most a temporary file.
+    if manifest is None and any(not path.name.endswith(".tmp") for path in folder.iterdir()):
+        raise DatabaseError(f"{folder} is not empty and was not made by vtamiq; choose a new folder")
+    if manifest is None or (different and not manifest["complete"] and not (folder / PARTS).exists()):
+        shutil.rmtree(folder / "images", ignore_errors=True)  # of a call that came to nothing
+        _write_manifest(folder, request | {"complete": False, "pairs": 0, "skipped": {}, "photographs": None})
         return False
     if different:
-        details = "; ".join(
-            f"{name}: there {_short(manifest.get(name))}, now {_short(request[name])}" for name in different
-        )
+        texts = ((name, json.dumps(manifest.get(name)), json.dumps(request[name])) for name in different)
+        details = "; ".join(f"{name}: there {then:.80}, now {now:.80}" for name, then, now in texts)
         raise DatabaseError(f"{folder} was made with other arguments ({details}); remove it or choose a new folder")
     if not manifest["complete"]:
         log.info("%s is unfinished; going on", folder.name)
@@ -388,55 +344,42 @@ def _claim(folder: Path, request: dict[str, Any]) -> bool:
     return manifest["complete"]
 
 
-def _begin(folder: Path, request: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    facts = {"complete": False, "pairs": 0, "skipped": {}, "photographs": None, "versions": _versions()}
-    _write_json(folder / MANIFEST, request | facts)
-
-
 def _versions() -> dict[str, str]:
-    """Of all that decides what pixels and scores are made."""
+    """Versions of everything that decides pixels and scores."""
     packages = ("piq", "torch", "numpy", "scipy", "scikit-image", "pillow")
     return {"vtamiq": __version__} | {name: version(name) for name in packages}
 
 
 def _prepare_references(
-    pool: ProcessPoolExecutor | None,
-    folder: Path,
-    sources: list[Source],
-    recipe: Recipe,
-    place: Path | None,
-    progress: bool,
+    pool: Pool, folder: Path, sources: list[Source], recipe: Recipe, place: Path | None, progress: bool
 ) -> tuple[list[Source], dict[str, str]]:
-    """Write all references, or look at them where they are (`place`).
-
-    Returns what can be used, with the references as their images, and name → reason of what cannot.
-    """
-    if place is None:
-        (folder / "images").mkdir(exist_ok=True)
-    usable, skipped, regimes = {}, {}, {}
+    """Write all references, or look at them where they are (`place`): what can be used, with the references as their
+    images, and name → reason of what cannot."""
     jobs = [(source, folder, recipe.size, place is not None) for source in sources]
+    done = {}
     with tqdm(total=len(jobs), desc="photographs", unit="image", disable=not progress, leave=False) as bar:
-        for (source, *_), (image, shape, reason) in run_jobs(pool, _prepare_reference, jobs):
-            if reason is None:
-                usable[source.ref_id] = replace(source, image=image)
-                regimes.setdefault(scale_regime(shape), []).append(source.key)
-            else:
-                skipped[source.key] = reason
-                log.warning("%s is skipped: %s", source.key, reason)
+        for (source, *_), result in run_jobs(pool, _prepare_reference, jobs):
+            done[source.ref_id] = result
             bar.update()
-    if not regimes:
+    usable, skipped, regimes = [], {}, {}
+    for source in sources:
+        image, shape, reason = done[source.ref_id]
+        if reason:
+            skipped[source.key] = reason
+            log.warning("%s is skipped: %s", source.key, reason)
+        else:
+            usable.append(replace(source, image=image))
+            regimes.setdefault(scale_regime(shape), []).append(source.key)
+    if not usable:
         reason = next(iter(skipped.values()))
         raise DatabaseError(f"none of the {len(sources)} photographs can be used; for example: {reason}")
     if len(regimes) > 1 and any(IQMS[name].pools_by_size for name in recipe.metrics):
-        few, many = sorted(regimes.values(), key=len)[0], sorted(regimes.values(), key=len)[-1]
+        few, *_, many = sorted(regimes.values(), key=len)
         raise DatabaseError(
             f"{min(few)} and {min(many)} differ so much in size that metrics would work at different scales; "
             "give a size=(width, height) to crop all photographs to"
         )
-    # In the order asked for, whatever was ready first
-    kept = [usable[source.ref_id] for source in sources if source.ref_id in usable]
-    return kept, {source.key: skipped[source.key] for source in sources if source.key in skipped}
+    return usable, skipped
 
 
 def _prepare_reference(
@@ -445,54 +388,37 @@ def _prepare_reference(
     """Where the reference is, its (height, width), and None; or the reason in its place why it cannot be used."""
     source, folder, size, in_place = job
     path = source.image if in_place else folder / "images" / f"{source.ref_id}.png"
-    part = folder / PARTS / f"{source.ref_id}.json"  # says that a photograph that stays in place was decoded
-    with contextlib.suppress(OSError, ValueError):  # none yet, or damaged by a power cut
-        if in_place:
-            return path, tuple(json.loads(part.read_text(encoding="utf-8"))), None
-        return path, image_size(path)[::-1], None
+    if not in_place:
+        with contextlib.suppress(ImageError):  # none yet, or cut off
+            return path, image_size(path)[::-1], None
     try:
         image = source.crop(size)
     except ImageError as error:
         return path, (0, 0), str(error)
-    if in_place:
-        part.parent.mkdir(exist_ok=True)
-        _write_json(part, image.shape[:2])
-    else:
+    if not in_place:
         write_png(path, image)
     return path, image.shape[:2], None
 
 
-def _render_all(
-    pool: ProcessPoolExecutor | None, folder: Path, sources: list[Source], recipe: Recipe, progress: bool
-) -> pd.DataFrame:
-    """Make and measure whatever is missing; returns one row per pair, in order of names, with scores if there are any."""
+def _measure(pool: Pool, folder: Path, sources: list[Source], recipe: Recipe, progress: bool) -> pd.DataFrame:
+    """Make and measure what is missing; one row per pair, in order of names, with scores if there are metrics."""
     units = [Unit(folder, source, type, recipe) for source in sources for type in source.types]
+    done = {}
     if recipe.metrics:
-        done = _measure_all(pool, units, f"synthesize {folder.name}", progress)
-    else:
-        done = dict.fromkeys(units, [{}] * len(recipe.levels))
+        for unit in units:
+            with contextlib.suppress(FileNotFoundError, ValueError):  # not done yet, or damaged by a power cut
+                done[unit] = json.loads(unit.part.read_text())
+        options = {"desc": f"synthesize {folder.name}", "unit": "unit", "disable": not progress, "leave": False}
+        with tqdm(total=len(units), initial=len(done), **options) as bar:
+            for unit, scores in run_jobs(pool, _render, [unit for unit in units if unit not in done]):
+                done[unit] = scores
+                bar.update()
     rows = [
         {"dist_img": unit.image(level).name, "ref_img": f"{unit.source.ref_id}.png", "recipe_seed": unit.seed} | scores
         for unit in units
-        for level, scores in zip(recipe.levels, done[unit], strict=True)
+        for level, scores in zip(recipe.levels, done.get(unit, [{}] * len(recipe.levels)), strict=True)
     ]
     return pd.DataFrame(rows).astype({"recipe_seed": np.uint64})
-
-
-def _measure_all(
-    pool: ProcessPoolExecutor | None, units: list[Unit], title: str, progress: bool
-) -> dict[Unit, list[dict[str, float]]]:
-    done = {unit: scores for unit in units if (scores := unit.finished()) is not None}
-    todo = [unit for unit in units if unit not in done]
-    levels = len(units[0].recipe.levels)
-    with tqdm(
-        total=len(units) * levels, initial=len(done) * levels, desc=title, unit="pair",
-        disable=not progress, leave=False,
-    ) as bar:  # fmt: skip
-        for unit, scores in run_jobs(pool, _render, todo):
-            done[unit] = scores
-            bar.update(levels)
-    return done
 
 
 def _render(unit: Unit) -> list[dict[str, float]]:
@@ -502,68 +428,33 @@ def _render(unit: Unit) -> list[dict[str, float]]:
     scores = []
     for level in recipe.levels:
         try:
-            distorted = None if recipe.recipes_only else _read_again(unit.image(level))
-            if distorted is None:
-                distorted = distort(reference, unit.type, level, unit.seed)
-                if not recipe.recipes_only:
-                    write_png(unit.image(level), distorted)
+            distorted = distort(reference, unit.type, level, unit.seed)
+            if not recipe.recipes_only:
+                write_png(unit.image(level), distorted)
             scores.append(iqm_scores(reference, distorted, recipe.metrics, device=recipe.device))
         except ValueError as error:
             what = f"{unit.source.key} with {find_distortion(unit.type).name} at level {level}"
             raise DatabaseError(f"{what}: {error}; leave it out, in a new folder") from error
-    unit.part.parent.mkdir(exist_ok=True)
-    _write_json(unit.part, scores)
+    write_text(unit.part, json.dumps(scores))
     return scores
 
 
-def _read_again(path: Path) -> np.ndarray | None:
-    """An image that a call left behind that was interrupted; None if there is none, or a damaged one."""
-    try:
-        return read_image(path) if path.exists() else None
-    except ImageError:
-        return None
-
-
-def _write_labels(
-    folder: Path,
-    request: dict[str, Any],
-    recipe: Recipe,
-    sources: list[Source],
-    skipped: dict[str, str],
-    scores: pd.DataFrame,
-    tables: QuantileTables | None,
-    place: Path | None,
-) -> None:
-    """Write the label files, then the manifest that says that all is complete."""
+def _write_labels(folder: Path, recipe: Recipe, sources: list[Source], scores: pd.DataFrame) -> None:
     names = scores[["dist_img", "ref_img"]]
-    labels = pd.DataFrame({"dmos": np.nan, "var": np.nan}, index=scores.index)
+    dmos = names.assign(dmos=np.nan, var=np.nan)
     if recipe.metrics:
-        tables = _tables(folder, recipe, sources, scores) if tables is None else tables.select(recipe.metrics)
+        tables = _fit_tables(folder, recipe, sources, scores)
         ranks = weak_labels(scores, tables)
-        labels = pd.DataFrame({"dmos": 5 - 4 * ranks["consensus"], "var": 4 * ranks["spread"]}).round(6)
+        dmos = names.assign(dmos=(5 - 4 * ranks["consensus"]).round(6), var=(4 * ranks["spread"]).round(6))
         measured = names.join(scores[list(recipe.metrics)])
         write_text(folder / "iqm_scores.csv", measured.to_csv(index=False, lineterminator="\n"))
         write_text(folder / "quantiles.json", tables.to_json())
-    dmos = names.join(labels)
     if recipe.recipes_only:
         dmos = dmos.join(scores["recipe_seed"])
     write_text(folder / "dmos.csv", dmos.to_csv(index=False, lineterminator="\n"))
-    meaning = "synthetic: dmos = 5 - 4 * mean rank of the metrics (1 worst, 5 identical), var = 4 * their deviation"
-    facts = {
-        "complete": True,
-        "pairs": len(dmos),
-        "skipped": skipped,
-        "photographs": _relative(place, folder) if place else None,
-        "labels": meaning if recipe.metrics else "none",
-        "versions": _versions(),
-    }
-    _write_json(folder / MANIFEST, request | facts)
-    shutil.rmtree(folder / PARTS, ignore_errors=True)
-    for left_over in (*folder.glob(".*.tmp"), *(folder / "images").glob(".*.tmp")):  # of processes that were killed
-        left_over.unlink(missing_ok=True)
 
 
-def _tables(folder: Path, recipe: Recipe, sources: list[Source], scores: pd.DataFrame) -> QuantileTables:
+def _fit_tables(folder: Path, recipe: Recipe, sources: list[Source], scores: pd.DataFrame) -> QuantileTables:
     """Fitted to the scores of the train photographs if there are any, else to all."""
     train = [f"{source.ref_id}.png" for source in sources if source.subset == "train"]
     if not train and any(source.subset != "none" for source in sources):
@@ -571,37 +462,19 @@ def _tables(folder: Path, recipe: Recipe, sources: list[Source], scores: pd.Data
     try:
         return QuantileTables.fit(scores[scores["ref_img"].isin(train)] if train else scores, recipe.metrics)
     except ValueError as error:
-        what = "types or levels that change something, or `tables` fitted elsewhere, in a new folder"
+        what = "types or levels that change something, in a new folder"
         raise DatabaseError(f"{folder}: no ranks can be made of these scores ({error}); take {what}") from error
 
 
-def _relative(place: Path, folder: Path) -> str:
+def _relative(place: Path | None, folder: Path) -> str | None:
     """How one comes from the folder to the place, with "/"; its bare name if they are on different drives."""
+    if place is None:
+        return None
     try:
         return Path(os.path.relpath(place.resolve(), folder.resolve())).as_posix()
     except ValueError:
         return place.name
 
 
-# ---- files ------------------------------------------------------------------------------------------------------
-
-
-def _write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=1) + "\n")
-
-
-def _distinct(name: str, values: Iterable[T]) -> tuple[T, ...]:
-    values = tuple(values)
-    if not values or len(set(values)) < len(values):
-        raise ValueError(f"{name} must name something, and nothing twice; got {values}")
-    return values
-
-
-def _whole(value: Any) -> int | None:
-    """The value as a plain int if it is an integer of any kind, else None."""
-    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:60]}… ({len(value)} entries)"
+def _write_manifest(folder: Path, content: dict[str, Any]) -> None:
+    write_text(folder / MANIFEST, json.dumps(content | {"versions": _versions()}, indent=1) + "\n")

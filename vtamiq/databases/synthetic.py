@@ -1,4 +1,4 @@
-"""Databases made by `vtamiq.databases.synthesis`: the layout of KADID-10k, a manifest, and metrics in place of observers.
+"""Databases made by `synthesize`: the layout of KADID-10k, a manifest, and metrics in place of observers.
 
 images/I01.png            references
 images/I01_10_03.png      distorted: reference, type, level
@@ -14,7 +14,7 @@ says where the photographs are, relative to itself. Recipes may have no labels.
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,18 +26,15 @@ from vtamiq.databases.kadid import read_kadid_labels, read_kadid_layout
 from vtamiq.databases.reading import Facts, FolderIndex, LabelRows
 from vtamiq.databases.schema import Database, DatabaseError
 from vtamiq.utils.configs import did_you_mean
-from vtamiq.utils.digests import digest
+from vtamiq.utils.digests import digest, digest_file
 
 if TYPE_CHECKING:
-    from vtamiq.images.iqms import (
-        QuantileTables,  # at run time only where it is needed: other databases do not need torch
-    )
+    from vtamiq.images.iqms import QuantileTables  # which needs torch: at run time only where it is needed
 
-__all__ = ["MANIFEST", "MANIFEST_FORMAT", "Label", "file_digest", "load_synthetic", "read_manifest"]
+__all__ = ["MANIFEST", "MANIFEST_FORMAT", "file_digest", "load_synthetic", "read_manifest"]
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 2
-Label = str | Iterable[str] | Mapping[str, float]
 _ENTRIES = {
     "format", "complete", "pairs", "types", "metrics", "references", "skipped", "size", "recipes_only", "photographs"
 }  # fmt: skip
@@ -48,7 +45,7 @@ def load_synthetic(
     *,
     strict: bool = True,
     check_images: bool = True,
-    label: Label = "consensus",
+    label: str = "consensus",
     photographs: str | os.PathLike[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
 ) -> Database:
@@ -59,57 +56,41 @@ def load_synthetic(
 
     Args:
         strict, check_images: see `load_database`. Photographs of recipes are compared with those that were labelled.
-        label: what the scores are. "consensus": the mean rank of all metrics; the name of a metric: that one alone;
-            "weighted": all metrics with `agreement_weights`; several names: the consensus of these; names with
-            positive weights: their weighted consensus. The scores are 5 - 4 times it.
+        label: what the scores are: 5 - 4 times the mean rank of all metrics ("consensus"), the mean weighted by
+            `agreement_weights` ("weighted"), or the rank of the named metric.
         photographs: folder of the photographs of recipes; None takes the one in the manifest.
-        cache: folder that keeps rendered images of recipes; None renders them every time. It serves any number of
-            databases.
+        cache: folder that keeps rendered images of recipes, of any number of databases; None renders them every time.
 
     Raises:
         DatabaseError: the folder is unfinished or none of its kind, a label is damaged, there is no such metric, the
             photographs are not those that the recipes are for, or (unless `strict` is off) images or rows are missing.
     """
     index = FolderIndex(root)
-    manifest = _finished_manifest(index.root)
+    manifest = read_manifest(index.root)
+    if manifest is None:
+        raise DatabaseError(f"{root} has no {MANIFEST}: vtamiq did not make this folder")
+    if not manifest["complete"]:
+        raise DatabaseError(f"{root} is unfinished; call synthesize again with the same arguments to go on")
     recipes = manifest["recipes_only"]
     if not recipes and (photographs is not None or cache is not None):
-        raise DatabaseError(f"{index.root} has its images: photographs and cache are for recipes only")
+        raise DatabaseError(f"{root} has its images: photographs and cache are for recipes only")
     rows = _recipe_rows(index, manifest, strict) if recipes else read_kadid_layout(index, strict=strict)
-    _check_count(rows, manifest)
+    if len(rows.table) != manifest["pairs"] and not rows.omissions:
+        message = f"dmos.csv has {len(rows.table)} rows, {manifest['pairs']} were written"
+        rows.tell(message, f"restore the file in {root} or load with strict=False")
     rows.omissions[:0] = [f"{source} was skipped: {reason}" for source, reason in manifest["skipped"].items()]
-    table = rows.table
-    subsets = {entry["ref_id"]: entry["subset"] for entry in manifest["references"]}
-    contents = {entry["ref_id"]: entry.get("content", entry["ref_id"]) for entry in manifest["references"]}
-    digests = {entry["ref_id"]: entry.get("sha256", "") for entry in manifest["references"]}
-    rows.table = table.assign(
-        subset=table["ref_id"].map(subsets).fillna("none"),
-        content=table["ref_id"].map(contents).fillna(table["ref_id"]),
-        dist_name=table["dist_type"].astype("str").map(manifest["types"]).fillna(""),
-        ref_sha256=table["ref_id"].map(digests).fillna("").astype("str"),
-    )
-    extra, meaning = _iqm_columns(index, manifest, rows, label)
-    facts = Facts(
-        name=index.root.resolve().name,
-        score_name=f"synthetic score ({meaning})",
-        higher_better=True,
-        score_lo=1.0,
-        score_hi=5.0,
-    )
-    database = rows.database(facts, check_images=check_images and not recipes, extra=["ref_sha256"], synthetic=True)
-    pairs = database.pairs.join(extra, on="dist_path") if len(extra.columns) else database.pairs
+    _add_references(rows, manifest)
+    meaning = _add_scores(rows, manifest, label)
+    name = index.root.resolve().name
+    facts = Facts(name=name, score_name=f"synthetic score ({meaning})", higher_better=True, score_lo=1.0, score_hi=5.0)
+    extra = [column for column in rows.table if column.startswith(("ref_sha256", "recipe_seed", "native_", "rank_"))]
+    database = rows.database(facts, check_images=check_images and not recipes, extra=extra, synthetic=True)
     if not recipes:
-        return replace(database, pairs=pairs)
-    place = _photographs(index.root, manifest, photographs)
-    if check_images:
-        _check_photographs(place, manifest, set(pairs["ref_id"]))
-    return replace(
-        database,
-        root=place,
-        pairs=pairs,
-        crop=tuple(manifest["size"]) if manifest["size"] else None,
-        cache=None if cache is None else Path(cache) / f"{database.name}-{digest(manifest)}",
-    )
+        return database
+    crop = tuple(manifest["size"]) if manifest["size"] else None
+    cache = None if cache is None else Path(cache) / f"{name}-{digest(manifest)}"
+    used = set(database.references) if check_images else set()
+    return replace(database, root=_photographs(index.root, manifest, photographs, used), crop=crop, cache=cache)
 
 
 def read_manifest(root: Path) -> dict[str, Any] | None:
@@ -119,49 +100,42 @@ def read_manifest(root: Path) -> dict[str, Any] | None:
         return None
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"format"} - set(manifest)
-        if not missing and manifest["format"] == MANIFEST_FORMAT:
-            missing = _ENTRIES - set(manifest)
+        missing = _ENTRIES - set(manifest)
     except (OSError, ValueError, TypeError) as error:
         raise DatabaseError(f"cannot read {path}: {error}; remove the folder and make it again") from error
+    format = manifest["format"] if "format" not in missing else MANIFEST_FORMAT
+    if format != MANIFEST_FORMAT:
+        raise DatabaseError(f"{path} has format {format!r}, this version of vtamiq reads {MANIFEST_FORMAT}")
     if missing:
         raise DatabaseError(f"{path} lacks {', '.join(sorted(missing))}; remove the folder and make it again")
-    if manifest["format"] != MANIFEST_FORMAT:
-        raise DatabaseError(f"{path} has format {manifest['format']!r}, this version of vtamiq reads {MANIFEST_FORMAT}")
     return manifest
 
 
 def file_digest(path: Path) -> str | None:
-    """SHA-256 of a file, shortened; None for a file that cannot be read."""
+    """Digest of a file; None if it cannot be read."""
     try:
-        return digest(path.read_bytes())
+        return digest_file(path)
     except OSError:
         return None
 
 
-def _finished_manifest(root: Path) -> dict[str, Any]:
-    manifest = read_manifest(root)
-    if manifest is None:
-        raise DatabaseError(f"{root} has no {MANIFEST}: vtamiq did not make this folder")
-    if not manifest["complete"]:
-        raise DatabaseError(f"{root} is unfinished; call synthesize again with the same arguments to go on")
-    return manifest
-
-
-def _check_count(rows: LabelRows, manifest: Mapping[str, Any]) -> None:
-    if len(rows.table) != manifest["pairs"] and not rows.omissions:
-        message = f"dmos.csv has {len(rows.table)} rows, {manifest['pairs']} were written"
-        if rows.strict:
-            raise DatabaseError(f"{rows.index.root}: {message}; restore the file or load with strict=False")
-        rows.omissions.append(message)
-
-
-# ---- recipes ----------------------------------------------------------------------------------------------------
+def _add_references(rows: LabelRows, manifest: Mapping[str, Any]) -> None:
+    """Columns of what the manifest says of references and types."""
+    known = {entry["ref_id"]: entry for entry in manifest["references"]}
+    entries = [known.get(ref_id, {}) for ref_id in rows.table["ref_id"]]
+    rows.table = rows.table.assign(
+        subset=[entry.get("subset", "none") for entry in entries],
+        content=[entry.get("content", ref_id) for entry, ref_id in zip(entries, rows.table["ref_id"], strict=True)],
+        dist_name=rows.table["dist_type"].astype("str").map(manifest["types"]).fillna(""),
+        ref_sha256=pd.Series([entry.get("sha256") or "" for entry in entries], dtype="str"),
+    )
+    if "recipe_seed" in rows.table:
+        seeds = [int(seed) for seed in rows.table.pop("recipe_seed")]
+        rows.table["recipe_seed"] = np.array(seeds, dtype=np.uint64)
 
 
 def _recipe_rows(index: FolderIndex, manifest: Mapping[str, Any], strict: bool) -> LabelRows:
-    """The rows of `dmos.csv`; references are located where they were copied, else called as in the photographs'
-    folder."""
+    """The rows of `dmos.csv`; references are copies, or called as in the folder of photographs."""
     rows = read_kadid_labels(index, strict=strict, extra=("recipe_seed",), blank=not manifest["metrics"])
     seeds = rows.table["recipe_seed"]
     whole = seeds.str.fullmatch(r"\d{1,20}")
@@ -171,15 +145,14 @@ def _recipe_rows(index: FolderIndex, manifest: Mapping[str, Any], strict: bool) 
         rows.locate("ref_path", "images")
         return rows
     sources = {entry["ref_id"]: entry["source"] for entry in manifest["references"]}
-    unknown = ~rows.table["ref_id"].isin(sources)
-    rows.refuse(unknown, f"{MANIFEST} knows no reference {{ref_id!r}}")
+    rows.refuse(~rows.table["ref_id"].isin(sources), f"{MANIFEST} knows no reference {{ref_id!r}}")
     rows.table["ref_path"] = rows.table["ref_id"].map(sources).astype("str")
     return rows
 
 
-def _photographs(root: Path, manifest: Mapping[str, Any], given: str | os.PathLike[str] | None) -> Path:
-    """The folder that the references are in."""
-    if manifest["photographs"] is None:
+def _photographs(root: Path, manifest: Mapping[str, Any], given: str | os.PathLike[str] | None, used: set[str]) -> Path:
+    """The folder that the references are in, of which the `used` ones must be those that the labels are of."""
+    if manifest["photographs"] is None:  # copies of our own
         if given is not None:
             raise DatabaseError(f"{root} has its references: photographs are not looked for elsewhere")
         return root
@@ -187,62 +160,53 @@ def _photographs(root: Path, manifest: Mapping[str, Any], given: str | os.PathLi
     if not place.is_dir():
         where = manifest["photographs"] if given is None else place
         raise DatabaseError(f"the photographs of {root} are not in {where}; say with photographs= where they are")
-    return place
-
-
-def _check_photographs(place: Path, manifest: Mapping[str, Any], used: set[str]) -> None:
-    """Labels of other pictures under the same names would go unnoticed."""
-    if manifest["photographs"] is None:
-        return  # copies of our own
     for entry in manifest["references"]:
         if entry["ref_id"] in used and file_digest(place / entry["source"]) != entry["sha256"]:
             raise DatabaseError(
                 f"{entry['source']} in {place} is missing or not the photograph that the recipes were made for"
             )
+    return place
 
 
-# ---- labels -----------------------------------------------------------------------------------------------------
-
-
-def _iqm_columns(
-    index: FolderIndex, manifest: Mapping[str, Any], rows: LabelRows, label: Label
-) -> tuple[pd.DataFrame, str]:
-    """Columns to add to the pairs, by `dist_path`, and what the scores mean; sets the scores that `label` asks for."""
-    table = rows.table
-    extra = pd.DataFrame(index=pd.Index(table["dist_path"], name="dist_path"))
-    if "recipe_seed" in table:
-        extra["recipe_seed"] = np.array([int(seed) for seed in table["recipe_seed"]], dtype=np.uint64)
-    if not manifest["metrics"]:
+def _add_scores(rows: LabelRows, manifest: Mapping[str, Any], label: str) -> str:
+    """Columns of all metrics, and the scores that `label` asks for; returns what these mean."""
+    metrics = manifest["metrics"]
+    if not metrics:
         if label != "consensus":
-            raise DatabaseError(f"{index.root} has no labels, so none by {label!r}")
-        return extra, "not measured"
-    scores, tables = _read_scores(index, manifest, table)
-    names, weights, meaning = _teachers(label, manifest["metrics"])
-    ranks = tables.apply(scores)
-    if label != "consensus":  # which is in dmos.csv
-        from vtamiq.images.iqms import weak_labels
+            raise DatabaseError(f"{rows.index.root} has no labels, so none by {label!r}")
+        return "not measured"
+    scores, tables = _read_scores(rows.index, metrics, rows.table)
+    columns = scores.add_prefix("native_").join(tables.apply(scores).add_prefix("rank_"))
+    rows.table = rows.table.join(columns.reset_index(drop=True))
+    if label == "consensus":  # which is in dmos.csv
+        return f"consensus of {len(metrics)} IQMs"
+    from vtamiq.images.iqms import IQMS, agreement_weights, weak_labels
 
-        labels = weak_labels(scores, tables, names=names, weights=weights)
-        rows.table = table.assign(
-            score=(5 - 4 * labels["consensus"]).round(6).to_numpy(),
-            score_std=(4 * labels["spread"]).round(6).to_numpy(),
-        )
-    columns = {f"native_{name}": scores[name] for name in tables.names}
-    columns |= {f"rank_{name}": ranks[name] for name in tables.names}
-    return extra.assign(**{name: values.to_numpy() for name, values in columns.items()}), meaning
+    if label == "weighted":
+        weights = {name: weight for name, weight in agreement_weights().items() if name in metrics}
+        if not weights:
+            raise DatabaseError(f"no agreement with people was published for any of {', '.join(metrics)}")
+        meaning = f"consensus of {len(weights)} IQMs, weighted by their published agreement with people"
+    elif label in metrics:
+        weights, meaning = {label: 1.0}, f"{IQMS[label].label} alone"
+    else:
+        known = [*metrics, "consensus", "weighted"]
+        raise DatabaseError(f"no label {label!r}{did_you_mean(str(label), known)}; there are {', '.join(known)}")
+    labels = weak_labels(scores, tables, weights=weights).reset_index(drop=True)
+    rows.table["score"] = (5 - 4 * labels["consensus"]).round(6)
+    rows.table["score_std"] = (4 * labels["spread"]).round(6)
+    return meaning
 
 
-def _read_scores(
-    index: FolderIndex, manifest: Mapping[str, Any], table: pd.DataFrame
-) -> tuple[pd.DataFrame, "QuantileTables"]:
+def _read_scores(index: FolderIndex, metrics: list[str], table: pd.DataFrame) -> tuple[pd.DataFrame, "QuantileTables"]:
     """Native values of all metrics, row by row as in the table, and the tables that rank them."""
     from vtamiq.images.iqms import QuantileTables
 
     path = index.root / index.find("iqm_scores.csv")
     try:
         tables = QuantileTables.from_json((index.root / index.find("quantiles.json")).read_text(encoding="utf-8"))
-        tables = tables.select(manifest["metrics"])
-        scores = pd.read_csv(path).set_index("dist_img")[list(manifest["metrics"])].astype(float)
+        tables = tables.select(metrics)
+        scores = pd.read_csv(path).set_index("dist_img")[list(metrics)].astype(float)
     except (OSError, KeyError, ValueError, TypeError) as error:
         message = f"{index.root}: iqm_scores.csv or quantiles.json is damaged ({error}); make the folder again"
         raise DatabaseError(message) from error
@@ -253,36 +217,3 @@ def _read_scores(
         what = f"no row for {missing.iloc[0]}" if len(missing) else "a row twice or without a number"
         raise DatabaseError(f"{path} has {what}; restore the file")
     return scores.loc[names], tables
-
-
-def _teachers(label: Label, metrics: list[str]) -> tuple[list[str], dict[str, float] | None, str]:
-    """The metrics that make the score, their weights (None: equal), and the same in words."""
-    from vtamiq.images.iqms import IQMS, agreement_weights
-
-    if label == "consensus":
-        return metrics, None, f"consensus of {len(metrics)} IQMs"
-    if label == "weighted":
-        weights = {name: weight for name, weight in agreement_weights().items() if name in metrics}
-        if not weights:
-            raise DatabaseError(f"no agreement with people was published for any of {', '.join(metrics)}")
-        return (
-            list(weights),
-            weights,
-            f"consensus of {len(weights)} IQMs, weighted by their published agreement with people",
-        )
-    names = [label] if isinstance(label, str) else list(label)
-    known = [*metrics, "consensus", "weighted"]
-    for name in names:
-        if name not in metrics:
-            raise DatabaseError(f"no label {name!r}{did_you_mean(str(name), known)}; there are {', '.join(known)}")
-    if not names or len(set(names)) < len(names):
-        raise DatabaseError(f"a label is made of one or more different metrics, got {label!r}")
-    titles = ", ".join(IQMS[name].label for name in names)
-    if len(names) == 1:
-        return names, None, f"{titles} alone"
-    if not isinstance(label, Mapping):
-        return names, None, f"consensus of {titles}"
-    bad = {name: weight for name, weight in label.items() if not (np.isfinite(weight) and weight > 0)}
-    if bad:
-        raise DatabaseError(f"weights of metrics must be positive, got {bad}")
-    return names, dict(label), f"weighted consensus of {titles}"

@@ -53,7 +53,7 @@ def load_table(
             f"higher_better=False if it is a worse one (got {higher_better!r})"
         )
     columns = {reference: "ref_path", distorted: "dist_path"} | ({} if score is None else {score: "score"})
-    if len({column.lower() for column in columns}) != (2 if score is None else 3):
+    if len({column.lower() for column in columns}) < 2 + (score is not None):
         raise DatabaseError(f"reference, distorted and score must be different columns, got {', '.join(columns)}")
     optional = [column for column in _OPTIONAL if column not in {key.lower() for key in columns}]
     index = FolderIndex(root)

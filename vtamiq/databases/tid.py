@@ -5,10 +5,9 @@
     mos_with_names.txt                   "<mos> <file>" per line, without header
     mos_std.txt                          one value per line, in the same order; may be missing
 
-The two are different databases with different scores: one is no part of the other. Names in the label file and on disk
-differ in letter case, without a rule (TID2013: 75 labels begin with "I", 50 end in ".BMP"; TID2008: all labels are in
-lower case, 1268 files are not). Levels are not severity: type 17 alternates its direction, type 15 improves with its level.
-Reference 25 is an artificial picture that many papers leave out.
+Two databases with different scores: one is no part of the other. Names in the label file and on disk differ in letter
+case, without a rule. Levels are not severity: type 17 alternates its direction, type 15 improves with its level. Reference
+25 is an artificial picture that many papers leave out.
 
 N. Ponomarenko et al., TID2008, Advances of Modern Radioelectronics 10, 2009; Image database TID2013, Signal Processing:
 Image Communication 30, 2015.
@@ -83,10 +82,7 @@ def _load(
 
 
 def _add_spread(rows: LabelRows) -> None:
-    """Column `score_std` from the line of the same number; nothing but the order links that file to images.
-
-    Raises DatabaseError if the two files differ in length, or, if strict, a value is bad.
-    """
+    """Column `score_std` from the line of the same number; nothing but the order links that file to images."""
     if rows.index.get(SPREAD) is None:
         return
     spread = LabelRows.read(rows.index, SPREAD, ("std",), header="none", separator=None, strict=rows.strict)

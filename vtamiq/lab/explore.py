@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 Controls: TypeAlias = dict[str, widgets.ValueWidget]
 Images: TypeAlias = Mapping[str, ImageSource]
+STYLE = Path(__file__).with_name("explorer.css")
 PHOTOGRAPH_SIDE = 512  # longest side of the photographs that come with the packages: moves stay quick
 PATCH_COUNTS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 KEPT = 16  # newest pairs, and what the model has said of them
@@ -73,7 +74,7 @@ class Explorer(widgets.HBox):
         left = []
         for heading, group in groups.items():
             left += [widgets.HTML(_said(heading, "head")), *group.values()]
-        left.append(widgets.HTML(_look() + _said(hint, "hint")))
+        left.append(widgets.HTML(f"<style>{STYLE.read_text()}</style>{_said(hint, 'hint')}"))
         right = [self._line, self._pictures.add_class("vtamiq-pictures")]
         boxes = {"controls": widgets.VBox(left), "shown": widgets.VBox(right)}
         super().__init__([box.add_class(f"vtamiq-{name}") for name, box in boxes.items()])
@@ -130,16 +131,11 @@ class Explorer(widgets.HBox):
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         """The widget, and for readers without its kernel text and picture of its state."""
         shown = self.view._repr_mimebundle_() if self.view else {}
-        said = {"text/plain": self.error or self.view.summary}
-        return super()._repr_mimebundle_(**kwargs) | shown | said
+        return super()._repr_mimebundle_(**kwargs) | shown | {"text/plain": self.error or self.view.summary}
 
 
 class _Incomplete(ValueError):
     """Not an error: there is something still to choose."""
-
-
-def _look() -> str:
-    return f"<style>{Path(__file__).with_name('explorer.css').read_text()}</style>"
 
 
 def _said(text: str, kind: str, more: str = "") -> str:

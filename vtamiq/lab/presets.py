@@ -22,7 +22,6 @@ from vtamiq.databases.loading import load_database, load_from_text
 from vtamiq.databases.schema import Database, DatabaseError
 from vtamiq.databases.seen import unseen
 from vtamiq.databases.splits import worth_testing
-from vtamiq.databases.synthetic import Label
 from vtamiq.lab.candidates import Candidate, load_candidate, tell_apart
 from vtamiq.model.config import VTAMIQConfig
 from vtamiq.model.network import VTAMIQ
@@ -148,12 +147,12 @@ class Workspace:
         """A path that a parameter of a notebook gives, relative to the repository unless absolute."""
         return self.root / path
 
-    def demo(self, name: str, label: Label = "consensus") -> Database:
+    def demo(self, name: str, label: str = "consensus") -> Database:
         """The demo database of that name, in the size of the preset; `label` as for `parts`."""
         return demo_database(name, preset="smoke" if self.preset == "smoke" else "demo", label=label)
 
     def parts(
-        self, database: str = "", seed: int = 0, label: Label = "consensus", cache: str = ""
+        self, database: str = "", seed: int = 0, label: str = "consensus", cache: str = ""
     ) -> tuple[Database, Database, Database]:
         """Pairs to train, validate and test on, split by content.
 

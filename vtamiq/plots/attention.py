@@ -124,9 +124,7 @@ def map_grid(
 
     Args:
         maps: rows of (H, W), all of one size.
-        rows, columns: their names.
         notes: what to say below each map.
-        label: of the colours.
         title: say here what the model was trained on, above all if labels were synthetic.
     """
     check_length("rows of maps", maps, len(rows))

@@ -232,7 +232,6 @@ def heatmap(
 
     Args:
         matrix: names of rows and columns are its index and columns; NaN leaves a cell empty.
-        label: of the colours.
         labels: of the vertical and the horizontal axis.
         marked: of the same shape, texts to stand behind the numbers; to be explained in the title.
         limits: values of the first and last colour; by default the smallest and largest.
@@ -379,10 +378,8 @@ def variants(
 
     Args:
         table: a row per `variant`, from top to bottom.
-        value: column with the metric.
-        interval: two columns with the ends of an interval around each value.
-        baseline: the variant that all others are compared with; a line marks its value.
-        label: of the value axis.
+        value, interval: columns with the metric, and with the ends of an interval around it.
+        baseline: the variant whose value a line marks.
     """
     check_columns(table, ["variant", value, *(interval or ())])
     _check_single(table, ["variant"])
@@ -429,9 +426,7 @@ def repeated_runs(
 
     Args:
         table: a row per run, group and series; runs where the metric is NaN are left out.
-        value: column with the metric.
-        group: column that shares out the horizontal axis.
-        series: column that tells boxes of one group apart.
+        value, group, series: columns with the metric, the place on the axis, and the box within that place.
         joined: column that tells runs apart: a line joins what one run has in neighbouring boxes of a group.
     """
     check_columns(table, [value, group, series, *([joined] if joined else [])])

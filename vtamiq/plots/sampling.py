@@ -155,7 +155,6 @@ def patch_sampling(image: np.ndarray, samples: Mapping[str, PatchSample], *, col
     Args:
         image: (H, W, 3) uint8, the first image of every sample.
         samples: title → sample.
-        columns: panels in a row; default all, up to three.
     """
     if not samples:
         raise ValueError("there is no sample to draw")
@@ -209,7 +208,6 @@ def uv_indexing(image: np.ndarray, sample: PatchSample, grid: int, *, class_toke
 
     Args:
         image: (H, W, 3) uint8, the first image of the sample.
-        sample: patches of that image.
         grid: G, cells per side of the position table (`model.encoder.grid`).
         class_token_position: whether row 0 belongs to the class token, so that patches start at row 1.
     """
@@ -299,10 +297,9 @@ def pair_scores(
 
     Args:
         images: K images (H, W, 3) uint8, the reference first.
-        scores: K−1 of them, or K if the reference compared with itself is to be shown too.
+        scores: K−1 of them, or K with that of the reference compared with itself.
         titles: of the K images; default "reference", "distorted 1" and so on.
         errors: standard errors of the scores.
-        columns: images in a row; default all, up to five.
     """
     images = check_images(images, least=2)
     return _scored(images, scores, titles, errors, columns or min(5, len(images)))
@@ -373,7 +370,7 @@ def contact_sheet(
 ) -> Figure:
     """Show a table of pictures, such as distortions × levels.
 
-    Pictures are averaged down to the pixels that a small file has room for; a small crop shows fine distortions whole.
+    Pictures are averaged down to keep the file small; a small crop shows fine distortions whole.
 
     Args:
         cells: rows of images (H, W, 3) uint8 of one size.
@@ -381,7 +378,6 @@ def contact_sheet(
         reference: image (H, W, 3) uint8 to compare with, shown as the first column.
         crop: side in pixels of the central square that is shown instead of the whole picture.
         blocks: parts that stand side by side, for a table of many rows.
-        title: above all.
 
     Raises:
         ValueError: names and cells, or the sizes of the images, differ, or the crop does not fit.

@@ -36,7 +36,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.utils.data import DataLoader, Subset
 
 from vtamiq.caps import CAPS, caps_for, centre_template
-from vtamiq.databases.patches import ImagePatches, PairPatches, PreferencePatches, patch_loader
+from vtamiq.databases.patches import ImagePatches, PairPatches, PatchLoader, PreferencePatches
 from vtamiq.databases.schema import Database, LabelScale
 from vtamiq.databases.seen import pictures_of
 from vtamiq.model.accelerate import decompile_blocks, restore
@@ -140,7 +140,7 @@ class Run:
             folder=folder,
             stage=build(Stage, record["stage"]),
             model=VTAMIQ.from_pretrained(folder / "model"),
-            labels=LabelScale.from_dict(record["labels"]) if "best" in (record["labels"] or {}) else None,
+            labels=LabelScale(**record["labels"]) if "best" in (record["labels"] or {}) else None,
             history=pd.read_csv(folder / "history.csv"),
             predictions=pd.read_parquet(folder / "predictions.parquet"),
             record=record,
@@ -403,7 +403,7 @@ def _loaders(job: Prepared, trainer: lightning.Trainer) -> tuple[DataLoader, Dat
     """Batches of this process for training and validation."""
     stage, rank, world_size = job.stage, trainer.global_rank, trainer.world_size
     items, workers = stage.batch_size // stage.distorted_per_reference, stage.runtime.workers
-    batches = patch_loader(
+    batches = PatchLoader(
         job.rows,
         batch_size=items,
         workers=workers,
@@ -578,7 +578,7 @@ def _record(model: VTAMIQ, job: Prepared) -> dict[str, Any]:
         "model": asdict(model.config),
         "start": digest_weights(model),
         "data": {name: _describe(database, job.stage) for name, database in job.parts.items()},
-        "labels": None if job.labels is None else job.labels.to_dict(),
+        "labels": None if job.labels is None else asdict(job.labels),
         "code": COMPUTES,
         "versions": {
             "python": platform.python_version(),

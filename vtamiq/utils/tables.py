@@ -1,11 +1,10 @@
 """Text tables: comma, tab or blank separated rows of text, each known by the line it begins in.
 
-    table, problems = read_table("pairs.csv", ("reference", "distorted"), others=True)
-
 Columns are found by name in any letter case; `ALIASES` has what else people call them.
 """
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -13,7 +12,7 @@ from typing import Literal
 import pandas as pd
 
 from vtamiq.utils.configs import did_you_mean
-from vtamiq.utils.files import check_regular
+from vtamiq.utils.files import check_regular, is_utf8
 
 __all__ = ["ALIASES", "numbers_where_exact", "read_lines", "read_table"]
 
@@ -23,7 +22,6 @@ ALIASES = {
     "score": ("mos", "dmos"),
 }
 MAX_BYTES = 2**29  # four times the largest label file of any database, that of KADIS-700k
-MAX_COLUMNS = 100_000
 _SPAN = 50  # lines of one row at most: a quotation mark that is never closed is to spoil its own line only
 _BLOCK = 5_000  # rows at a time: as Python strings they take ten times the room of the table
 
@@ -40,21 +38,21 @@ def read_table(
 ) -> tuple[pd.DataFrame, dict[int, str]]:
     r"""Read a table of text in UTF-8, with or without byte-order mark, with LF, CRLF or CR at the ends of lines.
 
-    Fields may be quoted, and then have line ends. Blank rows are skipped, as are blank columns at the end and columns
-    without a name. Backslashes in the columns `reference` and `distorted` become "/".
+    Fields may be quoted, and then have line ends. Blank rows, blank columns at the end and columns without a name are
+    skipped. Backslashes in the columns `reference` and `distorted` become "/".
 
     Args:
-        columns: columns that the table must have. They get these names, whatever their letter case or alias in the file.
+        columns: must be there; they get these names, whatever their letter case or alias in the file.
         optional: columns to keep as well if the file has them.
         others: keep all other columns, too.
         separator: one character; None splits at any white space.
-        header: "named": the first line names the columns; "foreign": in words that are not known, so that `columns` are
-            the names of all columns; "none": there is no such line, and `columns` are likewise all.
+        header: "named": the first line names the columns; "foreign": in unknown words, so that `columns` are the names of
+            all; "none": there is no such line, and `columns` are likewise all.
         name: what errors call the file; None for its path.
 
     Returns:
         The table, every field as text without surrounding blanks, its index `line` counting from 1; and line → what is
-        wrong with it. Rows of the latter are blank: they have too few or too many fields.
+        wrong with it, for rows of too few or too many fields, which are blank in the table.
 
     Raises:
         ValueError: not a regular file, too large, empty, not UTF-8, a column missing or there twice, no rows.
@@ -73,7 +71,7 @@ def read_table(
         if header == "named":
             words = _trimmed(words)
             names, width = _find_columns(words, columns, optional, others, source), len(words)
-        elif any(map(_is_number, words)):
+        elif pd.to_numeric(pd.Series(words, dtype="str"), errors="coerce").notna().any():
             raise ValueError(f"{source}: a header was expected, found numbers")
     table, problems = _read_rows(lines, at, separator, names, width)
     if not len(table):
@@ -91,24 +89,18 @@ def read_lines(path: str | Path, name: str | None = None) -> list[str]:
     if status.st_size > MAX_BYTES:
         raise ValueError(f"{name} has {status.st_size:,} bytes; tables of more than {MAX_BYTES:,} are not read")
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
             lines = [line.removesuffix("\n") for line in file]
-    except UnicodeDecodeError as error:
-        number = next(n for n, raw in enumerate(path.read_bytes().splitlines(), start=1) if not _is_utf8(raw))
-        raise ValueError(f"{name}:{number}: not UTF-8; save the file as UTF-8 text") from error
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from error
     for number, line in enumerate(lines, start=1):
-        if "\0" in line:
-            raise ValueError(f"{name}:{number}: not UTF-8 text but binary; save the file as UTF-8 text")
+        if not is_utf8(line) or "\0" in line:
+            raise ValueError(f"{name}:{number}: not UTF-8; save the file as UTF-8 text")
     return lines
 
 
 def numbers_where_exact(column: pd.Series) -> pd.Series:
-    """Numbers of a column of text, if all of it reads as numbers and is written as those are; else the text.
-
-    Names of digits, such as 007, so stay what they are.
-    """
+    """Numbers of a column of text, if all of it is written as numbers are (007 is not); else the text."""
     try:
         numbers = pd.to_numeric(column)
     except ValueError:
@@ -123,16 +115,12 @@ def _read_rows(
     rows, numbers, problems, blocks = [], [], {}, []
     while at < len(lines):
         number = at + 1
-        fields, after = _row(lines, at, separator)
-        if fields is not None:
-            fields = _trimmed(fields, width)
-            if after > number and len(fields) != width:  # a mark that is not closed has swallowed other rows
-                fields, after = None, number
-        at = after
-        if fields is not None and not any(fields):
+        fields, at = _row(lines, at, separator)
+        fields = fields and _trimmed(fields, width)
+        if fields is None or (at > number and len(fields) != width):  # a mark that is not closed swallows other rows
+            problems[number], at = "a quotation mark is not closed", number
+        elif not any(fields):
             continue
-        if fields is None:
-            problems[number] = "a quotation mark is not closed"
         elif len(fields) != width:
             problems[number] = f"{width} fields expected, found {len(fields)}"
         rows.append([""] * width if number in problems else fields)
@@ -152,7 +140,7 @@ def _as_frame(rows: list[list[str]], names: dict[int, str]) -> pd.DataFrame:
 def _row(lines: list[str], at: int, separator: str | None) -> tuple[list[str] | None, int]:
     """Fields of the row that begins at a line, None if a quotation mark is not closed; and where the next row begins."""
     if separator is None or '"' not in lines[at]:
-        return [field.strip() for field in lines[at].split(separator, MAX_COLUMNS)], at + 1
+        return [field.strip() for field in lines[at].split(separator)], at + 1
     for end in range(at + 1, min(at + _SPAN, len(lines)) + 1):
         if end > at + 1 and '"' not in lines[end - 1]:
             continue
@@ -167,56 +155,33 @@ def _row(lines: list[str], at: int, separator: str | None) -> tuple[list[str] | 
 
 def _trimmed(fields: list[str], width: int = 0) -> list[str]:
     """Fields without blank ones at the end, but at least `width` of them."""
-    keep = len(fields)
-    while keep > width and not fields[keep - 1]:
-        keep -= 1
-    return fields[:keep]
+    while len(fields) > width and not fields[-1]:
+        fields.pop()
+    return fields
 
 
 def _find_columns(
     words: list[str], columns: Sequence[str], optional: Sequence[str], others: bool, source: str
 ) -> dict[int, str]:
     """Position → name of the columns to keep, in the order of `columns`, `optional` and the header."""
-    twice = pd.Index([word for word in words if word])
-    twice = twice[twice.duplicated()]
-    if len(twice):
-        raise ValueError(f"{source}: more than one column {twice[0]}; the header is {_listed(words)}")
+    shown = ", ".join(words[:20]) + (f" and {len(words) - 20} more" if len(words) > 20 else "")
+    twice = next((word for word, count in Counter(words).items() if word and count > 1), None)
+    if twice is not None:
+        raise ValueError(f"{source}: more than one column {twice}; the header is {shown}")
     places: dict[str, list[int]] = {}
     for k, word in enumerate(words):
         places.setdefault(word.lower(), []).append(k)
     found: dict[int, str] = {}
     for column in (*columns, *optional):
-        possible = places.get(column.lower(), [])
-        if not possible:
-            possible = [k for alias in ALIASES.get(column, ()) for k in places.get(alias, [])]
+        possible = places.get(column.lower()) or [k for word in ALIASES.get(column, ()) for k in places.get(word, [])]
         if len(possible) > 1:
             called = " and ".join(words[k] for k in possible)
-            raise ValueError(f"{source}: more than one column {column} ({called}); the header is {_listed(words)}")
+            raise ValueError(f"{source}: more than one column {column} ({called}); the header is {shown}")
         if not possible and column in columns:
             hint = did_you_mean(column, words[:1000])
-            raise ValueError(f"{source}: no column {column}{hint}; the header is {_listed(words)}")
+            raise ValueError(f"{source}: no column {column}{hint}; the header is {shown}")
         if possible and found.setdefault(possible[0], column) != column:
             raise ValueError(f"{source}: {words[possible[0]]} cannot be both {found[possible[0]]} and {column}")
     if others:
         found |= {k: word for k, word in enumerate(words) if word and k not in found}
     return found
-
-
-def _listed(words: list[str]) -> str:
-    return ", ".join(words[:20]) + (f" and {len(words) - 20} more" if len(words) > 20 else "")
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_utf8(raw: bytes) -> bool:
-    try:
-        raw.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
