@@ -1,5 +1,7 @@
 """How far a draw moves a score: the table of spreads in closed form, and ladders that get worse."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -45,3 +47,22 @@ def test_ladders_get_worse_and_every_type_is_there():
     kinds = {kind for kind, _, _ in pairs_of(reference)}
     assert kinds == {*CODECS, *(distortion.name for distortion in DISTORTIONS.values())}
     assert small(np.zeros((1025, 400, 3), np.uint8)).shape == (342, 134, 3)
+
+
+def test_docs_say_what_was_measured():
+    root = Path(__file__).parents[2]
+    words = " ".join((root / "docs" / "scoring.md").read_text(encoding="utf-8").split())
+    table = pd.read_csv(root / "figures" / "spread_by_kind.csv").set_index("kind")
+    of = {codec: table.loc[codec] for codec in CODECS}
+    assert (
+        "{AVIF[median_share]:.3f} for AVIF and {WebP[median_share]:.3f} for WebP (median over pairs; "
+        "{AVIF[worst_share]:.3f} and {WebP[worst_share]:.3f} at worst), {JPEG[median_share]:.3f} for JPEG "
+        "({JPEG[worst_share]:.3f}) and {JPEG 2000[median_share]:.3f} for JPEG 2000 ({JPEG 2000[worst_share]:.3f})"
+    ).format(**of) in words
+    assert (
+        "{AVIF[in_order]:.0%} (AVIF), {WebP[in_order]:.0%} (WebP), {JPEG[in_order]:.0%} (JPEG) and "
+        "{JPEG 2000[in_order]:.0%} (JPEG 2000)"
+    ).format(**of).replace("%", " %") in words
+    types = table.drop(index=list(CODECS))["median_share"]
+    assert f"between {types.min():.4f} (Gaussian blur) and {types.max():.3f} (non-eccentricity patch)" in words
+    assert (types.idxmin(), types.idxmax()) == ("Gaussian blur", "non-eccentricity patch")
