@@ -613,6 +613,7 @@ def test_ambiguous_names_are_an_error_by_name(tmp_path, references, distorted):
         (["0001.png", "scene1/0001.png"], "scene3/0001.png", "0001.png"),
         (["a/x/1.png", "b/x/1.png", "x/1.png"], "b/x/1_2.png", "b/x/1.png"),
         (["s1/a.png", "s2/a_1.png"], "s1/a_1.png", "s1/a.png"),
+        (["full/s1/1.png", "full/s2/1.png"], "s2/1.png", "full/s2/1.png"),
         (["caf\u00e9.png"], "cafe\u0301_10.png", "caf\u00e9.png"),
         (["E\u0301t\u00e9/a.png", "b/a.png"], "\u00e9te\u0301/a.png", "E\u0301t\u00e9/a.png"),
         (["a.png", "a.txt"], "a_1.png", "a.png"),

@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,10 +89,10 @@ class _Name(NamedTuple):
 def pair_folders(ref_dir: str | Path, dist_dir: str | Path) -> pd.DataFrame:
     """Pair every file below `dist_dir` with its reference below `ref_dir`, by their names without suffix.
 
-    The reference of `NAME.jpg` is `NAME.*`; failing that, that of `NAME_anything.jpg` is `NAME.*`. Of several, the one
-    whose folders below `ref_dir` the distorted image has as well is taken. Letter case and Unicode form do not matter. A
-    distorted image without a reference is a row with an empty one, and a file that is no image a row too, for `score_table`
-    to report. Hidden files and folders (".NAME") and links to folders are passed over. One folder may lie in the other.
+    The reference of `NAME.jpg` is `NAME.*`; failing that, that of `NAME_anything.jpg` is `NAME.*`; of several, the one with
+    most folders below `ref_dir` in common with the distorted image. Letter case and Unicode form do not matter. A distorted
+    image without a reference is a row with an empty one, and a file that is no image is one too: `score_table` says so.
+    Hidden files and folders (".NAME") and links to folders are passed over. One folder may lie in the other.
 
     Returns:
         DataFrame with columns `reference` and `distorted`, sorted by `distorted`.
@@ -101,10 +102,11 @@ def pair_folders(ref_dir: str | Path, dist_dir: str | Path) -> pd.DataFrame:
     """
     if Path(ref_dir).resolve() == Path(dist_dir).resolve():
         raise ValueError(f"{ref_dir}: references and distorted images need folders of their own, or a table of pairs")
-    references: dict[str, list[_Name]] = {}
+    references, same = defaultdict(list), defaultdict(list)
     for name in _names_below(ref_dir, dist_dir):
-        references.setdefault(name.stem, []).append(name)
-    rows = [(_reference_of(name, references), str(name.path)) for name in _names_below(dist_dir, ref_dir)]
+        references[name.stem].append(name)
+        same[name[1:]].append(name)
+    rows = [(_reference_of(name, references, same), str(name.path)) for name in _names_below(dist_dir, ref_dir)]
     return pd.DataFrame(sorted(rows, key=lambda row: row[1]), columns=list(PATHS))
 
 
@@ -130,21 +132,17 @@ def _files_below(folder: Path, other: Path) -> Iterator[Path]:
             yield from _files_below(folder / entry.name, other)
 
 
-def _reference_of(distorted: _Name, references: Mapping[str, list[_Name]]) -> str:
-    stem = distorted.stem
-    ranks = {}
+def _reference_of(distorted: _Name, references: Mapping[str, list[_Name]], same: Mapping[tuple, list[_Name]]) -> str:
+    if len(alike := same.get(distorted[1:], [])) == 1:
+        return str(alike[0].path)
+    stem, ranks = distorted.stem, {}
     for name in [stem, *(stem[:k] for k, letter in enumerate(stem) if letter == "_")]:
-        for reference in references.get(name, []):
-            shared = _shared(reference.folders, distorted.folders)
-            ranks[reference.path] = (max(shared, 0), name == stem, shared, is_image_name(reference.path.name))
-    possible = [path for path, rank in ranks.items() if rank == max(ranks.values())]
+        for path, folders, _ in references.get(name, []):
+            shared = len({*folders} & {*distorted.folders})
+            ranks[path] = (shared, name == stem, shared - len(folders), is_image_name(path.name))
+    best = max(ranks.values(), default=None)
+    possible = [path for path, rank in ranks.items() if rank == best]
     if len(possible) > 1:
         listed = " or ".join(str(path) for path in possible)
         raise ValueError(f"{distorted.path}: its reference may be {listed}; rename one, or list the pairs in a table")
     return str(possible[0]) if possible else ""
-
-
-def _shared(folders: tuple[str, ...], those: tuple[str, ...]) -> int:
-    """How many folders a reference has, if a distorted image has the same in the same order, among others; else -1."""
-    rest = iter(those)
-    return len(folders) if all(folder in rest for folder in folders) else -1
