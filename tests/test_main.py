@@ -1,5 +1,6 @@
 """The command line, in process: what is printed, the exit status, and which errors are one line."""
 
+import io
 import json
 import logging
 import os
@@ -159,6 +160,14 @@ class TestScore:
         q, error = capsys.readouterr().out.split(" ± ")
         assert float(error) > 0
         assert np.isfinite(float(q))
+
+    def test_a_terminal_of_ascii_letters_is_no_obstacle(self, images, model, monkeypatch):
+        stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        monkeypatch.setattr("sys.stdout", stdout)
+        pair = [str(images / "reference.png"), str(images / "noisy.png")]
+        assert main(["score", *pair, "--model", str(model), "--patches", "8", "--repeats", "2"]) == 0
+        stdout.flush()
+        assert b" \\xb1 " in stdout.buffer.getvalue()
 
     @pytest.mark.parametrize(
         ("distorted", "options", "message"),

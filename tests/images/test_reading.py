@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from vtamiq.images.reading import ImageError, check_uint8_rgb, image_size, read_image, read_images, write_png
+from vtamiq.images.reading import ImageError, check_uint8_rgb, composite, image_size, read_image, read_images, write_png
 
 RGB = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
 GREY = RGB[:, :, 0]
@@ -70,6 +70,26 @@ def test_palette_file(tmp_path):
     image = Image.fromarray(RGB).quantize(4)
     image.save(tmp_path / "palette.png")
     assert_is(read_image(tmp_path / "palette.png"), np.array(image.convert("RGB")))
+
+
+def test_a_checker_shows_through(tmp_path):
+    rgba = np.zeros((20, 20, 4), np.uint8)
+    rgba[0, 0] = (7, 8, 9, 255)
+    image = read_image(rgba, background="checker")
+    assert image[0, 0].tolist() == [7, 8, 9]
+    assert image[[0, 0, 8, 8, 16], [7, 8, 7, 8, 8]].tolist() == [[grey] * 3 for grey in (102, 153, 153, 102, 153)]
+    opposite = composite(rgba, "checker", opposite=True)
+    assert np.array_equal(opposite[image == 153], np.zeros((image == 153).sum()))
+    assert composite(rgba, (0, 128, 127), opposite=True)[1, 1].tolist() == [255, 0, 255]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_only_regular_files_are_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", tmp_path, "/dev/zero"):
+        for read in (read_image, image_size):
+            with pytest.raises(ImageError, match=f"cannot read {path}: it is no regular file"):
+                read(path)
 
 
 def test_transparent_palette_entry_shows_the_background(tmp_path):

@@ -1,6 +1,7 @@
 """What the commands of this repository share: options, refusals in one line, and how to go on after an interruption."""
 
 import argparse
+import io
 import logging
 import re
 import shlex
@@ -94,6 +95,8 @@ def answer(parser: argparse.ArgumentParser, argv: Sequence[str] | None, module: 
         logging.getLogger(name).setLevel(logging.INFO)
     for name in ("papermill", "asyncio"):  # what they say of a kernel that died or was interrupted, we say ourselves
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # where the terminal is said to know ASCII only
     argv = sys.argv[1:] if argv is None else list(argv)
     arguments = parser.parse_args(argv)
     before = signal.signal(signal.SIGTERM, _terminate)
