@@ -104,6 +104,23 @@ def test_signed_samples(tmp_path, dtype):
         read_image(tmp_path / "b.tif")
 
 
+def test_extra_planes_that_are_not_needed_are_not_decoded(tmp_path):
+    pixels = np.vstack([GREY, GREY])
+    write_tiff(
+        tmp_path / "a.tif",
+        pixels,
+        t257=37,
+        t258=(8, 8),
+        t277=2,
+        t284=2,
+        t278=37,
+        t338=0,
+        t273=(8, 0),
+        t279=(37 * 45, 0),
+    )
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), read_image(GREY))
+
+
 def test_every_value_of_16_bits_is_rounded(tmp_path):
     every = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     tifffile.imwrite(tmp_path / "a.tif", np.dstack([every] * 3), photometric="rgb")
@@ -244,6 +261,15 @@ def test_tiffs_that_cannot_be_read_are_refused_by_name(tmp_path):
         read_image(path)
     tifffile.imwrite(path, RGBA, photometric="separated", extratags=[(332, 3, 1, 2, True)])
     with pytest.raises(ImageError, match="inks"):
+        read_image(path)
+    tifffile.imwrite(path, GREY.astype("f4") / 255, photometric="minisblack", byteorder=">", compression="zlib")
+    with pytest.raises(ImageError, match="big-endian"):
+        read_image(path)
+    write_tiff(path, np.zeros((6, 4), "u1"), t256=4, t257=4, t258=(8, 8, 8), t277=3, t262=6, t530=(2, 2))
+    with pytest.raises(ImageError, match="YCbCr"):
+        read_image(path)
+    write_tiff(path, np.zeros((4, 12), "u1"), t256=4, t258=(8, 8, 8), t277=3, t262=2, t254=1, t330=8)
+    with pytest.raises(ImageError, match="raw camera"):
         read_image(path)
     tifffile.imwrite(path, (RGB.astype("u2") * 257).transpose(2, 0, 1), photometric="rgb", planarconfig="separate")
     with Image.open(path) as image, pytest.raises(ImageError, match=r"separate planes of 16 bits.*give its path"):

@@ -1,4 +1,4 @@
-"""Files of images: opened by Pillow, except where it reads them wrongly; what cannot be opened is called by its kind."""
+"""What the readers of image files share: limits, orientation, silence, and names for files that Pillow cannot open."""
 
 import contextlib
 import logging
@@ -8,12 +8,9 @@ import warnings
 from collections.abc import Iterator
 from typing import BinaryIO
 
-import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 
-from vtamiq.images import tiff
-
-__all__ = ["open_image", "orientation_of", "quiet", "upright", "whole"]
+__all__ = ["LIMIT", "check_pixels", "kind_of", "orientation_of", "quiet", "upright"]
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # without any handler Python prints a library's errors
 LIMIT = "PIL.Image.MAX_IMAGE_PIXELS"
@@ -59,44 +56,6 @@ KINDS = {
 }
 
 
-def open_image(file: BinaryIO) -> Image.Image:
-    """An image file as a PIL image, its pixels to be decoded by `whole`; ValueError that says why there is none."""
-    tags = None
-    with contextlib.suppress(Exception):  # damaged: Pillow says how
-        tags = tiff.read_tags(file)
-    if tags is not None:
-        _check_pixels(tags.get(tiff.WIDTH, 0), tags.get(tiff.HEIGHT, 0))
-        image = tiff.open_deep(file, tags)
-        if image is not None:
-            image.getexif()[ExifTags.Base.Orientation] = tags.get(ExifTags.Base.Orientation, 1)
-            return image
-        tiff.check_layout(tags)
-    file.seek(0)
-    try:
-        image = Image.open(file)
-    except UnidentifiedImageError:
-        raise ValueError(tiff.describe(tags) if tags is not None else _kind_of(file)) from None
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{error} To read it, set {LIMIT} to None or to a larger number") from None
-    if image.format == "EPS":
-        raise ValueError("PostScript is a program, not an image; convert it to PNG")
-    _check_pixels(*image.size)
-    return image
-
-
-def whole(image: Image.Image, file: BinaryIO) -> Image.Image:
-    """The decoded image: PNG of 16 bits rounded, GIF on its whole canvas, TIFF palettes of 8 bits."""
-    tile = image.tile[0] if len(getattr(image, "tile", ())) == 1 else ("", (), 0, "")
-    if image.format == "PNG" and tile[3] in ("LA;16B", "RGB;16B", "RGBA;16B") and not image.is_animated:
-        return _decode_deep_png(image, file)
-    image.load()
-    if image.format == "GIF" and tile[0] == "gif" and tuple(tile[1]) != (0, 0, *image.size):
-        canvas = Image.new("RGBA", image.size)  # transparent
-        canvas.paste(image.convert("RGBA").crop(tile[1]), tile[1])
-        return canvas
-    return image
-
-
 def upright(image: Image.Image) -> Image.Image:
     """The decoded image, turned as its EXIF orientation says."""
     turn = TURNS.get(orientation_of(image.getexif()))
@@ -129,8 +88,9 @@ def quiet() -> Iterator[None]:
                 _readers.pop()
 
 
-def _check_pixels(width: int, height: int) -> None:
-    limit = Image.MAX_IMAGE_PIXELS  # Pillow only warns up to twice this limit
+def check_pixels(width: int, height: int) -> None:
+    """Raise a ValueError that says the way out if an image is larger than Pillow's limit, at twice which it raises."""
+    limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and width * height > limit:
         raise ValueError(
             f"{width} x {height} pixels exceed Pillow's limit of {limit} pixels, which guards against bombs; "
@@ -138,37 +98,11 @@ def _check_pixels(width: int, height: int) -> None:
         )
 
 
-def _kind_of(file: BinaryIO) -> str:
+def kind_of(file: BinaryIO) -> str:
+    """What a file is that Pillow cannot open, told by its first bytes, and what to do."""
     file.seek(0)
     head = file.read(512).removeprefix(b"\xef\xbb\xbf")  # the mark that UTF-8 text may begin with
     if not head:
         return "the file is empty"
     kinds = (kind for start, kind in KINDS.items() if re.match(start, head, re.DOTALL | re.IGNORECASE))
     return f"it is {next(kinds, 'of no known image format')}"
-
-
-def _decode_deep_png(image: Image.Image, file: BinaryIO) -> Image.Image:
-    """RGB(A) of 8 bits, rounded, of an opened PNG of 16 bits, of which Pillow would keep the high bytes."""
-
-    def decode(mode: str) -> np.ndarray:
-        nonlocal image
-        file.seek(0)
-        image = Image.open(file)
-        image.tile = [(codec, box, offset, mode)]
-        return np.array(image).astype(np.uint16)
-
-    codec, box, offset, mode = image.tile[0]
-    if mode == "LA;16B":
-        four = decode("RGBA")  # high and low byte of grey, then of alpha
-        high, low = four[:, :, [0, 0, 0, 2]], four[:, :, [1, 1, 1, 3]]
-    else:
-        high, low = decode(mode), decode(mode[:-1] + "L")
-    values = (high << 8) | low
-    samples = tiff.to_8_bits(values, 16)
-    transparent = image.info.pop("transparency", None)
-    if transparent is not None:
-        seen = (values != np.array(transparent)).any(axis=2, keepdims=True)
-        samples = np.concatenate([samples, seen.astype(np.uint8) * np.uint8(255)], axis=2)
-    rounded = Image.fromarray(samples)
-    rounded.info = image.info  # it may be turned
-    return rounded

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from vtamiq.images import tiff
-from vtamiq.images.formats import open_image, orientation_of, quiet, upright, whole
+from vtamiq.images import deep
+from vtamiq.images.formats import LIMIT, check_pixels, kind_of, orientation_of, quiet, upright
 from vtamiq.utils.files import check_regular, replacing
 
 if TYPE_CHECKING:
@@ -183,13 +183,51 @@ def _opened(path: Path, name: str) -> Iterator[tuple[Image.Image, BinaryIO]]:
     with _reading(name), quiet():
         check_regular(path, "it")  # a pipe would keep its reader waiting, a device never end
         # Opened here: given a path, Pillow maps some TIFFs into memory, and then mixes up the rows of turned ones.
-        with path.open("rb") as file, open_image(file) as image:
+        with path.open("rb") as file, _open(file) as image:
             yield image, file
+
+
+def _open(file: BinaryIO) -> Image.Image:
+    """An image file as a PIL image, its pixels to be decoded by `_whole`; ImageError that says why there is none."""
+    tags = None
+    with contextlib.suppress(Exception):  # damaged: Pillow says how
+        tags = deep.read_tags(file)
+    if tags is not None:
+        check_pixels(tags.get(deep.WIDTH, 0), tags.get(deep.HEIGHT, 0))
+        image = deep.open_deep(file, tags)
+        if image is not None:
+            image.getexif()[ExifTags.Base.Orientation] = tags.get(ExifTags.Base.Orientation, 1)
+            return image
+        deep.check_layout(tags)
+    file.seek(0)
+    try:
+        image = Image.open(file)
+    except UnidentifiedImageError:
+        raise ImageError(deep.describe(tags) if tags is not None else kind_of(file)) from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{error} To read it, set {LIMIT} to None or to a larger number") from None
+    if image.format == "EPS":
+        raise ImageError("PostScript is a program, not an image; convert it to PNG")
+    check_pixels(*image.size)
+    return image
+
+
+def _whole(image: Image.Image, file: BinaryIO) -> Image.Image:
+    """The decoded image: rounded if it is a PNG of 16 bits, on its whole canvas if a GIF."""
+    tile = image.tile[0] if len(getattr(image, "tile", ())) == 1 else ("", (), 0, "")
+    if image.format == "PNG" and tile[3] in ("LA;16B", "RGB;16B", "RGBA;16B") and not image.is_animated:
+        return deep.decode_png(image, file)
+    image.load()
+    if image.format == "GIF" and tile[0] == "gif" and tuple(tile[1]) != (0, 0, *image.size):
+        canvas = Image.new("RGBA", image.size)  # transparent
+        canvas.paste(image.convert("RGBA").crop(tile[1]), tile[1])
+        return canvas
+    return image
 
 
 def _from_file(path: Path, name: str) -> np.ndarray:
     with _opened(path, name) as (image, file):
-        return _decode(whole(image, file))
+        return _decode(_whole(image, file))
 
 
 def _header_tells(image: Image.Image, file: BinaryIO) -> bool:
@@ -224,7 +262,7 @@ def _has_plain_chunks(file: BinaryIO) -> bool:
 def _from_pil(image: Image.Image, name: str) -> np.ndarray:
     with _reading(name), quiet():  # an image opened by the caller is decoded only now
         if image.format == "TIFF" and hasattr(image, "tag_v2"):
-            tiff.check_layout(image.tag_v2, decoded=True)
+            deep.check_layout(image.tag_v2, decoded=True)
         with _decoding:  # the file of an image that is not decoded yet, for the first of several threads alone
             image.load()
             image.getexif()
@@ -266,7 +304,7 @@ def _decode(image: Image.Image) -> np.ndarray:
         return np.array(image)
     if image.mode.startswith(("I", "F")):
         return _to_samples(_decode_wide(image, tags))
-    if image.mode in ("P", "PA") and (colours := tiff.narrow_map(tags)):
+    if image.mode in ("P", "PA") and (colours := deep.narrow_map(tags)):
         image = image.copy()
         image.putpalette(colours)
     if image.mode == "La":
@@ -277,14 +315,14 @@ def _decode(image: Image.Image) -> np.ndarray:
 def _decode_wide(image: Image.Image, tags: Mapping[int, Any]) -> np.ndarray:
     """uint8 samples `(H, W)`, or `(H, W, 4)` if one value is transparent, of a grey image of more than 8 bits."""
     values = np.asarray(image)
-    bits, kind = tiff.depth_of(tags)
+    bits, kind = deep.depth_of(tags)
     if image.mode == "I":  # 32-bit integers: how Pillow holds some 16-bit files
         if values.min() < 0 or values.max() > 65535:
             raise ImageError(f"32-bit samples must lie in 0..65535, found {values.min()}..{values.max()}")
         values = values.astype(np.uint16)
     narrow = 8 < bits < 16 or (bits == 16 and kind == 2)
-    grey = tiff.to_8_bits(values, bits, signed=kind == 2) if narrow else _to_uint8(values)
-    if tags.get(tiff.PHOTOMETRIC) == 0:  # a TIFF whose zero is white; Pillow turns 8-bit ones only
+    grey = deep.to_8_bits(values, bits, signed=kind == 2) if narrow else _to_uint8(values)
+    if tags.get(deep.PHOTOMETRIC) == 0:  # a TIFF whose zero is white; Pillow turns 8-bit ones only
         grey = 255 - grey
     transparent = image.info.get("transparency")
     if transparent is None:

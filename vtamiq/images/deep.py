@@ -1,7 +1,7 @@
-"""TIFF files that Pillow misreads: separate planes, more than 8 bits, signed samples, colour maps of 8 bits.
+"""Files that Pillow misreads: PNG of 16 bits; TIFF of separate planes, other depths, signed samples, narrow colour maps.
 
-Pillow still undoes the compression: it gets the same file described as grey rows of bytes, and samples are cut from these.
-The result is a PIL image of 8 bits, as Pillow would make it of the 8-bit copy of the file.
+Pillow still undoes the compression: it gets a TIFF described as grey rows of bytes, and the samples are cut from
+these. The result is a PIL image of 8 bits, as Pillow would make it of the 8-bit copy of the file.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 from PIL.TiffImagePlugin import ImageFileDirectory_v2 as Tags
 
-__all__ = ["check_layout", "depth_of", "describe", "narrow_map", "open_deep", "read_tags", "to_8_bits"]
+__all__ = ["check_layout", "decode_png", "depth_of", "describe", "narrow_map", "open_deep", "read_tags", "to_8_bits"]
 
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, SAMPLES = 256, 257, 258, 259, 262, 266, 277
 STRIPS, ROWS, STRIP_SIZES, PLANAR, PREDICTOR, COLOUR_MAP = 273, 278, 279, 284, 317, 320
@@ -63,9 +63,11 @@ def check_layout(tags: Tags, *, decoded: bool = False) -> None:
         raise ValueError("TIFF with inks other than CMYK; convert it to RGB")
     if kind == 3 and tags.get(SAMPLES, 1) > 1:
         raise ValueError("float RGB TIFF; only grey may be float: convert it to 16 bits")
-    subsampled = tags.get(PHOTOMETRIC) == YCBCR and tuple(tags.get(SUBSAMPLING, (2, 2))) != (1, 1)
-    if subsampled and tags.get(COMPRESSION, 1) == 1:
-        raise ValueError("uncompressed TIFF with subsampled colours (YCbCr); convert it to RGB")
+    subsampled = tuple(tags.get(SUBSAMPLING, (2, 2))) != (1, 1)
+    if tags.get(PHOTOMETRIC) == YCBCR and tags.get(COMPRESSION, 1) == 1 and (subsampled or _is_separate(tags)):
+        raise ValueError("uncompressed TIFF of subsampled or separate YCbCr; convert it to RGB")
+    if bits == 32 and tags.prefix == b"MM" and tags.get(COMPRESSION, 1) != 1:
+        raise ValueError("compressed big-endian TIFF of 32 bits, which Pillow reads wrongly; store it uncompressed")
     if _is_separate(tags) and (bits != 8 or tags.get(FILL_ORDER) == 2 or PREMULTIPLIED in _many(tags.get(EXTRA, ()))):
         how = ": give its path instead of a PIL image" if decoded else "; convert it to interleaved RGB"
         raise ValueError(f"TIFF with separate planes of {bits} bits, which Pillow reads wrongly{how}")
@@ -80,8 +82,11 @@ def open_deep(file: BinaryIO, tags: Tags) -> Image.Image | None:
         return None
     if bits not in (8, 16) and tags.get(PREDICTOR, 1) != 1:
         raise ValueError(f"TIFF of {bits} bits with a predictor; convert it to 8 or 16 bits")
-    samples = to_8_bits(_read_samples(file, tags, bits), bits, signed=kind == 2)
-    return _to_image(samples, photometric, _many(tags.get(EXTRA, ())))
+    mode = _mode_of(photometric, tags.get(SAMPLES, 1), _many(tags.get(EXTRA, ())))
+    samples = to_8_bits(_read_samples(file, tags, bits, len(mode)), bits, signed=kind == 2)
+    if photometric == 0:
+        samples[:, :, 0] = 255 - samples[:, :, 0]
+    return Image.frombytes(mode, samples.shape[1::-1], samples.tobytes())
 
 
 def to_8_bits(values: np.ndarray, bits: int, signed: bool = False) -> np.ndarray:
@@ -92,6 +97,33 @@ def to_8_bits(values: np.ndarray, bits: int, signed: bool = False) -> np.ndarray
     if top == 255:
         return values.astype(np.uint8)
     return ((values.astype(np.uint32) * 510 + top) // (2 * top)).astype(np.uint8)
+
+
+def decode_png(image: Image.Image, file: BinaryIO) -> Image.Image:
+    """RGB(A) of 8 bits, rounded, of an opened PNG of 16 bits, of which Pillow would keep the high bytes."""
+
+    def decode(mode: str) -> np.ndarray:
+        nonlocal image
+        file.seek(0)
+        image = Image.open(file)
+        image.tile = [(codec, box, offset, mode)]
+        return np.array(image).astype(np.uint16)
+
+    codec, box, offset, mode = image.tile[0]
+    if mode == "LA;16B":
+        four = decode("RGBA")  # high and low byte of grey, then of alpha
+        high, low = four[:, :, [0, 0, 0, 2]], four[:, :, [1, 1, 1, 3]]
+    else:
+        high, low = decode(mode), decode(mode[:-1] + "L")
+    values = (high << 8) | low
+    samples = to_8_bits(values, 16)
+    transparent = image.info.pop("transparency", None)
+    if transparent is not None:
+        seen = (values != np.array(transparent)).any(axis=2, keepdims=True)
+        samples = np.concatenate([samples, seen.astype(np.uint8) * np.uint8(255)], axis=2)
+    rounded = Image.fromarray(samples)
+    rounded.info = image.info  # it may be turned
+    return rounded
 
 
 def describe(tags: Tags) -> str:
@@ -107,29 +139,24 @@ def describe(tags: Tags) -> str:
     )
 
 
-def _to_image(samples: np.ndarray, photometric: int, extra: tuple[int, ...]) -> Image.Image:
-    """PIL image of uint8 samples `(H, W, C)`."""
-    colours, count = COLOURS[photometric], samples.shape[2]
-    if photometric == 0:
-        samples[:, :, 0] = 255 - samples[:, :, 0]
-    # As for 8 bits: RGB with a fourth sample of unstated meaning has transparency
+def _mode_of(photometric: int, count: int, extra: tuple[int, ...]) -> str:
+    """Pillow's name for `count` samples a pixel; it has a letter for each of those that are used."""
+    mode = {1: "L", 3: "RGB", 4: "CMYK"}[COLOURS[photometric]]
+    # As Pillow has it for 8 bits, RGB with a fourth sample of unstated meaning has transparency
     alpha = extra[0] if extra else 2 * (photometric == 2)
-    mode = {1: "L", 3: "RGB", 4: "CMYK"}[colours]
-    if count > colours and alpha in (1, 2, 999) and photometric != CMYK:
-        mode += "a" if alpha == PREMULTIPLIED else "A"
-    samples = np.ascontiguousarray(samples[:, :, : len(mode)])
-    size = samples.shape[1::-1]
-    return Image.frombytes(mode, size, samples.tobytes())
+    if count == len(mode) or mode == "CMYK" or alpha not in (PREMULTIPLIED, 2, 999):
+        return mode
+    return mode + ("a" if alpha == PREMULTIPLIED else "A")
 
 
-def _read_samples(file: BinaryIO, tags: Tags, bits: int) -> np.ndarray:
-    """Unsigned samples `(H, W, C)` of up to 16 bits."""
+def _read_samples(file: BinaryIO, tags: Tags, bits: int, used: int) -> np.ndarray:
+    """The first `used` samples a pixel, `(H, W, used)`, unsigned and of up to 16 bits."""
     file.seek(0)
     content = file.read()
     order, count = (">u2" if tags.prefix == b"MM" else "<u2"), tags.get(SAMPLES, 1)
     separate = _is_separate(tags)
     planes = []
-    for plane in range(count if separate else 1):
+    for plane in range(used if separate else 1):
         rows = _decompress(content, tags, (1 if separate else count) * bits, (plane, count) if separate else (0, 1))
         if bits == 16:
             values = rows.view(order).astype(np.uint16)
@@ -145,7 +172,7 @@ def _read_samples(file: BinaryIO, tags: Tags, bits: int) -> np.ndarray:
             parts = [values[:, x : x + step] for x in range(0, tags[WIDTH], step)]
             values = np.concatenate([np.cumsum(part, axis=1, dtype=values.dtype) for part in parts], axis=1)
         planes.append(values)
-    return np.concatenate(planes, axis=2)
+    return np.concatenate(planes, axis=2)[:, :, :used]
 
 
 def _decompress(content: bytes, tags: Tags, pixel_bits: int, part: tuple[int, int]) -> np.ndarray:
