@@ -282,7 +282,7 @@ def test_resamples_of_equal_values_are_left_out():
     [
         ([1.0, np.nan, 3.0], [1.0, 2.0, 3.0], "1 of the predictions are not finite, the first is nan at 1"),
         ([1.0, 2.0, 3.0], [1.0, np.inf, -np.inf], "2 of the scores are not finite, the first is inf at 1"),
-        ([1.0, 2.0, 3.0], [1.0, 2.0, 3.0, 4.0], "3 predictions for 4 scores"),
+        ([1.0, 2.0, 3.0], [1.0, 2.0, 3.0, 4.0], "3 predictions, 4 scores"),
         ([1.0, 2.0], [1.0, 2.0], "at least three pairs, got 2"),
         ([[1.0], [2.0], [3.0]], [1.0, 2.0, 3.0], r"one-dimensional, got the shape \(3, 1\)"),
     ],

@@ -112,14 +112,17 @@ def test_what_cannot_be_compared_is_nan_and_said():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: pairwise_accuracy([1, np.nan], [1, 2], higher_better=True), "prediction must be .* finite"),
-        (lambda: pairwise_accuracy([1, 2], [1, 2, 3], higher_better=True), "2 predictions for 3 scores"),
+        (lambda: pairwise_accuracy([1, np.nan], [1, 2], higher_better=True), "1 of the predictions are not finite"),
+        (lambda: pairwise_accuracy([1, 2], [1, 2, 3], higher_better=True), "2 predictions, 3 scores"),
         (lambda: pairwise_accuracy([1, 2], [1, 2], ["a"], higher_better=True), "2 images need 2 groups"),
         (lambda: preference_agreement([1], [1], [1.5]), r"shares must lie in 0\.\.1"),
         (lambda: preference_agreement([1], [1, 2], [1]), "the numbers must agree"),
         (lambda: compare_metrics([1, 2], [1, 2], [1, 2], higher_better=True), "at least three"),
-        (lambda: compare_metrics([1, 2, 3], [1, 2], [1, 2, 3], higher_better=True), "3 and 2 predictions for 3 scores"),
-        (lambda: compare_metrics([1, 2, np.inf], [1, 2, 3], [1, 2, 3], higher_better=True), "first must be"),
+        (lambda: compare_metrics([1, 2, 3], [1, 2], [1, 2, 3], higher_better=True), "3 first, 2 second, 3 scores"),
+        (
+            lambda: compare_metrics([1, 2, np.inf], [1, 2, 3], [1, 2, 3], higher_better=True),
+            "1 of the first are not finite",
+        ),
     ],
 )
 def test_bad_input_is_refused(call, message):

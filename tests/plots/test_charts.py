@@ -405,12 +405,12 @@ def runs():
 
 class TestRepeatedRuns:
     def test_every_run_and_the_quartiles(self, runs):
-        figure = repeated_runs(runs, value="plcc")
+        figure = repeated_runs(runs)
         (ax,) = figure.axes
-        assert ax.get_ylabel() == "PLCC"
+        assert ax.get_ylabel() == "SROCC"
         assert [label.get_text() for label in ax.get_xticklabels()] == ["photos", "textures"]
         heights = [line.get_ydata() for line in ax.lines]
-        for (_, database), part in runs.groupby(["method", "database"])["plcc"]:
+        for (_, database), part in runs.groupby(["method", "database"])["srocc"]:
             low, median, high = part.quantile([0.25, 0.5, 0.75])
             assert any(len(y) == 5 and np.allclose([y.min(), y.max()], [low, high]) for y in heights)
             assert any(len(y) == 2 and np.allclose(y, median) for y in heights)
@@ -445,7 +445,7 @@ class TestRepeatedRuns:
             repeated_runs(runs, joined="run")
 
     def test_refusals(self, runs):
-        with pytest.raises(ValueError, match="no column `krocc`"):
-            repeated_runs(runs, value="krocc")
+        with pytest.raises(ValueError, match="no column `srocc`"):
+            repeated_runs(runs.drop(columns="srocc"))
         with pytest.raises(ValueError, match="the table is empty"):
             repeated_runs(runs.head(0))

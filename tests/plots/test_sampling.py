@@ -151,20 +151,18 @@ class TestPatches:
 
     @pytest.mark.parametrize(
         "change",
-        [{}, {"class_token_position": False, "uv_anchor": "corner"}, {"num_scales": 3, "image_size": 160}],
-        ids=["tiny", "2021", "larger"],
+        [{}, {"num_scales": 3, "image_size": 160}],
+        ids=["tiny", "larger"],
     )
     def test_uv_indexing_agrees_with_the_model(self, images, change):
         encoder = VTAMIQ(replace(TINY, **change)).encoder
         sample = CAPS(num_patches=9)(images, 0)
-        options = {"class_token_position": encoder.class_token_position}
-        figure = plots.uv_indexing(images[0], sample, encoder.grid, **options)
+        figure = plots.uv_indexing(images[0], sample, encoder.grid)
         rows = encoder.position_rows(sample.uv).tolist()
         assert {f"{n}: row {row}" for n, row in enumerate(rows, 1)} <= set(texts(figure))
         left, right = figure.axes
         shaded = shown(right)[..., 0] == 210
-        first = int(encoder.class_token_position)
-        assert set(np.flatnonzero(shaded) + first) == set(rows)
+        assert set(np.flatnonzero(shaded) + 1) == set(rows)
         np.testing.assert_allclose(right.collections[-1].get_offsets()[:, ::-1], sample.uv, atol=1e-6)
         (squares,) = left.findobj(PolyCollection)
         top_left = [path.vertices.min(axis=0)[::-1] + 0.5 for path in squares.get_paths()]

@@ -247,20 +247,24 @@ def _failed(parameters: int, why: str) -> LogisticFit:
 
 
 def _check_pairs(prediction: ArrayLike, score: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    arrays = []
-    for role, values in (("predictions", prediction), ("scores", score)):
-        array = np.asarray(values, dtype=np.float64)
+    prediction, score = check_vectors(predictions=prediction, scores=score)
+    if len(score) < 3:
+        raise ValueError(f"a correlation needs at least three pairs, got {len(score)}")
+    return prediction, score
+
+
+def check_vectors(**vectors: ArrayLike) -> list[np.ndarray]:
+    """Convert to float64 (n,) each; ValueError if one is not finite or their lengths differ."""
+    arrays = {name: np.asarray(values, dtype=np.float64) for name, values in vectors.items()}
+    for name, array in arrays.items():
         if array.ndim != 1:
-            raise ValueError(f"the {role} must be one-dimensional, got the shape {array.shape}")
+            raise ValueError(f"the {name} must be one-dimensional, got the shape {array.shape}")
         bad = np.flatnonzero(~np.isfinite(array))
         if len(bad):
-            raise ValueError(f"{len(bad)} of the {role} are not finite, the first is {array[bad[0]]} at {bad[0]}")
-        arrays.append(array)
-    if len(arrays[0]) != len(arrays[1]):
-        raise ValueError(f"{len(arrays[0])} predictions for {len(arrays[1])} scores")
-    if len(arrays[0]) < 3:
-        raise ValueError(f"a correlation needs at least three pairs, got {len(arrays[0])}")
-    return arrays[0], arrays[1]
+            raise ValueError(f"{len(bad)} of the {name} are not finite, the first is {array[bad[0]]} at {bad[0]}")
+    if len({len(array) for array in arrays.values()}) > 1:
+        raise ValueError(f"the numbers must agree: {', '.join(f'{len(a)} {name}' for name, a in arrays.items())}")
+    return list(arrays.values())
 
 
 def pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:

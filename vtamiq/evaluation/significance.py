@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from scipy.stats import f as f_distribution
 from scipy.stats import kurtosis, rankdata
 
-from vtamiq.evaluation.correlation import drawn_groups, group_rows, interval, logistic_fit, pearson
+from vtamiq.evaluation.correlation import check_vectors, drawn_groups, group_rows, interval, logistic_fit, pearson
 
 _BLOCK = 2_000_000  # comparisons at once
 UNDECIDED = (0.35, 0.65)  # shares within these bounds, both included, are no clear preference
@@ -40,9 +40,7 @@ def pairwise_accuracy(
     Raises:
         ValueError: values that are not finite, or different lengths.
     """
-    prediction, score = _finite("prediction", prediction), _finite("score", score)
-    if len(prediction) != len(score):
-        raise ValueError(f"{len(prediction)} predictions for {len(score)} scores")
+    prediction, score = check_vectors(predictions=prediction, scores=score)
     turned = -prediction if lower_better == higher_better else prediction
     right = ties = pairs = 0
     for rows in group_rows(groups, len(score)):
@@ -75,9 +73,7 @@ def preference_agreement(q_a: ArrayLike, q_b: ArrayLike, p_a: ArrayLike) -> dict
     Raises:
         ValueError: values that are not finite, shares outside 0..1, or different lengths.
     """
-    q_a, q_b, p_a = _finite("q_a", q_a), _finite("q_b", q_b), _finite("p_a", p_a)
-    if not len(q_a) == len(q_b) == len(p_a):
-        raise ValueError(f"{len(q_a)} q_a, {len(q_b)} q_b and {len(p_a)} p_a: the numbers must agree")
+    q_a, q_b, p_a = check_vectors(q_a=q_a, q_b=q_b, p_a=p_a)
     if ((p_a < 0) | (p_a > 1)).any():
         raise ValueError(f"shares must lie in 0..1, found {p_a.min()} to {p_a.max()}")
     credit = np.where(q_a == q_b, 0.5, (q_a < q_b) == (p_a > 0.5))
@@ -122,10 +118,7 @@ def compare_metrics(
     Raises:
         ValueError: as `correlations`.
     """
-    score = _finite("score", score)
-    first, second = _finite("first", first), _finite("second", second)
-    if not len(first) == len(second) == len(score):
-        raise ValueError(f"{len(first)} and {len(second)} predictions for {len(score)} scores")
+    first, second, score = check_vectors(first=first, second=second, scores=score)
     if len(score) < 3:
         raise ValueError(f"a comparison needs at least three images, got {len(score)}")
     first = -first if lower_better[0] == higher_better else first
@@ -161,10 +154,3 @@ def _f_test(first: np.ndarray, second: np.ndarray, score: np.ndarray) -> dict[st
 def _srocc(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's correlation, NaN where one side is constant (scipy's warns, and is slower)."""
     return float(pearson(rankdata(a), rankdata(b)))
-
-
-def _finite(name: str, values: ArrayLike) -> np.ndarray:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or not np.isfinite(array).all():
-        raise ValueError(f"{name} must be one-dimensional and finite, got the shape {array.shape}")
-    return array

@@ -414,42 +414,40 @@ def _check_single(table: pd.DataFrame, columns: list[str]) -> None:
 def repeated_runs(
     table: pd.DataFrame,
     *,
-    value: str = "srocc",
-    group: str = "database",
     series: str = "method",
     joined: str | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw a metric over runs with other seeds or splits: every run as a point, over a box from quartile to quartile.
+    """Draw the SROCC of runs with other seeds or splits: every run as a point, over a box from quartile to quartile.
 
     The line in the box is the median, whiskers reach to the extremes.
 
     Args:
-        table: a row per run, group and series; runs where the metric is NaN are left out.
-        value, group, series: columns with the metric, the place on the axis, and the box within that place.
-        joined: column that tells runs apart: a line joins what one run has in neighbouring boxes of a group.
+        table: a row per run, `database` and series, with `srocc`; runs where it is NaN are left out.
+        series: column that tells boxes of one database apart.
+        joined: column that tells runs apart: a line joins what one run has in neighbouring boxes of a database.
     """
-    check_columns(table, [value, group, series, *([joined] if joined else [])])
-    groups, kinds = list(table[group].unique()), list(table[series].unique())
+    check_columns(table, ["srocc", "database", series, *([joined] if joined else [])])
+    groups, kinds = list(table["database"].unique()), list(table[series].unique())
     wide = PAGE if len(groups) * len(kinds) > 8 else COLUMN
     figure = new_figure(wide, 2.4 + _legend_height(len(kinds)), title)
     ax = figure.subplots()
     width, points = 0.7 / len(kinds), []
     for place, (kind, look) in enumerate(zip(kinds, series_looks(len(kinds)), strict=True)):
         for k, name in enumerate(groups):
-            rows = table[(table[series] == kind) & (table[group] == name)].dropna(subset=[value])
+            rows = table[(table[series] == kind) & (table["database"] == name)].dropna(subset=["srocc"])
             if len(rows):
                 middle = k + (place - (len(kinds) - 1) / 2) * width
-                points.append(rows.assign(x=_draw_box(ax, rows[value].to_numpy(), middle, width, look)))
+                points.append(rows.assign(x=_draw_box(ax, rows["srocc"].to_numpy(), middle, width, look)))
         ax.plot([], [], linestyle="", label=kind, **look)
     if joined and points:
-        for _, run in pd.concat(points).groupby([group, joined], sort=False):
-            ax.plot(run["x"], run[value], color="0.7", linewidth=0.6, zorder=1)
+        for _, run in pd.concat(points).groupby(["database", joined], sort=False):
+            ax.plot(run["x"], run["srocc"], color="0.7", linewidth=0.6, zorder=1)
     ax.set_xticks(range(len(groups)), labels=groups)
     ax.set_xlim(-0.5, len(groups) - 0.5)
     ax.tick_params(axis="x", length=0, rotation=30 if len(groups) > 6 else 0)
     ax.grid(False, axis="x")
-    ax.set(ylabel=NAMES.get(value, value))
+    ax.set(ylabel="SROCC")
     legend_below(figure)
     return figure
 

@@ -201,7 +201,7 @@ def patch_sampling_multiscale(image: np.ndarray, sample: PatchSample) -> Figure:
 
 
 @styled
-def uv_indexing(image: np.ndarray, sample: PatchSample, grid: int, *, class_token_position: bool = True) -> Figure:
+def uv_indexing(image: np.ndarray, sample: PatchSample, grid: int) -> Figure:
     """Show how (u, v) picks the row of the position table: patches on the image, and their cells in the regular grid.
 
     Up to 25 patches are numbered in the order of the sample; more are told apart by the colour of their row.
@@ -209,12 +209,11 @@ def uv_indexing(image: np.ndarray, sample: PatchSample, grid: int, *, class_toke
     Args:
         image: (H, W, 3) uint8, the first image of the sample.
         grid: G, cells per side of the position table (`model.encoder.grid`).
-        class_token_position: whether row 0 belongs to the class token, so that patches start at row 1.
     """
     corners, sides = _footprints(image, sample, 0)
     uv = (sample.uv if sample.uv.ndim == 2 else sample.uv[0]).numpy()
     cell = np.minimum((uv * grid).astype(int), grid - 1) @ (grid, 1)  # (N,), row by row
-    numbered, first = len(uv) <= MAX_NUMBERS, int(class_token_position)
+    numbered = len(uv) <= MAX_NUMBERS
     of_cell = colormaps[rcParams["image.cmap"]](np.linspace(0, 1, grid**2), bytes=True)[:, :3]  # (G·G, 3)
     colours = cycle_colours(len(uv)) if numbered else [to_hex(colour / 255) for colour in of_cell[cell]]
     shade = np.full((grid**2, 3), 250, np.uint8)
@@ -226,28 +225,28 @@ def uv_indexing(image: np.ndarray, sample: PatchSample, grid: int, *, class_toke
     make_bare(left)
     make_bare(right)
     left.imshow(255 - (255 - image) // 2)
-    left.add_collection(_marked_patches(corners, sides, colours, numbered))
-    _draw_table(right, shade.reshape(grid, grid, 3), first)
+    faces = [f"{colour}{'59' if numbered else '8C'}" for colour in colours]
+    look = {"edgecolor": colours, "facecolor": faces, "linewidth": 1 if numbered else 0.3}
+    squares = left.add_collection(_squares(corners, sides[:, None], **look))
+    _draw_table(right, shade.reshape(grid, grid, 3))
     if numbered:
-        _number_cells(left, right, corners, sides, uv, cell + first, colours)
+        squares.set_path_effects([withStroke(linewidth=2.6, foreground="white")])  # seen on grounds of their colour
+        right.scatter(uv[:, 1], uv[:, 0], s=12, c=colours, zorder=3, clip_on=False)
+        colours = [to_hex(np.multiply(to_rgb(colour), 0.68)) for colour in colours]  # yellow text is hard to read
+        for n, (row, colour) in enumerate(zip(1 + cell, colours, strict=True)):
+            height = 0.02 + 0.07 * min(1, 14 / len(uv)) * n
+            right.text(1.04, height, f"{n + 1}: row {row}", size=7, color=colour, va="top")
+        _number_points(left, corners + sides / 2, sides[:, 0] / 2, colours)
+        _number_points(right, uv, np.full(len(uv), 0.012), colours)
         left.set_title("patches at any place of the image")
-        right.set_title(f"row {'1 + ' if first else ''}{grid}⌊{grid}u⌋ + ⌊{grid}v⌋ of the table")
+        right.set_title(f"row 1 + {grid}⌊{grid}u⌋ + ⌊{grid}v⌋ of the table")
     else:
         left.set_title(f"{len(uv):,} patches")
         right.set_title(f"they pick {len(set(cell.tolist())):,} of {grid**2:,} rows of the position table")
     return figure
 
 
-def _marked_patches(corners: np.ndarray, sides: np.ndarray, colours: list[str], numbered: bool) -> PolyCollection:
-    faces = [f"{colour}{'59' if numbered else '8C'}" for colour in colours]
-    width = 1 if numbered else 0.3
-    squares = _squares(corners, sides[:, None], edgecolor=colours, facecolor=faces, linewidth=width)
-    if numbered:
-        squares.set_path_effects([withStroke(linewidth=2.6, foreground="white")])  # seen on grounds of their colour
-    return squares
-
-
-def _draw_table(ax: Axes, shade: np.ndarray, first: int) -> None:
+def _draw_table(ax: Axes, shade: np.ndarray) -> None:
     """The cells of the position table over (v, u), with their rows' numbers where they are few."""
     grid = len(shade)
     ax.imshow(shade, extent=(0, 1, 1, 0), interpolation="nearest")
@@ -257,20 +256,7 @@ def _draw_table(ax: Axes, shade: np.ndarray, first: int) -> None:
     ax.set(xlabel="v →", ylabel="← u")
     for k in range(grid**2 if grid <= 10 else 0):
         at = (k % grid + 0.95) / grid, (k // grid + 0.95) / grid
-        ax.text(*at, k + first, size=7, color="#777777", ha="right", va="bottom")
-
-
-def _number_cells(
-    left: Axes, right: Axes, corners: np.ndarray, sides: np.ndarray, uv: np.ndarray, row: np.ndarray, colours: list[str]
-) -> None:
-    """The same number beside each patch on the image and its (u, v) in the table, and a list of the rows."""
-    right.scatter(uv[:, 1], uv[:, 0], s=12, c=colours, zorder=3, clip_on=False)
-    colours = [to_hex(np.multiply(to_rgb(colour), 0.68)) for colour in colours]  # yellow text is hard to read
-    step = 0.07 * min(1, 14 / len(row))
-    for n, k in enumerate(row):
-        right.text(1.04, 0.02 + step * n, f"{n + 1}: row {k}", size=7, color=colours[n], va="top")
-    _number_points(left, corners + sides / 2, sides[:, 0] / 2, colours)
-    _number_points(right, uv, np.full(len(uv), 0.012), colours)
+        ax.text(*at, k + 1, size=7, color="#777777", ha="right", va="bottom")
 
 
 def _number_points(ax: Axes, points: np.ndarray, offsets: np.ndarray, colours: Sequence[str]) -> None:
