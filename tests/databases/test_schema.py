@@ -291,12 +291,12 @@ def test_folder_index_ignores_case_and_clutter(folder):
     assert index.find(r"IMAGES\I02.BMP") == "Images/i02.bmp"
     assert index.get("images/.ds_store") is None
     assert index.get("images/i01.bmp/below") is None
-    assert index.first("refs", "images") == "Images"
+    assert index.find("refs", "images") == "Images"
     assert index.files("images", [".bmp"]) == ["Images/I01.BMP", "Images/i02.bmp"]
     with pytest.raises(DatabaseError, match=r"has no images/i03\.bmp"):
         index.find("images/i03.bmp")
     with pytest.raises(DatabaseError, match="none of refs, references"):
-        index.first("refs", "references")
+        index.find("refs", "references")
     with pytest.raises(DatabaseError, match="no such folder"):
         FolderIndex(folder / "missing")
 

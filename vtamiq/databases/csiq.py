@@ -18,13 +18,8 @@ import pandas as pd
 from vtamiq.databases.reading import Facts, FolderIndex, LabelRows
 from vtamiq.databases.schema import Database, DatabaseError
 
-__all__ = ["CSIQ", "load_csiq"]
-
-CSIQ = Facts(
-    name="csiq", score_name="DMOS", higher_better=False, references=30, pairs=866, score_mean=0.35074,
-    score_lo=0, score_hi=1,
-)  # fmt: skip
-
+_SCALE = {"score_name": "DMOS", "higher_better": False, "score_lo": 0, "score_hi": 1}
+CSIQ = Facts(name="csiq", references=30, pairs=866, score_mean=0.35074, **_SCALE)
 WORKBOOK, SHEET = "csiq.DMOS.xlsx", "all_by_image"
 EXPORTS = ("DMOS.csv", "csiq_dmos.txt", "ref_dist_mos.txt", "csiq_label.txt")
 COLUMNS = ("image", "dst_idx", "dst_type", "dst_lev", "dmos_std", "dmos")
@@ -47,9 +42,7 @@ def load_csiq(root: str | Path, *, strict: bool = True, check_images: bool = Tru
     `csiq_label.txt` (`<image>.<token>.<level>.png <dmos>` per line). The folders of types may lie in the root as well.
     """
     index = FolderIndex(root)
-    name = index.first(WORKBOOK, *EXPORTS)
-    read = _read_workbook if name.lower() == WORKBOOK.lower() else _read_export
-    rows = read(index, name, strict)
+    rows = _read_labels(index, index.find(WORKBOOK, *EXPORTS), strict)
     rows.extract("image", r"(?P<ref_id>.+?)(?:\.0+)?", "the name of an image")  # 1600 is 1600.0 in some exports
     rows.table["ref_id"] = rows.table["ref_id"].str.lower()
     rows.extract("dst_lev", r"(?P<level>[1-5])(?:\.0+)?", "level 1 to 5", ("level",))
@@ -58,9 +51,9 @@ def load_csiq(root: str | Path, *, strict: bool = True, check_images: bool = Tru
     if "dmos_std" in rows.table:
         rows.number("dmos_std")
     rows.table = rows.table.rename(columns={"dmos": "score", "dmos_std": "score_std"})
-    rows.table["ref_path"] = rows.table["ref_id"] + ".png"
-    level = rows.table["level"].astype("str")
-    rows.table["dist_path"] = rows.table["ref_id"] + "." + rows.table["token"] + "." + level + ".png"
+    ref_id, level = rows.table["ref_id"], rows.table["level"].astype("str")
+    rows.table["ref_path"] = ref_id + ".png"
+    rows.table["dist_path"] = ref_id + "." + rows.table["token"] + "." + level + ".png"
     rows.locate("ref_path", "src_imgs")
     rows.locate("dist_path", "dst_imgs/{folder}", "{folder}", "dst_imgs")
     return rows.database(CSIQ, check_images=check_images)
@@ -78,7 +71,9 @@ def _add_types(rows: LabelRows) -> None:
         rows.refuse(~same, "dst_idx {dst_idx!r} is not that of dst_type {dst_type!r}, {dist_type}")
 
 
-def _read_export(index: FolderIndex, name: str, strict: bool) -> LabelRows:
+def _read_labels(index: FolderIndex, name: str, strict: bool) -> LabelRows:
+    if name.lower() == WORKBOOK.lower():
+        return _read_workbook(index, name, strict)
     if name.lower() == "dmos.csv":
         return LabelRows.read(index, name, COLUMNS, strict=strict)
     if name.lower() != "csiq_label.txt":

@@ -15,28 +15,20 @@ from vtamiq.databases.synthetic import load_synthetic
 from vtamiq.images.iqms import CHEAP_IQMS
 from vtamiq.images.reading import centre_crop, read_image
 
-__all__ = ["DEMO_NAMES", "PHOTOGRAPHS", "Photograph", "cache_folder", "demo_database", "demo_photographs"]
-
 
 @dataclass(frozen=True)
 class Photograph:
-    """A photograph inside scikit-image, scikit-learn or Matplotlib: `loader` is "<package>:<name>".
-
-    Attributes:
-        rows: the only rows to keep, so that a centre crop shows the subject.
-        reduce: factor by which both sides are averaged down before the centre is cropped.
-        views: crops in the demo database: 1 (this one) to 3 (also top left and bottom right at full resolution).
-    """
+    """A photograph inside scikit-image, scikit-learn or Matplotlib."""
 
     name: str
     database: str
     subset: str
-    loader: str
+    loader: str  # "<package>:<name>"
     credit: str
     licence: str
-    rows: tuple[int, int] | None = None
-    reduce: int = 1
-    views: int = 1
+    rows: tuple[int, int] | None = None  # the only ones to keep, so that a centre crop shows the subject
+    reduce: int = 1  # both sides are averaged down by this before the centre is cropped
+    views: int = 1  # crops in the demo database: the centre, or also top left and bottom right at full resolution
 
     def load(self) -> np.ndarray:
         """uint8 RGB (H, W, 3)."""

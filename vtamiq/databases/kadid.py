@@ -16,12 +16,8 @@ from vtamiq.databases.reading import Facts, FolderIndex, LabelRows
 from vtamiq.databases.schema import Database, DatabaseError
 from vtamiq.images.distortions import DISTORTIONS
 
-__all__ = ["KADID10K", "load_kadid10k", "read_kadid_labels", "read_kadid_layout"]
-
-KADID10K = Facts(
-    name="kadid10k", score_name="MOS", higher_better=True, references=81, pairs=10125, score_mean=3.03263,
-    score_lo=1, score_hi=5,
-)  # fmt: skip
+_SCALE = {"score_name": "MOS", "higher_better": True, "score_lo": 1, "score_hi": 5}
+KADID10K = Facts(name="kadid10k", references=81, pairs=10125, score_mean=3.03263, **_SCALE)
 
 
 def load_kadid10k(root: str | Path, *, strict: bool = True, check_images: bool = True) -> Database:
@@ -32,8 +28,7 @@ def load_kadid10k(root: str | Path, *, strict: bool = True, check_images: bool =
     rows = read_kadid_layout(index, strict=strict)
     known = rows.table["dist_type"].isin(list(DISTORTIONS)) & rows.table["level"].between(1, 5)
     rows.refuse(~known, "types are 1 to 25 and levels 1 to 5, not those of {dist_path!r}")
-    names = {type: distortion.name for type, distortion in DISTORTIONS.items()}
-    names[15] = "denoise"  # ours says that it is a stand-in
+    names = {type: distortion.name for type, distortion in DISTORTIONS.items()} | {15: "denoise"}  # ours is a stand-in
     rows.table["dist_name"] = rows.table["dist_type"].map(names)
     return rows.database(KADID10K, check_images=check_images)
 

@@ -27,8 +27,6 @@ from vtamiq.databases.schema import Database, DatabaseError
 from vtamiq.images.distortions import DISTORTIONS, LEVELS
 from vtamiq.utils.digests import digest_number
 
-__all__ = ["KADIS700K", "METRICS", "load_kadis700k"]
-
 # Column of the csv → what it is called; in the order of the csv.
 METRICS = {
     "ssim": "SSIM", "msssim": "MS-SSIM", "iwssim": "IW-SSIM", "mdsi": "MDSI", "vsi": "VSI", "fsim": "FSIM", "gmsd": "GMSD",
@@ -73,7 +71,9 @@ def load_kadis700k(
     rows.table["dist_name"] = rows.table["dist_type"].map({type: d.name for type, d in DISTORTIONS.items()})
     _locate(rows, render, check_images)
     if render:
-        rows.table["recipe_seed"] = _seeds(rows.table["ref_id"], seed)
+        codes, slugs = pd.factorize(rows.table["ref_id"])
+        seeds = [digest_number(f"{seed} {slug}") for slug in slugs]
+        rows.table["recipe_seed"] = np.array(seeds, dtype=np.uint64)[codes]
         extra = [*extra, "recipe_seed"]
     return rows.database(facts, check_images=check_images and not render, extra=extra, synthetic=True)
 
@@ -104,17 +104,17 @@ def _read_references(index: FolderIndex, strict: bool) -> LabelRows:
     words = {str(type): type for type in DISTORTIONS} | {f"{type:02d}": type for type in DISTORTIONS} | _TYPES
     rows.table["dist_type"] = rows.table["dist_type_1"].str.lower().map(words).astype("Int16")
     rows.refuse(rows.table["dist_type"].isna(), "dist_type_1 must be 1 to 25 or a tag, found {dist_type_1!r}")
-    references = len(rows.table)
-    rows.table = rows.table.loc[rows.table.index.repeat(len(LEVELS))].reset_index(drop=True)
-    rows.table["level"] = pd.array(LEVELS * references, dtype="Int16")
-    rows.table = rows.table.rename(columns={"ref_im": "ref_path"}).drop(columns="dist_type_1")
+    levels = pd.DataFrame({"level": pd.array(LEVELS, dtype="Int16")})
+    rows.table = (
+        rows.table.rename(columns={"ref_im": "ref_path"}).drop(columns="dist_type_1").merge(levels, how="cross")
+    )
     return rows
 
 
 def _locate(rows: LabelRows, render: bool, check_images: bool) -> None:
     """Paths of references and distorted images. VTAMIQ's authors kept the csv files one folder above the images."""
     index = rows.index
-    rows.locate("ref_path", index.first("ref_imgs", "kadis700k/ref_imgs"))
+    rows.locate("ref_path", index.find("ref_imgs", "kadis700k/ref_imgs"))
     if render and check_images:
         rows.check_images("ref_path")
     type, level = (rows.table[name].astype("str") for name in ("dist_type", "level"))
@@ -124,14 +124,6 @@ def _locate(rows: LabelRows, render: bool, check_images: bool) -> None:
         return
     folder = index.get("dist_imgs") or index.get("kadis700k/dist_imgs")
     if folder is None:
-        raise DatabaseError(
-            f"{index.root} has no dist_imgs: distorted images are not distributed. Make them with the authors' program, "
-            "or load with render=True"
-        )
+        said = f"{index.root} has no dist_imgs: distorted images are not distributed"
+        raise DatabaseError(f"{said}. Make them with the authors' program, or load with render=True")
     rows.locate("dist_path", folder)
-
-
-def _seeds(references: pd.Series, seed: int) -> np.ndarray:
-    """uint64 of each row, by the SHA-256 of "<seed> <slug>"."""
-    rows, slugs = pd.factorize(references)
-    return np.array([digest_number(f"{seed} {slug}") for slug in slugs], dtype=np.uint64)[rows]

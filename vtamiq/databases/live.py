@@ -9,9 +9,8 @@ The arrays have no file names. Value i belongs to image i of the five folders on
 in a sorted listing img10 comes before img2, and every score is wrong without any error. `orgs` marks the unaltered
 copies, which are always left out. The two kinds of scores correlate at 0.947 only: say which in every result.
 
-H. R. Sheikh, Z. Wang, L. Cormack, A. C. Bovik, LIVE Image Quality Assessment Database Release 2; H. R. Sheikh, M. F.
-Sabir, A. C. Bovik, A statistical evaluation of recent full reference image quality assessment algorithms, IEEE TIP
-15(11), 2006.
+H. R. Sheikh, Z. Wang, L. Cormack, A. C. Bovik, LIVE Image Quality Assessment Database Release 2; H. R. Sheikh et al., A
+statistical evaluation of recent full reference image quality assessment algorithms, IEEE TIP 15(11), 2006.
 """
 
 import io
@@ -25,16 +24,10 @@ from vtamiq.databases.reading import Facts, FolderIndex, LabelRows
 from vtamiq.databases.schema import Database, DatabaseError
 from vtamiq.utils.tables import read_lines
 
-__all__ = ["LIVE", "LIVE_REALIGNED", "load_live"]
-
 # 3 of the realigned scores are negative and 21 exceed 100, so that scale has no nominal range.
-LIVE_REALIGNED = Facts(
-    name="live", score_name="DMOS realigned", higher_better=False, references=29, pairs=779, score_mean=48.5812
-)
-LIVE = Facts(
-    name="live", score_name="DMOS", higher_better=False, references=29, pairs=779, score_mean=44.7655,
-    score_lo=0, score_hi=100,
-)  # fmt: skip
+_COPY = {"name": "live", "higher_better": False, "references": 29, "pairs": 779}
+LIVE_REALIGNED = Facts(score_name="DMOS realigned", score_mean=48.5812, **_COPY)
+LIVE = Facts(score_name="DMOS", score_mean=44.7655, score_lo=0, score_hi=100, **_COPY)
 
 FOLDERS = {  # in the order of the arrays: number of images, name of the distortion
     "jp2k": (227, "JPEG2000"),
@@ -105,9 +98,7 @@ def _load_mat(index: FolderIndex, name: str, wanted: tuple[str, ...]) -> dict[st
     try:
         content = path.read_bytes()
         if content.startswith((b"MATLAB 7.3", b"\x89HDF")):
-            raise DatabaseError(
-                "it is of MATLAB 7.3 (HDF5); take the original, or save it in MATLAB with the option -v7"
-            )
+            raise DatabaseError("it is of MATLAB 7.3 (HDF5); take the original, or save it in MATLAB with -v7")
         found = loadmat(io.BytesIO(content), simplify_cells=True)
         if missing := [array for array in wanted if array not in found]:
             raise DatabaseError(f"it has no array {', '.join(missing)}")

@@ -22,21 +22,15 @@ from vtamiq.databases.table import load_table
 from vtamiq.databases.tid import load_tid2008, load_tid2013
 from vtamiq.utils.configs import did_you_mean, parse_setting
 
-__all__ = ["LOADERS", "data_folder", "find_databases", "load_database", "load_from_text", "parse_options"]
-
 log = logging.getLogger(__name__)
 
 
 class Loader(NamedTuple):
-    """How a database is loaded, and recognised by names of its folder in circulation (in any letter case).
-
-    Its root has at least one of the `marks`; a folder without them may hold the root one level deeper, under one of the
-    same names, as some archives unpack.
-    """
+    """How a database is loaded, and recognised."""
 
     load: Callable[..., Database]
-    folders: tuple[str, ...]
-    marks: tuple[str, ...] = ()
+    folders: tuple[str, ...]  # names of its folder in circulation, in any letter case
+    marks: tuple[str, ...] = ()  # its root has one of these; else it may lie one level deeper, as some archives unpack
 
 
 LOADERS = {
@@ -120,8 +114,7 @@ def parse_options(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def data_folder() -> Path:
-    """Where databases are looked for: `$VTAMIQ_DATA`, or `data`, in the current folder; in a folder `notebooks`, where
-    JupyterLab runs them, beside it."""
+    """Where databases are looked for: `$VTAMIQ_DATA`, or `data`, here; beside a current folder named `notebooks`."""
     folder = Path(os.environ.get("VTAMIQ_DATA") or "data")
     return Path("..") / folder if Path.cwd().name == "notebooks" else folder  # an absolute path replaces ".."
 

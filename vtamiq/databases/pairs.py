@@ -13,18 +13,14 @@ from vtamiq.images.distortions import distort
 from vtamiq.images.reading import ImageError, centre_crop, read_image, write_png
 from vtamiq.utils.digests import digest
 
-__all__ = ["PairImages", "TripletImages"]
-
 _RECENT = 4  # references kept: neighbouring rows share theirs
 
 
 class PairImages:
     """Pairs of images by row number: `images[row]` is uint8 `(2, H, W, 3)`, read-only, the reference first.
 
-    Images rendered by recipes are kept in `database.cache`, if there is one; with `keep`, all are kept in memory.
-
-    Raises (on access):
-        ImageError: an image is missing, damaged or too small for its recipe, or the two differ in size.
+    Images rendered by recipes are kept in `database.cache`, if there is one; with `keep`, all are kept in memory. Raises
+    ImageError (on access) if an image is missing, damaged or too small for its recipe, or the two differ in size.
     """
 
     def __init__(self, database: Database, *, keep: bool = False):

@@ -17,8 +17,6 @@ from vtamiq.databases.pairs import PairImages, TripletImages
 from vtamiq.databases.schema import Database, LabelScale
 from vtamiq.images.reading import ImageError
 
-__all__ = ["EpochSampler", "Flips", "ImagePatches", "PairPatches", "PatchLoader", "PreferencePatches"]
-
 MOST_SKIPPED = 100  # bad rows in a row: then the database is bad, not a few images
 
 

@@ -25,8 +25,6 @@ import pandas as pd
 from vtamiq.databases.reading import Facts, FolderIndex, LabelRows
 from vtamiq.databases.schema import PREFERENCE_COLUMNS, SUBSETS, Database, preference_table
 
-__all__ = ["PIEAPP", "listing_order", "load_pieapp"]
-
 PIEAPP = Facts(name="pieapp", score_name="dissimilarity", higher_better=False, references=200)
 _PREFERENCES = 77_280  # of train and val
 _SCORES = 600
@@ -60,8 +58,7 @@ def load_pieapp(root: str | Path, *, strict: bool = True, check_images: bool = T
 
 
 def listing_order(references: Iterable[str]) -> list[str]:
-    """`ref_id` in the order of the names of their label files, which the original authors' fixed split goes by; there
-    "ref_10_pairwise…" comes before "ref_1_pairwise…"."""
+    """`ref_id` in the order of their label files, as in the authors' fixed split: "ref_10_…" is before "ref_1_…"."""
     return sorted(references, key=lambda ref_id: ref_id + _PAIRWISE)
 
 
@@ -73,8 +70,7 @@ def _read_references(index: FolderIndex, strict: bool) -> LabelRows:
     rows.extract("ref_file", r"(?P<stem>ref_\d{1,4})\.\w+", "ref_<n>.png")
     rows.table["stem"] = rows.table["stem"].str.lower()
     rows.refuse(rows.table.duplicated(["subset", "stem"]), "{ref_file} is listed twice")
-    again = rows.table.duplicated("stem", keep=False)  # not known to happen: one number in two subsets
-    stem = rows.table["stem"]
+    again, stem = rows.table.duplicated("stem", keep=False), rows.table["stem"]  # one number in two subsets
     rows.table["ref_id"] = stem.where(~again, stem + " (" + rows.table["subset"] + ")")
     rows.table["ref_path"] = rows.table["ref_file"]
     rows.locate("ref_path", "reference_images/{subset}")

@@ -21,8 +21,6 @@ import pandas as pd
 from vtamiq.databases.reading import Facts, FolderIndex, LabelRows
 from vtamiq.databases.schema import Database, DatabaseError
 
-__all__ = ["PIPAL", "PIPAL_MARKS", "load_pipal", "parts_of"]
-
 _NO_SCORE = {"score_name": "none published", "higher_better": True, "references": 25}
 
 # Part → facts. Their names tell parts apart in results.
@@ -61,16 +59,14 @@ def load_pipal(root: str | Path, *, strict: bool = True, check_images: bool = Tr
         raise DatabaseError(f"PIPAL has the parts {', '.join(PIPAL)}, not {part!r}")
     index = FolderIndex(root)
     reference_names, distorted_names = _FOLDERS[part]
-    references = index.first(*reference_names)
+    references = index.find(*reference_names)
     if part == "train":
-        quarters = [*_QUARTERS, *(f"{folder}/{quarter}" for folder in distorted_names for quarter in _QUARTERS)]
-        names = [*distorted_names, *quarters]
-        distorted = [found for name in names if (found := index.get(name)) is not None]
-        if not distorted:
-            index.first(*names)  # raises
+        inner = [f"{folder}/{quarter}" for folder in distorted_names for quarter in _QUARTERS]
+        names = [*distorted_names, *_QUARTERS, *inner]
+        distorted = [found for name in names if (found := index.get(name)) is not None] or [index.find(*names)]
         rows = _read_labels(index, strict)
     else:
-        distorted = [index.first(*distorted_names)]
+        distorted = [index.find(*distorted_names)]
         rows = _list_images(index, distorted[0], strict)
     pattern = r"(?P<ref_id>A\d{4})_(?P<dist_type>\d\d)_(?P<variant>\d\d)\.\w+"
     rows.extract("dist_path", pattern, "<reference>_<group>_<number>.bmp", ("dist_type", "variant"))
@@ -92,7 +88,7 @@ def parts_of(index: FolderIndex) -> list[str]:
 
 def _read_labels(index: FolderIndex, strict: bool) -> LabelRows:
     """The rows of all label files; a file called after a reference may only have images of it."""
-    folder = index.first(*_LABELS)
+    folder = index.find(*_LABELS)
     files = index.files(folder, [".txt"])
     if not files:
         raise DatabaseError(f"{index.root / folder} has no label files (.txt); is the copy complete?")

@@ -23,42 +23,29 @@ from vtamiq.images.reading import ImageError, image_size
 from vtamiq.utils.files import is_utf8, list_folder
 from vtamiq.utils.tables import read_table
 
-__all__ = ["Facts", "FolderIndex", "LabelRows"]
-
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What is published of a database (or of one distributed part or kind of score of it).
-
-    Attributes:
-        references, pairs: number of each in a complete copy; None if that varies.
-        score_mean: of a complete copy, None if there are no scores.
-        score_lo, score_hi: nominal range of the scale, NaN on an open side.
-    """
+    """What is published of a database (or of one distributed part or kind of score of it)."""
 
     name: str
     score_name: str
     higher_better: bool
-    references: int | None = None
+    references: int | None = None  # in a complete copy; None if that varies
     pairs: int | None = None
-    score_mean: float | None = None
-    score_lo: float = math.nan
+    score_mean: float | None = None  # None if there are no scores
+    score_lo: float = math.nan  # nominal range of the scale, NaN on an open side
     score_hi: float = math.nan
 
 
 class LabelRows:
-    """Rows of labels on their way to a table of pairs.
-
-    Attributes:
-        table: one row per label; `label_source` ("file:line") names it.
-        omissions: what was left out so far, one sentence per row; stays empty if strict.
-    """
+    """Rows of labels on their way to a table of pairs; the column `label_source` ("file:line") names each."""
 
     def __init__(self, index: "FolderIndex", table: pd.DataFrame, *, strict: bool = True):
         self.index, self.table, self.strict = index, table.reset_index(drop=True), strict
-        self.omissions: list[str] = []
+        self.omissions: list[str] = []  # what was left out so far, one sentence per row; stays empty if strict
 
     @classmethod
     def read(
@@ -201,14 +188,10 @@ class LabelRows:
             self.check_images()
         self._refuse_repeats()
         stated = {"score_name": facts.score_name, "higher_better": facts.higher_better}
-        pairs = pair_table(
-            **{name: self.table[name] for name in self.table if name in {*PAIR_COLUMNS, *extra, "content"}},
-            database=facts.name,
-            score_lo=facts.score_lo,
-            score_hi=facts.score_hi,
-            **stated,
-        )
-        self.check_counts(facts, pairs)
+        columns = {name: self.table[name] for name in self.table if name in {*PAIR_COLUMNS, *extra, "content"}}
+        scale = {"score_lo": facts.score_lo, "score_hi": facts.score_hi}
+        pairs = pair_table(**columns, database=facts.name, **scale, **stated)
+        self._check_counts(facts, pairs)
         attributes = {"synthetic": False, "omissions": tuple(self.omissions), **stated, **fields}
         return Database(name=facts.name, root=self.index.root, pairs=pairs, **attributes)
 
@@ -223,18 +206,16 @@ class LabelRows:
         problem = problem.where(rows.duplicated(keys), "")
         if "score" in rows:
             scores = groups["score"].transform("nunique", dropna=False)
-            problem = problem.mask(
-                scores > 1, "pair listed twice, with " + scores.astype("str") + " scores; give it one"
-            )
+            said = "pair listed twice, with " + scores.astype("str") + " scores; give it one"
+            problem = problem.mask(scores > 1, said)
         self.table["problem"] = problem.reindex(self.table.index, fill_value="")
         self.refuse_problems()
 
-    def check_counts(self, facts: Facts, pairs: pd.DataFrame) -> None:
+    def _check_counts(self, facts: Facts, pairs: pd.DataFrame) -> None:
         """Compare the counts with the facts or, if they are right, the mean score: another one is only a warning and an
         omission, and published means have five digits."""
         counts = (("pairs", facts.pairs, len(pairs)), ("references", facts.references, pairs["ref_id"].nunique()))
-        complete = self.check_complete(facts.name, *counts)
-        if not complete or facts.score_mean is None:
+        if not self.check_complete(facts.name, *counts) or facts.score_mean is None:
             return
         mean = float(pairs["score"].mean())
         if not abs(mean - facts.score_mean) <= 1e-4 * max(1.0, abs(facts.score_mean)):
@@ -247,9 +228,8 @@ class LabelRows:
 
     def check_complete(self, name: str, *counts: tuple[str, int | None, int]) -> bool:
         """Whether all counts (what, published, found) are those published; if not, an error or omission, see `tell`."""
-        wrong = [
-            f"{found} of {published} {what}" for what, published, found in counts if published not in (None, found)
-        ]
+        differ = [count for count in counts if count[1] not in (None, count[2])]
+        wrong = [f"{found} of {published} {what}" for what, published, found in differ]
         if wrong:
             message = f"{name}: a complete copy has more or others, this one has {' and '.join(wrong)}"
             self.tell(message, f"complete the copy in {self.index.root}, or load it with strict=False")
@@ -282,19 +262,13 @@ class FolderIndex:
             found = f"{found}/{matches[0]}" if found else matches[0]
         return found
 
-    def find(self, name: str) -> str:
-        """Like `get`, but DatabaseError if there is no such file or folder."""
-        found = self.get(name)
-        if found is None:
-            raise DatabaseError(f"{self.root} has no {name} (letter case does not matter); is the copy complete?")
-        return found
-
-    def first(self, *names: str) -> str:
-        """The first of several names in circulation that exists; DatabaseError listing them if none does."""
+    def find(self, *names: str) -> str:
+        """The first of the names in circulation that exists, as by `get`; DatabaseError listing them if none does."""
         for name in names:
             if (found := self.get(name)) is not None:
                 return found
-        raise DatabaseError(f"{self.root} has none of {', '.join(names)} (letter case does not matter)")
+        none = f"none of {', '.join(names)}" if len(names) > 1 else f"no {names[0]}"
+        raise DatabaseError(f"{self.root} has {none} (letter case does not matter); is the copy complete?")
 
     def files(self, folder: str, suffixes: Iterable[str] = ("",)) -> list[str]:
         """Paths of the files in a folder that end so, in plain character order; DatabaseError if there is no folder."""
@@ -307,11 +281,10 @@ class FolderIndex:
         """Name as it is compared → names on disk."""
         if folder not in self._listings:
             path = self.root / folder
-            listing: dict[str, list[str]] = {}
+            listing = self._listings[folder] = {}
             for entry in list_folder(path) if path.is_dir() else ():
                 if is_utf8(entry.name):
                     listing.setdefault(_key(entry.name), []).append(entry.name)
-            self._listings[folder] = listing
         return self._listings[folder]
 
 

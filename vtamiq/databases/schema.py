@@ -10,18 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-__all__ = [
-    "PAIR_COLUMNS",
-    "PREFERENCE_COLUMNS",
-    "SUBSETS",
-    "Database",
-    "DatabaseError",
-    "LabelScale",
-    "pair_table",
-    "path_parts",
-    "preference_table",
-]
-
 SUBSETS = ("train", "val", "test")
 
 # One row per (reference, distorted) pair. Paths are relative to the root, with "/" and in the letter case on disk.
@@ -131,8 +119,7 @@ def _check_preferences(preferences: pd.DataFrame, pairs: pd.DataFrame) -> None:
     _check_columns(preferences, PREFERENCE_COLUMNS)
     _check_rows(preferences, ("ref_path", "a_path", "b_path"))
     _refuse(preferences, ~preferences["p_a"].between(0, 1), "preference p_a outside 0..1")
-    raw = preferences["p_a_raw"]
-    _refuse(preferences, raw.notna() & ~raw.between(0, 1), "preference p_a_raw outside 0..1")
+    _refuse(preferences, ~preferences["p_a_raw"].fillna(0).between(0, 1), "preference p_a_raw outside 0..1")
     unknown = ~preferences["ref_id"].isin(pairs["ref_id"])
     _refuse(preferences, unknown, "a preference about a reference that has no pairs")
 
@@ -166,33 +153,18 @@ def _refuse(table: pd.DataFrame, bad: pd.Series, what: str) -> None:
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Database:
-    """Image pairs with scores.
-
-    Attributes:
-        root: folder that all paths are relative to.
-        pairs: one row per pair, schema `PAIR_COLUMNS`, numbered from 0.
-        score_name: what the scores are, for example "MOS".
-        higher_better: whether a higher score is a better image.
-        synthetic: whether the scores come from metrics rather than from people.
-        preferences: pairwise preferences about references of the pairs, schema `PREFERENCE_COLUMNS`, or None.
-        omissions: what was left out on loading or is not as published, one sentence each.
-        crop: (width, height) to which the centre of every reference is cropped; None for no crop. For recipes only.
-        cache: folder, of this database alone, that keeps images made from recipes; None for none.
-
-    Raises:
-        DatabaseError: a table breaks its schema or contradicts the attributes.
-    """
+    """Image pairs with scores. DatabaseError if a table breaks its schema or contradicts the attributes."""
 
     name: str
-    root: Path
-    pairs: pd.DataFrame
-    score_name: str
-    higher_better: bool
-    synthetic: bool
-    preferences: pd.DataFrame | None = None
-    omissions: tuple[str, ...] = ()
-    crop: tuple[int, int] | None = None
-    cache: Path | None = None
+    root: Path  # folder that all paths are relative to
+    pairs: pd.DataFrame  # one row per pair, schema `PAIR_COLUMNS`, numbered from 0
+    score_name: str  # for example "MOS"
+    higher_better: bool  # whether a higher score is a better image
+    synthetic: bool  # whether the scores come from metrics rather than from people
+    preferences: pd.DataFrame | None = None  # about references of the pairs, schema `PREFERENCE_COLUMNS`
+    omissions: tuple[str, ...] = ()  # what was left out on loading or is not as published, one sentence each
+    crop: tuple[int, int] | None = None  # (width, height) of the centre of every reference; for recipes only
+    cache: Path | None = None  # folder, of this database alone, that keeps images made from recipes
 
     def __post_init__(self):
         object.__setattr__(self, "root", Path(self.root))
@@ -210,12 +182,10 @@ class Database:
 
     def __repr__(self) -> str:
         better = "higher" if self.higher_better else "lower"
-        parts = [f"{len(self)} pairs of {len(self.references)} references", f"{self.score_name} ({better} is better)"]
-        if self.preferences is not None:
-            parts.append(f"{len(self.preferences)} preferences")
-        if self.omissions:
-            parts.append(f"{len(self.omissions)} omissions")
-        return f"<Database {self.name}: {', '.join(parts)}>"
+        asked = "" if self.preferences is None else f", {len(self.preferences)} preferences"
+        omitted = f", {len(self.omissions)} omissions" if self.omissions else ""
+        pairs = f"{len(self)} pairs of {len(self.references)} references"
+        return f"<Database {self.name}: {pairs}, {self.score_name} ({better} is better){asked}{omitted}>"
 
     @property
     def references(self) -> list[str]:
@@ -224,8 +194,7 @@ class Database:
 
     @property
     def contents(self) -> dict[str, str]:
-        """ref_id → content, which splits keep together, from the optional column `content`; without it, every reference is
-        a content of its own."""
+        """ref_id → content, which splits keep together, by the column `content`; without it, each is its own."""
         column = "content" if "content" in self.pairs else "ref_id"
         return dict(zip(self.pairs["ref_id"], self.pairs[column], strict=True))
 
@@ -262,10 +231,9 @@ class Database:
         )
 
     def split(self, ratios: Sequence[float] = (0.6, 0.2, 0.2), seed: int = 0) -> tuple["Database", ...]:
-        """Random parts without a content in common: (train, val, test), or (train, test) for two ratios.
+        """Cut `shuffled_contents` into (train, val, test), or (train, test) for two ratios; the first part gets the rest.
 
-        `shuffled_contents` are cut: the later parts get the floor of their share, the first the rest. DatabaseError if the
-        ratios are not two or three positive numbers with sum 1, or a part would be empty.
+        DatabaseError if the ratios are not two or three positive numbers with sum 1, or a part would be empty.
         """
         ratios = tuple(float(ratio) for ratio in ratios)
         if len(ratios) not in (2, 3) or not all(ratio > 0 for ratio in ratios) or abs(sum(ratios) - 1) > 1e-9:
@@ -304,10 +272,7 @@ class Database:
 
 @dataclass(frozen=True)
 class LabelScale:
-    """Published scores as distortions: 0 is the best score of the training part, 1 the worst; nothing is clipped.
-
-    This is the one place where the direction of scores is handled.
-    """
+    """Published scores as distortions (0 best, 1 worst in training, not clipped): the one place that turns directions."""
 
     best: float
     worst: float

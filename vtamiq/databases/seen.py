@@ -10,8 +10,6 @@ from typing import Any
 from vtamiq.databases.schema import Database
 from vtamiq.utils.digests import digest_file
 
-__all__ = ["pictures_of", "reference_digests", "unseen"]
-
 MAX_READ = 5_000  # references; the 140,000 of KADIS-700k are known by name only
 
 
@@ -21,10 +19,8 @@ def reference_digests(database: Database) -> dict[str, set[str]]:
     pairs = database.pairs.drop_duplicates("ref_id")
     if len(pairs) > MAX_READ:
         return {}
-    digests = {}
-    for ref_id, path, source in zip(
-        pairs["ref_id"], pairs["ref_path"], pairs.get("ref_sha256", [""] * len(pairs)), strict=True
-    ):
+    digests, sources = {}, pairs.get("ref_sha256", [""] * len(pairs))
+    for ref_id, path, source in zip(pairs["ref_id"], pairs["ref_path"], sources, strict=True):
         digests[ref_id] = {source} - {""}
         with contextlib.suppress(OSError):  # whoever needs the image says what is wrong with it
             digests[ref_id].add(digest_file(database.root / path))
@@ -32,8 +28,7 @@ def reference_digests(database: Database) -> dict[str, set[str]]:
 
 
 def pictures_of(database: Database, role: str = "train") -> dict[str, Any]:
-    """What a model has seen that was trained or validated on this, as plain JSON: `database`, `role` ("train" or "val"),
-    `contents` and `pictures`."""
+    """What a model has seen that was trained ("train") or validated ("val") on this, as plain JSON."""
     return {
         "database": database.name,
         "role": role,

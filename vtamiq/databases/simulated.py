@@ -7,8 +7,6 @@ from scipy.special import expit
 from vtamiq.databases.schema import Database, DatabaseError, preference_table
 from vtamiq.utils.digests import digest_number
 
-__all__ = ["simulate_preferences"]
-
 SHARPNESS = 6.0  # w, where VTAMIQ's own preference begins (`preference`)
 
 
@@ -19,18 +17,11 @@ def simulate_preferences(database: Database, *, per_reference: int = 200, seed: 
     worst (1) end of the scale: 77 % for a distance of 0.2, 95 % for 0.5. It is the probability itself, as of infinitely
     many observers.
 
-    Args:
-        database: whose scores have a range (`score_lo`, `score_hi`).
-        per_reference: different pairs of images drawn for each reference, or all if there are fewer. Which of the two is A
-            is drawn as well.
-        seed: each reference has its own stream, which depends on `seed` and `ref_id` only.
+    For each reference, `per_reference` different pairs of images are drawn in random order, or all if there are fewer, from
+    a stream of its own, which depends on `seed` and `ref_id` only. The table has the schema `PREFERENCE_COLUMNS`, `kind`
+    "simulated", in order of references.
 
-    Returns:
-        Table of the schema `PREFERENCE_COLUMNS`, `kind` "simulated", `p_a_raw` NaN, in order of references.
-
-    Raises:
-        DatabaseError: a row has no score, the scale is open, or no reference has two distorted images.
-        ValueError: `per_reference` is not positive.
+    Raises DatabaseError if a row has no score, the scale is open, or no reference has two distorted images.
     """
     if per_reference < 1:
         raise ValueError(f"per_reference must be positive, got {per_reference}")
@@ -55,11 +46,9 @@ def simulate_preferences(database: Database, *, per_reference: int = 200, seed: 
 def _distortions(database: Database) -> np.ndarray:
     """0 at the best end of the scale, 1 at the worst."""
     score, low, high = (database.pairs[name].to_numpy() for name in ("score", "score_lo", "score_hi"))
-    missing = ~np.isfinite(score)
-    if missing.any():
-        raise DatabaseError(
-            f"{database.name}: row {int(np.argmax(missing))} has no score to simulate a preference from"
-        )
+    missing = np.flatnonzero(~np.isfinite(score))
+    if len(missing):
+        raise DatabaseError(f"{database.name}: row {missing[0]} has no score to simulate a preference from")
     if not (np.isfinite(low) & np.isfinite(high) & (low < high)).all():
         raise DatabaseError(f"{database.name}: a preference cannot be simulated on an open scale of scores")
     return (high - score if database.higher_better else score - low) / (high - low)

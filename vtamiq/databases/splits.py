@@ -7,8 +7,6 @@ import numpy as np
 from vtamiq.databases.pieapp import listing_order
 from vtamiq.databases.schema import Database, DatabaseError
 
-__all__ = ["ORIGINAL_SPLITS", "fold_split", "original_split", "repeated_splits", "shared_pictures", "worth_testing"]
-
 # Half-open ranges of references in plain character order, from the configuration of the authors' repository (2024): train,
 # val, test; of PIPAL train and test, which is its val as well. KADIS has no entry: all of it is trained on.
 ORIGINAL_SPLITS: dict[str, tuple[tuple[int, int], ...]] = {
@@ -45,8 +43,6 @@ def fold_split(
 
     `Database.shuffled_contents` are cut into `folds` parts whose sizes differ by one at most. Part `fold` (from 0) is
     tested; the others are split by `Database.split` with the same seed, `validation` of them for val.
-
-    Raises DatabaseError for fewer than two folds, no such fold, more folds than contents, or too few for validation.
     """
     contents = database.shuffled_contents(seed)
     if not 2 <= folds <= len(contents) or not 0 <= fold < folds:
@@ -60,12 +56,8 @@ def fold_split(
 
 
 def original_split(database: Database) -> tuple[Database, ...]:
-    """(train, val, test), or (train, test) for PIPAL, as fixed in the configuration of the authors' repository, by the
-    order of the references; but for the last one of LIVE, womanhat, which is lost there and tested here. Of PieAPP, its
-    train part is split.
-
-    Raises DatabaseError if there is no such split, or the copy is incomplete.
-    """
+    """(train, val, test), or (train, test) for PIPAL, as fixed by `ORIGINAL_SPLITS`; womanhat, the last reference of LIVE,
+    is lost there and tested here. Of PieAPP, its train part is split. DatabaseError if the copy is incomplete."""
     if database.name not in ORIGINAL_SPLITS:
         known = ", ".join(ORIGINAL_SPLITS)
         raise DatabaseError(f"the original configuration has no fixed split of {database.name!r}; it has {known}")
@@ -85,13 +77,11 @@ def original_split(database: Database) -> tuple[Database, ...]:
 def shared_pictures(first: str, second: str) -> str | None:
     """The source from which the pictures of both databases (by name) were taken, or None if none is known.
 
-    Results across such databases are not results on unseen contents. LIVE, TID2008 and TID2013 have photographs of the
-    Kodak set, TID's being crops; KADID-10k and KADIS-700k were collected together; the parts of PIPAL likewise.
+    Results across such databases are not results on unseen contents.
     """
     if first == second:
         return "the database itself"
-    source = _SOURCES.get(first)
-    return source if source is not None and source == _SOURCES.get(second) else None
+    return _SOURCES.get(first) if _SOURCES.get(first) == _SOURCES.get(second) else None
 
 
 def worth_testing(database: Database) -> Database:

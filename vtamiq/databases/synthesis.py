@@ -35,8 +35,6 @@ from vtamiq.utils.digests import digest, digest_number
 from vtamiq.utils.files import clear_unfinished, holding, list_images, write_text
 from vtamiq.utils.processes import count_workers, executor, one_thread_per_process, run_jobs
 
-__all__ = ["Recipe", "request_digest", "synthesize"]
-
 log = logging.getLogger(__name__)
 
 PARTS = "parts"  # folder of the scores of finished units, until all are merged
@@ -48,31 +46,19 @@ Pool = ProcessPoolExecutor | None
 class Recipe:
     """What is done to every photograph.
 
-    Attributes:
-        types: distortions by number, tag or name; None takes all 25. Kept as sorted numbers.
-        levels: of each distortion, among 1..5.
-        metrics: keys of `IQMS` that vote on the labels; None takes all eleven; (), with `recipes_only`, makes no labels.
-        size: (width, height) of the centre crop, or None to keep photographs whole.
-        seed: of the random distortions, and of the choice of types with `one_type`.
-        recipes_only: write no distorted image: loaders render each one when it is asked for. The photographs of a folder
-            are not copied either: they must stay where they are in relation to `out`, or be named to `load_synthetic`.
-        one_type: one of the types for each photograph, as in KADIS-700k. All types get the same number of photographs, or
-            one more; which gets which depends on `seed` and the names of all, not on their order.
-        device: where the metrics are computed, "cpu" or "cuda": their last digits differ.
-
-    Raises:
-        ValueError: an unknown type, level or metric, one that is named twice, images without labels, a size, seed or
-            device that cannot be.
+    With `recipes_only`, no distorted image is written: loaders render each one when it is asked for. The photographs of a
+    folder are not copied either: they must stay where they are in relation to `out`, or be named to `load_synthetic`.
+    ValueError for what is unknown, named twice or cannot be, and for images without labels.
     """
 
-    types: Iterable[int | str] | None = None
-    levels: Iterable[int] = LEVELS
-    metrics: Iterable[str] | None = None
-    size: tuple[int, int] | None = None
-    seed: int = 0
+    types: Iterable[int | str] | None = None  # distortions by number, tag or name; None takes all 25
+    levels: Iterable[int] = LEVELS  # of each distortion, among 1..5
+    metrics: Iterable[str] | None = None  # keys of `IQMS` that vote on labels; None takes all, () makes recipes without
+    size: tuple[int, int] | None = None  # (width, height) of the centre crop; None keeps photographs whole
+    seed: int = 0  # random seed of the distortions, and of the choice of types with `one_type`
     recipes_only: bool = False
-    one_type: bool = False
-    device: str = "cpu"
+    one_type: bool = False  # one type for each photograph, as in KADIS-700k, dealt evenly by `seed` and names
+    device: str = "cpu"  # computes the metrics, "cpu" or "cuda": their last digits differ
 
     def __post_init__(self):
         types = range(1, 26) if self.types is None else _listed(self.types)
@@ -118,22 +104,15 @@ def _listed(values: Any) -> tuple:
 
 @dataclass(frozen=True)
 class Source:
-    """One photograph to distort.
+    """One photograph to distort."""
 
-    Attributes:
-        ref_id: its name in the database.
-        key: its own name, without a folder.
-        types: the distortions it gets.
-        sha256: digest of the file or array; None for a file that cannot be read.
-    """
-
-    ref_id: str
-    key: str
+    ref_id: str  # its name in the database
+    key: str  # its own name, without a folder
     image: Path | np.ndarray
     subset: str
     content: str
-    types: tuple[int, ...]
-    sha256: str | None
+    types: tuple[int, ...]  # the distortions it gets
+    sha256: str | None  # of the file or array; None for a file that cannot be read
 
     def crop(self, size: tuple[int, int] | None) -> np.ndarray:
         """The reference image; ImageError, without the folder of a file, if there is none."""
@@ -203,9 +182,8 @@ def synthesize(
 
     Raises:
         ImageError: an array or PIL image among `images` cannot be used.
-        DatabaseError: there is no photograph, two have the same name, `out` holds something else or was made with other
-            arguments, a distortion or metric fails on a photograph, or photographs are on both sides of 384 pixels,
-            where five of the metrics change scale (give a `size`).
+        DatabaseError: no photograph, two of one name, another result in `out`, a distortion or metric that fails, or
+            photographs on both sides of 384 pixels, where five of the metrics change scale (give a `size`).
     """
     recipe = Recipe(**recipe)
     workers = count_workers(workers)
@@ -224,13 +202,9 @@ def synthesize(
                 sources, skipped = _prepare_references(pool, folder, sources, recipe, place, progress)
                 scores = _measure(pool, folder, sources, recipe, progress)
             _write_labels(folder, recipe, sources, scores)
-            facts = {
-                "complete": True,
-                "pairs": len(scores),
-                "skipped": skipped,
-                "photographs": _relative(place, folder),
-            }
-            _write_manifest(folder, request | facts | {"labels": MEANING if recipe.metrics else "none"})
+            facts = {"complete": True, "pairs": len(scores), "skipped": skipped}
+            facts |= {"photographs": _relative(place, folder), "labels": MEANING if recipe.metrics else "none"}
+            _write_manifest(folder, request | facts)
             shutil.rmtree(folder / PARTS, ignore_errors=True)
             clear_unfinished(folder)
     in_place = place is not None and read_manifest(folder)["photographs"] is not None
@@ -462,8 +436,8 @@ def _fit_tables(folder: Path, recipe: Recipe, sources: list[Source], scores: pd.
     try:
         return QuantileTables.fit(scores[scores["ref_img"].isin(train)] if train else scores, recipe.metrics)
     except ValueError as error:
-        what = "types or levels that change something, in a new folder"
-        raise DatabaseError(f"{folder}: no ranks can be made of these scores ({error}); take {what}") from error
+        said = f"{folder}: no ranks can be made of these scores ({error})"
+        raise DatabaseError(f"{said}; take types or levels that change something, in a new folder") from error
 
 
 def _relative(place: Path | None, folder: Path) -> str | None:

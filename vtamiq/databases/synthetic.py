@@ -31,8 +31,6 @@ from vtamiq.utils.digests import digest, digest_file
 if TYPE_CHECKING:
     from vtamiq.images.iqms import QuantileTables  # which needs torch: at run time only where it is needed
 
-__all__ = ["MANIFEST", "MANIFEST_FORMAT", "file_digest", "load_synthetic", "read_manifest"]
-
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 2
 _ENTRIES = {
@@ -61,9 +59,7 @@ def load_synthetic(
         photographs: folder of the photographs of recipes; None takes the one in the manifest.
         cache: folder that keeps rendered images of recipes, of any number of databases; None renders them every time.
 
-    Raises:
-        DatabaseError: the folder is unfinished or none of its kind, a label is damaged, there is no such metric, the
-            photographs are not those that the recipes are for, or (unless `strict` is off) images or rows are missing.
+    Errors as for `load_database`; DatabaseError also if the photographs are not those that the recipes are for.
     """
     index = FolderIndex(root)
     manifest = read_manifest(index.root)
@@ -161,10 +157,9 @@ def _photographs(root: Path, manifest: Mapping[str, Any], given: str | os.PathLi
         where = manifest["photographs"] if given is None else place
         raise DatabaseError(f"the photographs of {root} are not in {where}; say with photographs= where they are")
     for entry in manifest["references"]:
-        if entry["ref_id"] in used and file_digest(place / entry["source"]) != entry["sha256"]:
-            raise DatabaseError(
-                f"{entry['source']} in {place} is missing or not the photograph that the recipes were made for"
-            )
+        source = entry["source"]
+        if entry["ref_id"] in used and file_digest(place / source) != entry["sha256"]:
+            raise DatabaseError(f"{source} in {place} is missing or not the photograph that the recipes were made for")
     return place
 
 
@@ -204,8 +199,8 @@ def _read_scores(index: FolderIndex, metrics: list[str], table: pd.DataFrame) ->
 
     path = index.root / index.find("iqm_scores.csv")
     try:
-        tables = QuantileTables.from_json((index.root / index.find("quantiles.json")).read_text(encoding="utf-8"))
-        tables = tables.select(metrics)
+        text = (index.root / index.find("quantiles.json")).read_text(encoding="utf-8")
+        tables = QuantileTables.from_json(text).select(metrics)
         scores = pd.read_csv(path).set_index("dist_img")[list(metrics)].astype(float)
     except (OSError, KeyError, ValueError, TypeError) as error:
         message = f"{index.root}: iqm_scores.csv or quantiles.json is damaged ({error}); make the folder again"

@@ -15,8 +15,6 @@ import pandas as pd
 from vtamiq.databases.reading import Facts, FolderIndex, LabelRows
 from vtamiq.databases.schema import SUBSETS, Database, DatabaseError
 
-__all__ = ["load_table"]
-
 _OPTIONAL = ("ref_id", "content", "type", "dist_name", "level", "subset", "std")
 
 
@@ -39,13 +37,11 @@ def load_table(
 
     Args:
         labels: the CSV, relative to the root; UTF-8, with a header.
-        separator: between its columns.
         reference, distorted, score: names of its columns, the defaults also by `vtamiq.utils.tables.ALIASES`;
             `score=None` if there are no scores.
         higher_better: whether a higher score is a better image. Must be given if there are scores.
-        score_name: what the scores are.
         name: of the database; by default that of the folder.
-        synthetic: whether the scores come from metrics rather than from people.
+        score_name, synthetic: see `Database`.
     """
     if score is not None and not isinstance(higher_better, bool):
         raise DatabaseError(

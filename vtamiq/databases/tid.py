@@ -19,16 +19,9 @@ from pathlib import Path
 from vtamiq.databases.reading import Facts, FolderIndex, LabelRows
 from vtamiq.databases.schema import Database, DatabaseError
 
-__all__ = ["TID2008", "TID2013", "load_tid2008", "load_tid2013"]
-
-TID2008 = Facts(
-    name="tid2008", score_name="MOS", higher_better=True, references=25, pairs=1700, score_mean=4.47960,
-    score_lo=0, score_hi=9,
-)  # fmt: skip
-TID2013 = Facts(
-    name="tid2013", score_name="MOS", higher_better=True, references=25, pairs=3000, score_mean=4.47466,
-    score_lo=0, score_hi=9,
-)  # fmt: skip
+_SCALE = {"score_name": "MOS", "higher_better": True, "score_lo": 0, "score_hi": 9}
+TID2008 = Facts(name="tid2008", references=25, pairs=1700, score_mean=4.47960, **_SCALE)
+TID2013 = Facts(name="tid2013", references=25, pairs=3000, score_mean=4.47466, **_SCALE)
 
 LABELS, SPREAD = "mos_with_names.txt", "mos_std.txt"
 ARTIFICIAL = "I25"
@@ -52,14 +45,7 @@ def load_tid2013(root: str | Path, **options: bool) -> Database:
 
 
 def _load(
-    root: str | Path,
-    facts: Facts,
-    types: int,
-    levels: int,
-    *,
-    strict: bool = True,
-    check_images: bool = True,
-    artificial: bool = True,
+    root: str | Path, facts: Facts, types: int, levels: int, *, strict=True, check_images=True, artificial=True
 ) -> Database:
     index = FolderIndex(root)
     rows = LabelRows.read(index, LABELS, ("score", "dist_path"), header="none", separator=None, strict=strict)
@@ -75,7 +61,10 @@ def _load(
         ref_id=ref_id, ref_path=ref_id + ".bmp", dist_name=[_TYPES[type - 1] for type in rows.table["dist_type"]]
     )
     if not artificial:
-        facts = _leave_out_artificial(rows, facts, types * levels)
+        rows.table = rows.table[rows.table["ref_id"] != ARTIFICIAL].reset_index(drop=True)
+        rows.omissions.append(f"{facts.name}: the artificial reference {ARTIFICIAL} was left out as asked")
+        pairs = facts.pairs - types * levels
+        facts = replace(facts, references=facts.references - 1, pairs=pairs, score_mean=None)
     rows.locate("ref_path", "reference_images")
     rows.locate("dist_path", "distorted_images")
     return rows.database(facts, check_images=check_images)
@@ -100,10 +89,3 @@ def _add_spread(rows: LabelRows) -> None:
     std_line = spread.table["label_source"].str.rpartition(":")[2]
     rows.table["score_std"] = line.map(dict(zip(std_line, spread.table["std"], strict=True)))
     rows.refuse(rows.table["score_std"].isna(), f"{SPREAD} has no number in the same line")
-
-
-def _leave_out_artificial(rows: LabelRows, facts: Facts, pairs: int) -> Facts:
-    """Drop the rows of the artificial reference and say so; the facts of what stays."""
-    rows.table = rows.table[rows.table["ref_id"] != ARTIFICIAL].reset_index(drop=True)
-    rows.omissions.append(f"{facts.name}: the artificial reference {ARTIFICIAL} was left out as asked")
-    return replace(facts, references=facts.references - 1, pairs=facts.pairs - pairs, score_mean=None)
