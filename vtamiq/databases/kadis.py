@@ -116,7 +116,8 @@ def _locate(rows: LabelRows, render: bool, check_images: bool) -> None:
     index = rows.index
     rows.locate("ref_path", index.find("ref_imgs", "kadis700k/ref_imgs"))
     if render and check_images:
-        rows.check_images("ref_path")
+        rows.table["dist_path"] = rows.table["ref_path"]  # references alone
+        rows.check_images()
     type, level = (rows.table[name].astype("str") for name in ("dist_type", "level"))
     rows.table["dist_path"] = rows.table["ref_id"] + "_" + type.str.zfill(2) + "_0" + level + ".bmp"
     if render:

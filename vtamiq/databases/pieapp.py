@@ -106,9 +106,8 @@ def _read_preferences(references: LabelRows) -> LabelRows:
     test = _read_labels(references, _PAIRWISE, ("reference", "a", "b", "p_a"), ("test",))
     rows.table = pd.concat([rows.table, test.table], ignore_index=True).fillna({"p_a_raw": ""})
     rows.omissions += test.omissions
-    rows.number("p_a")
-    rows.number("p_a_raw", blank=True)
     for column in ("p_a", "p_a_raw"):
+        rows.number(column, blank=column == "p_a_raw")
         outside = rows.table[column].notna() & ~rows.table[column].between(0, 1)
         rows.refuse(outside, f"{column} must lie in 0..1, found {{{column}}}")
     rows.refuse(rows.table["a"].str.lower() == rows.table["b"].str.lower(), "{a!r} is compared with itself")

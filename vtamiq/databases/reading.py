@@ -57,10 +57,8 @@ class LabelRows:
             table, problems = read_table(index.root / name, columns, name=name, **options)
         except ValueError as error:
             raise DatabaseError(str(error)) from error
-        table["label_source"] = f"{name}:" + table.index.astype("str")
-        table["problem"] = pd.Series(problems, dtype="str").reindex(table.index, fill_value="")
-        rows = cls(index, table, strict=strict)
-        rows.refuse_problems()
+        rows = cls(index, table.assign(label_source=f"{name}:" + table.index.astype("str")), strict=strict)
+        rows._refuse_each([problems.get(line, "") for line in table.index])
         return rows
 
     @classmethod
@@ -103,8 +101,9 @@ class LabelRows:
         self.omissions += said
         self.table = self.table[~bad].reset_index(drop=True)
 
-    def refuse_problems(self) -> None:
-        """Refuse the rows whose column `problem` is not empty, and drop that column."""
+    def _refuse_each(self, problems: Sequence[str]) -> None:
+        """Refuse the rows whose problem is not ""."""
+        self.table["problem"] = pd.Series(problems, index=self.table.index, dtype="str")
         self.refuse(self.table["problem"] != "", "{problem}")
         self.table = self.table.drop(columns="problem")
 
@@ -142,9 +141,8 @@ class LabelRows:
         rows = self.table.groupby(keys, sort=False, dropna=False).ngroup()  # large tables name an image many times
         distinct = self.table[keys].drop_duplicates().to_dict("records")
         found = [self._locate(row[column], [folder.format_map(row) for folder in folders]) for row in distinct]
-        for name, values in ((column, [path for path, _ in found]), ("problem", [why for _, why in found])):
-            self.table[name] = pd.Series(values, dtype="str").take(rows).set_axis(self.table.index)
-        self.refuse_problems()
+        self.table[column] = pd.Series([found[row][0] for row in rows], index=self.table.index, dtype="str")
+        self._refuse_each([found[row][1] for row in rows])
 
     def _locate(self, name: str, folders: Sequence[str]) -> tuple[str, str]:
         """Path and "", or "" and what is wrong."""
@@ -159,26 +157,21 @@ class LabelRows:
         where = " or ".join(folder or "the root" for folder in folders)
         return "", f"no image {name} in {where} (letter case does not matter)"
 
-    def check_images(self, *columns: str) -> None:
-        """Refuse rows whose images (`columns`, by default both) are damaged, as far as their header and their end tell, or
-        differ in size."""
-        columns = columns or ("ref_path", "dist_path")
+    def check_images(self) -> None:
+        """Refuse rows whose images are damaged, as far as their header and their end tell, or differ in size."""
         sizes, problems = {}, {}
-        for path in pd.unique(self.table[list(columns)].to_numpy().ravel("F")):
+        for path in pd.unique(self.table[["ref_path", "dist_path"]].to_numpy().ravel("F")):
             try:
                 sizes[path] = "{} x {}".format(*image_size(self.index.root / path))
             except ImageError as error:
                 problems[path] = str(error).replace(str(self.index.root / path), path)
-        for column in columns:
-            said = [problems.get(path, "") for path in self.table[column]]
-            self.table["problem"] = pd.Series(said, index=self.table.index, dtype="str")
-            self.refuse_problems()
-        if len(columns) > 1:
-            names = {"ref_size": "ref_path", "dist_size": "dist_path"}
-            self.table = self.table.assign(**{name: self.table[path].map(sizes) for name, path in names.items()})
-            said = "{ref_path} is {ref_size} and {dist_path} is {dist_size} (width x height)"
-            self.refuse(self.table["ref_size"] != self.table["dist_size"], said)
-            self.table = self.table.drop(columns=list(names))
+        for column in ("ref_path", "dist_path"):
+            self._refuse_each([problems.get(path, "") for path in self.table[column]])
+        self.table["ref_size"] = self.table["ref_path"].map(sizes)
+        self.table["dist_size"] = self.table["dist_path"].map(sizes)
+        said = "{ref_path} is {ref_size} and {dist_path} is {dist_size} (width x height)"
+        self.refuse(self.table["ref_size"] != self.table["dist_size"], said)
+        self.table = self.table.drop(columns=["ref_size", "dist_size"])
 
     def database(
         self, facts: Facts, *, check_images: bool = True, extra: Sequence[str] = (), **fields: Any
@@ -208,8 +201,7 @@ class LabelRows:
             scores = groups["score"].transform("nunique", dropna=False)
             said = "pair listed twice, with " + scores.astype("str") + " scores; give it one"
             problem = problem.mask(scores > 1, said)
-        self.table["problem"] = problem.reindex(self.table.index, fill_value="")
-        self.refuse_problems()
+        self._refuse_each(problem.reindex(self.table.index, fill_value=""))
 
     def _check_counts(self, facts: Facts, pairs: pd.DataFrame) -> None:
         """Compare the counts with the facts or, if they are right, the mean score: another one is only a warning and an
