@@ -238,6 +238,8 @@ KINDS = {
     "JPEG XL image": b"\0\0\0\x0cJXL \r\n\x87\n", "raw camera": b"FUJIFILMCCD-RAW 0201", "OpenEXR": b"v/1\x01\2\0\0\0",
     "Radiance": b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n", "Git LFS": b"version https://git-lfs.github.com/spec/v1\n",
     "NumPy": b"\x93NUMPY\1\0v\0", "archive": b"PK\3\4\x14\0", "video": b"\0\0\0\x18ftypisom\0\0\2\0", "zeros": bytes(99),
+    "PostScript": b"%!PS\n",
+    "camera": b"II*\0\x10\0\0\0CR\2\0", "damaged TIFF": b"II*\0\x08\0\0\0", "BigTIFF": b"MM\0+\0\x08\0\0" + bytes(8),
     "damaged PNG": b"\x89PNG\r\n\x1a\n" + bytes(20), "no known": bytes(range(128, 160)) + bytes(9),
 }  # fmt: skip
 

@@ -27,6 +27,7 @@ KINDS = {
     rb"\s*<!doctype html|\s*<html": "an HTML page; a download that went wrong?",
     rb"\s*(<\?xml[^>]*>)?\s*(<!.*>\s*)*<svg": "an SVG drawing; render it as PNG",
     rb"\s*<\?xml": "an XML file, not an image",
+    rb"%!PS": "PostScript, a program and not an image; convert it to PNG",
     rb"%PDF-": "a PDF document; export its image as PNG",
     rb"version https://git-lfs": "a pointer of Git LFS; fetch the file itself with `git lfs pull`",
     rb"....ftypavi[fs]": "an AVIF image, for which this Pillow has no decoder; convert it to PNG",
@@ -52,7 +53,7 @@ KINDS = {
     rb"RIFF....WEBP": "a damaged WebP file",
     rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51": "a damaged JPEG 2000 file, or of a kind that Pillow cannot read",
     rb"\0+$": "a file of zeros, as a power cut leaves it",
-    rb"[\t\n\r\x20-\x7e\x80-\xff]*$": "a text file, not an image",
+    rb"\xff\xfe|\xfe\xff|[\t\n\r\x20-\x7e\x80-\xff]*$": "a text file, not an image",
 }
 
 

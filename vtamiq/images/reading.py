@@ -7,7 +7,9 @@ Decisions, made once for the whole package:
   mode "I" (32-bit integers) counts as 16-bit: that is how Pillow holds some such files.
 - Float samples must lie in [0, 1] and become `round(255 * value)`. Nothing is rescaled by its own minimum or maximum.
 - EXIF orientation is applied. ICC profiles are ignored: samples are taken as sRGB.
-- Of a file with several frames (GIF, TIFF, MPO) the first is read; of a PIL image, its current frame.
+- Of a file with several frames (GIF, TIFF, MPO) the first is read; of a PIL image, its current frame. What the first frame
+  of a GIF leaves free of the canvas is transparent.
+- Files that Pillow would read wrongly are read right (`deep.py`) or refused by name.
 - A bad image is refused with an `ImageError`, never repaired, cropped or resized.
 """
 
@@ -192,7 +194,7 @@ def _open(file: BinaryIO) -> Image.Image:
     tags = None
     with contextlib.suppress(Exception):  # damaged: Pillow says how
         tags = deep.read_tags(file)
-    if tags is not None:
+    if tags:
         check_pixels(tags.get(deep.WIDTH, 0), tags.get(deep.HEIGHT, 0))
         image = deep.open_deep(file, tags)
         if image is not None:
@@ -203,7 +205,7 @@ def _open(file: BinaryIO) -> Image.Image:
     try:
         image = Image.open(file)
     except UnidentifiedImageError:
-        raise ImageError(deep.describe(tags) if tags is not None else kind_of(file)) from None
+        raise ImageError(deep.describe(tags) if tags else kind_of(file)) from None
     except Image.DecompressionBombError as error:
         raise ImageError(f"{error} To read it, set {LIMIT} to None or to a larger number") from None
     if image.format == "EPS":
