@@ -125,8 +125,7 @@ def difference_map(reference: np.ndarray, distorted: np.ndarray, metric: str = "
 def block_difference(reference: np.ndarray, distorted: np.ndarray, metric: str, block: int) -> np.ndarray:
     """Mean of `difference_map` over blocks of b x b pixels, b a power of two, (⌈H/b⌉, ⌈W/b⌉) float32.
 
-    Differences are averaged, not images, in which noise would cancel out; strip by strip to save memory. Where the image
-    ends within a block, its last row and column are repeated.
+    Strip by strip to save memory. Where the image ends within a block, its last row and column are repeated.
     """
     if block == 1:
         return difference_map(reference, distorted, metric)
@@ -180,8 +179,7 @@ def load_centre(path: str, height: int, width: int) -> np.ndarray:
 
 
 def blocks_of(height: int, width: int, most: int) -> tuple[tuple[int, int], int]:
-    """Rows and columns of the blocks of b x b pixels that cover an image, b the smallest power of two that takes at most
-    `most` of them; and b."""
+    """Rows and columns of blocks of b x b pixels over an image, b the least power of two with at most `most`; and b."""
     side = 1
     while -(-height // side) * -(-width // side) > most:
         side *= 2
@@ -209,8 +207,7 @@ class WeightMap:
         return WeightMap(weights[: self.size[0], : self.size[1]], self.size)
 
     def fitting(self, patch_size: int) -> np.ndarray:
-        """Weights of the blocks in which patches that fit are centred, each times the number of those patches; uniform
-        over all places if none has weight. With b = 1 it is (R, C)."""
+        """Weights of the blocks in which fitting patches are centred, times their number; uniform if none has weight."""
         first = patch_size // 2 // self.block
         rows, columns = (np.diff(edges) for edges in self._edges(patch_size))
         inside = self.weights[first : first + len(rows), first : first + len(columns)]
@@ -309,7 +306,7 @@ class PatchSample:
 
 @dataclass(frozen=True)
 class CAPS:
-    """Context-aware patch sampler, `CAPS(...)(images, seed) -> PatchSample`.
+    """Context-aware patch sampler, `CAPS(...)(images, seed) -> PatchSample`; ValueError for an option out of range.
 
     >>> images = np.stack([reference, distorted])            # (K, H, W, 3) uint8
     >>> sample = CAPS(num_patches=512, num_scales=3)(images, seed=0)
@@ -317,11 +314,9 @@ class CAPS:
     torch.Size([2, 512, 3, 16, 16])
 
     Args:
-        num_patches: N, over all scales.
-        patch_size: P in pixels.
+        num_patches, patch_size: N over all scales, and P in pixels.
         num_scales: scales of the pyramid, 1 to 5; small images use fewer (`effective_scales`).
-        difference, centre, uniform: weights of the mean difference from the reference, the centre bias and a constant;
-            only their ratios count.
+        difference, centre, uniform: weights of the three maps; only their ratios count.
         difference_metric: "mse", "absolute" or "ssim" (`difference_map`).
         smoothing: standard deviation in pixels of a Gaussian over the difference; None: (2 P^2)^(1/4), 0: none.
         centre_sigma: standard deviation of the centre bias, in half sides of the image.
@@ -331,11 +326,7 @@ class CAPS:
         patch_ratio: every scale has 2^patch_ratio times the patches of the next coarser one.
         shuffle: patches in random order; False: scale 0 first.
         uv_anchor: "centre" or "corner", the convention of `uv` (`patch_uv`).
-        map_pixels: most weights of a map. A larger image has one for each block of 2 x 2, 4 x 4, … pixels, which moves
-            less than 1 % of the draws with blocks of up to 8 x 8.
-
-    Raises:
-        ValueError: an option is out of its range.
+        map_pixels: most weights of a map; larger images have one per block of pixels (moves < 1 % of draws up to 8 x 8).
     """
 
     num_patches: int = 256
@@ -374,21 +365,15 @@ class CAPS:
 
     @classmethod
     def paper_2021(cls, **changes: Any) -> "CAPS":
-        """How the authors' first public code (October 2021) draws, but for its centre bias, which is not public: give it
-        as `centre_map`, or the Gaussian stands in for it."""
+        """How the authors' first public code (October 2021) draws, but for its centre bias: give that as `centre_map`."""
         published = cls(difference=5.0, centre=2.0, uniform=0.25, stratified=False, uv_anchor="corner")
         return replace(published, **changes)
 
     def __call__(self, images: Images, seed: int | Sequence[int] | np.random.Generator) -> PatchSample:
         """Draw N places from the weight map and cut the patches of all images.
 
-        Args:
-            images: (K, H, W, 3) uint8 or K arrays (H, W, 3), K >= 1; image 0 is the reference.
-            seed: integer, integers or a Generator, which is then advanced.
-
-        Raises:
-            ImageError: images are not uint8 RGB, differ in size, or are smaller than a patch.
-            ValueError: `seed` is none of those.
+        `images` are (K, H, W, 3) uint8 or K arrays (H, W, 3), the reference first; ImageError if they are not that, differ
+        in size, or are smaller than a patch. `seed`: integer, integers or a Generator, else ValueError.
         """
         try:
             rng = np.random.default_rng("none" if seed is None else seed)  # NumPy's None is another sample each time
@@ -397,10 +382,10 @@ class CAPS:
         return self._sample(*self._prepare(images), rng)
 
     def draws(self, images: Images, seed: int, numbers: Iterable[int]) -> Iterator[PatchSample]:
-        """The draws of these numbers, from which scores and maps are made; arguments and errors as for one sample.
+        """The draws of these numbers, from which scores and maps are made.
 
-        A draw takes its random numbers from the seed, its number and the pixels of the reference: a pair has the same
-        draws wherever it is scored, and distorted images of one reference share their random numbers.
+        Random numbers come from the seed, the draw's number and the reference's pixels: a pair has the same draws wherever
+        it is scored.
         """
         levels, maps = self._prepare(images)
         pixels = zlib.crc32(np.ascontiguousarray(levels[0][0]))
@@ -439,8 +424,7 @@ class CAPS:
     def probability(self, images: Images, scale: int = 0) -> np.ndarray:
         """Probability that a patch of this scale is centred at a pixel, (h, w) float64, sums to 1; 0 where none fits.
 
-        The patch with top-left pixel (y, x) counts as centred at (y + P // 2, x + P // 2). Errors as for drawing a
-        sample, and ValueError if a sample of these images has no such `scale`.
+        ValueError if a sample of these images has no such `scale`.
         """
         maps = self._maps(_check_images(images, self.patch_size))
         if scale not in range(len(maps)):
@@ -453,8 +437,7 @@ class CAPS:
         return probability / probability.sum()
 
     def components(self, images: Images) -> dict[str, np.ndarray]:
-        """The maps "difference", "centre" and "uniform" before weighting, each (H, W) float32 in [0, 1]; the difference
-        is 0 if all images equal the reference. Errors as for drawing a sample."""
+        """The maps "difference", "centre" and "uniform" before weighting, each (H, W) float32 in [0, 1]."""
         images = _check_images(images, self.patch_size)
         size = images[0].shape[:2]
         shape, block = blocks_of(*size, self.map_pixels)
@@ -510,8 +493,7 @@ def caps_for(model: "VTAMIQ", caps: CAPS | None = None, **changes: Any) -> CAPS:
 
 
 def regular_grid(images: Images, patch_size: int = 16, uv_anchor: str = "centre") -> PatchSample:
-    """All N = (H // P) (W // P) patches of the regular grid, row by row; the rest at the right and bottom is left out.
-    Errors as for drawing a sample."""
+    """All N = (H // P) (W // P) patches of the regular grid, row by row; the rest at the right and bottom is left out."""
     images = _check_images(images, patch_size)
     size = images[0].shape[:2]
     rows, columns = (np.arange(side // patch_size) * patch_size for side in size)

@@ -219,8 +219,8 @@ class TestProcesses:
         monkeypatch.setattr(apart.subprocess, "Popen", Popen)
         return code
 
-    def runner(self, out, workers=2, gpus=()):
-        return repeat_module._Runner(out, Path(), False, None, workers, gpus)
+    def run_all(self, out, chains, workers=2, gpus=()):
+        return list(repeat_module._run_all(chains, out, Path(), False, None, workers, gpus))
 
     @pytest.mark.parametrize(
         ("code", "message"),
@@ -233,7 +233,7 @@ class TestProcesses:
     )
     def test_what_a_process_says(self, code, message, stand_in, tmp_path):
         stand_in.write_text(code)
-        ((_, said),) = self.runner(tmp_path).run({"r": ONE})
+        ((_, said),) = self.run_all(tmp_path, {"r": ONE})
         assert message in said
         assert bool(said) == bool(message)
 
@@ -245,10 +245,10 @@ class TestProcesses:
         for visible, expected in (("", {"3 None", "5 None"}), ("a,b,c,d,e,f", {"d None", "f None"})):
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
             out = tmp_path / f"out{visible}"
-            list(self.runner(out, gpus=(3, 5)).run(dict.fromkeys("rs", ONE)))
+            self.run_all(out, dict.fromkeys("rs", ONE), gpus=(3, 5))
             assert {(out / name / "log.txt").read_text().strip() for name in "rs"} == expected
         with pytest.raises(ValueError, match="there is no GPU 6"):
-            list(self.runner(tmp_path / "o", gpus=(6,)).run({"r": ONE}))
+            self.run_all(tmp_path / "o", {"r": ONE}, gpus=(6,))
 
     def test_an_interruption_ends_the_processes(self, stand_in, tmp_path, monkeypatch):
         """What waits is not begun, and what runs ends when its standard input does."""
@@ -262,7 +262,7 @@ class TestProcesses:
 
         monkeypatch.setattr(repeat_module, "as_completed", interrupt_once_it_runs)
         with pytest.raises(KeyboardInterrupt):
-            list(self.runner(tmp_path, workers=1).run({"r": ONE, "s": ONE}))
+            self.run_all(tmp_path, {"r": ONE, "s": ONE}, workers=1)
         with pytest.raises(ProcessLookupError):
             os.kill(int(log.read_text()), 0)
         assert not (tmp_path / "s" / "log.txt").exists()

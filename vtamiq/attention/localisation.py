@@ -15,8 +15,6 @@ from vtamiq.caps import CAPS, caps_for, difference_map
 from vtamiq.images.reading import ImageSource, read_images
 from vtamiq.model.network import VTAMIQ
 
-__all__ = ["BASELINES", "compare_localisation", "distorted_region", "localise", "localised_maps"]
-
 BASELINES = ("CAPS map", "pixel difference", "patch difference")
 _PER_IMAGE = ("attention", "rollout", "gradient")
 
@@ -28,19 +26,10 @@ def distorted_region(reference: ImageSource, distorted: ImageSource) -> np.ndarr
 
 
 def localise(values: np.ndarray, region: np.ndarray) -> dict[str, float]:
-    """How well a map points to a region; only pixels with a value count.
+    """How well a map (H, W), NaN where nothing is known, points to a region (H, W) bool; ValueError if they do not fit.
 
-    Args:
-        values: (H, W) float, NaN where nothing is known.
-        region: (H, W) bool.
-
-    Returns:
-        `auc`: area under the ROC curve. `pointing`: 1 if the highest pixel lies in the region, 0 if not; where several
-        share the highest value, the share of them. `area`: share of pixels in the region, what pointing reaches by
-        guessing. `seen`: share of all pixels that have a value.
-
-    Raises:
-        ValueError: shapes or kinds do not fit, or the pixels with a value are all inside or all outside the region.
+    Returns `auc`, the area under the ROC curve; `pointing`, 1 if the highest pixel lies in the region (or the share of
+    those that tie); `area`, share of pixels in the region, what guessing reaches; `seen`, share of pixels with a value.
     """
     values, region = np.asarray(values, dtype=float), np.asarray(region)
     if region.dtype != bool or values.ndim != 2 or values.shape != region.shape:
@@ -73,12 +62,10 @@ def localised_maps(
     caps: CAPS | None = None,
     seed: int = 0,
 ) -> dict[str, tuple[np.ndarray, float]]:
-    """The maps of several methods and of the baselines for one pair: name → map (H, W) and its stability.
+    """The maps of all methods and baselines for one pair: name → map (H, W) and its stability.
 
-    Methods with a map for each image have two entries, such as "rollout (reference)" and "rollout (distorted)".
-    Baselines: the CAPS map (probability of a patch around each pixel), the pixels' absolute difference, both without draws
-    (stability NaN), and the difference within patches. `draws` gives methods another number of draws than 8; `caps` and
-    `seed` as in `attention_maps`.
+    Methods with a map for each image have two entries, such as "rollout (reference)". Baselines: the CAPS map and the
+    pixels' difference (without draws, stability NaN), the difference within patches. `draws`: method → number, else 8.
     """
     draws = draws or {}
     if unknown := set(draws) - set(METHODS):
@@ -99,12 +86,10 @@ def localised_maps(
 def compare_localisation(
     maps: Mapping[str, Mapping[str, tuple[np.ndarray, float]]], regions: Mapping[str, np.ndarray]
 ) -> pd.DataFrame:
-    """Measures of `localise` for every pair and map: a row each, with `pair`, `method` and `stability`.
-
-    The maps of a pair are measured on the same pixels, those that have a value in all; `seen` is each map's own.
+    """Measures of `localise`: a row per `pair` and `method`, with `stability`, on pixels that all maps of the pair have.
 
     Args:
-        maps: pair → method → map and its stability, as `localised_maps` gives them.
+        maps: pair → method → map and its stability (`localised_maps`); `seen` is each map's own.
         regions: pair → distorted region.
     """
     rows = []

@@ -1,8 +1,7 @@
 """Where VTAMIQ looks, and which places make its score worse: weights of patches, painted on the image.
 
-`capture` keeps the attention of one pass; functions of it, and of trying out patches, give one weight per patch;
-`attention_maps` spreads them over the pixels and averages over draws. All work is done on a twin that shares the model's
-weights, in evaluation mode with fused attention off: nothing has to be restored, and threads may share a model.
+`attention_maps` spreads weights of patches over the pixels and averages over draws. All work is done on a twin that shares
+the model's weights, in evaluation mode with fused attention off: nothing is restored, and threads may share a model.
 
 Shapes: K images (image 0 the reference), N patches, P patch side, L blocks, A heads, T tokens (class token, registers,
 patches), R tokens ahead of the patches, D width, H W image.
@@ -27,12 +26,6 @@ from vtamiq.model.inference import check_model
 from vtamiq.model.network import VTAMIQ
 from vtamiq.utils.configs import did_you_mean
 
-__all__ = [
-    "METHODS", "SIGNED", "Capture", "Maps", "attention_maps", "average_maps", "capture", "channel_attention",
-    "check_method", "even_shares", "gradient_rollout", "head_maps", "kept_models", "occlusion", "patch_difference",
-    "patch_weights", "repair", "rollout", "token_attention", "token_shares",
-]  # fmt: skip
-
 METHODS = ("attention", "rollout", "gradient", "occlusion", "quality", "difference")
 SIGNED = ("occlusion", "quality")  # in units of q, above 0 where a place makes the score worse; others are >= 0
 _TOKENS_AT_ONCE = 16_384  # of a batch of changed samples; bounds memory
@@ -49,14 +42,10 @@ class Capture:
 
 
 def capture(model: VTAMIQ, sample: PatchSample, *, gradient: bool = False) -> Capture:
-    """Run the model on a sample, in evaluation mode, and keep the attention of every block.
+    """Keep the attention of every block (timm's unfused one) in one pass of the model, in evaluation mode.
 
-    The maps are those that timm's unfused attention multiplies with its values. With `gradient`, the sum of the K−1
-    scores is also differentiated by every entry of every map.
-
-    Raises:
-        ValueError: the sample does not fit the model, or a block has another layer than timm's self-attention.
-        TypeError: the model is no VTAMIQ.
+    With `gradient`, the sum of the K−1 scores is also differentiated by every entry of every map. ValueError if the
+    sample does not fit the model or a block has no self-attention of timm's; TypeError if the model is no VTAMIQ.
     """
     twin = _twin(check_model(model), {})
     seen: list[list[Tensor]] = []
@@ -117,8 +106,7 @@ def _inputs(model: VTAMIQ, sample: PatchSample) -> list[Tensor]:
 def token_attention(captured: Capture, *, token: int = 0, block: int = -1, head: int | None = None) -> np.ndarray:
     """Share of one token's attention that goes to each patch, (K, N) float64; the rest goes to the tokens ahead of them.
 
-    Token 0 is the class token, the next R−1 are registers; blocks may be counted from the end; head None is the mean over
-    heads. ValueError where there is no such token, block or head.
+    Token 0 is the class token, then come registers; head None is the mean. ValueError for an index out of range.
     """
     _check_index("token", token, 0, captured.prefix)
     _check_index("block", block, -len(captured.attention), len(captured.attention))
@@ -176,10 +164,7 @@ def even_shares(weights: np.ndarray) -> np.ndarray:
 def occlusion(model: VTAMIQ, sample: PatchSample) -> np.ndarray:
     """By how much each patch raises the score, (N,) float64: q of all patches − q without this one in both images.
 
-    The number of patches is free, so a patch is left out (Zeiler & Fergus 2014, arXiv:1311.2901, cover it with grey).
-
-    Raises:
-        ValueError: the sample has other than two images, or places of its own for each.
+    The patch is left out (Zeiler & Fergus 2014, arXiv:1311.2901, cover it). ValueError if the sample is no aligned pair.
     """
     _check_pair(sample)
     twin, count = _twin(check_model(model), {}), sample.patches.shape[1]
@@ -312,17 +297,13 @@ def average_maps(
     max_draws: int = 64,
     seed: int = 0,
 ) -> Maps:
-    """Maps of any weights, averaged over draws: pixels have the mean weight of all patches of all draws that see them.
+    """Mean weight at each pixel over all patches of all draws that see it.
 
     Args:
         weigh: sample → weights (…, K, N).
-        images: (K, H, W, 3) uint8, the reference first.
-        draws, seed: the draws of patches are those of `vtamiq.score`.
+        images: (K, H, W, 3) uint8, the reference first; ImageError if the sampler refuses them.
+        draws, seed: the draws of patches are those of `vtamiq.score`; ValueError if out of range.
         until: add draws until every map is as stable as this (`Maps.stability`), or `max_draws` are made.
-
-    Raises:
-        ValueError: numbers of draws, a stability or a seed out of range.
-        ImageError: images that the sampler refuses.
     """
     least = 1 if until is None else 2
     if draws < least:
@@ -359,20 +340,15 @@ def attention_maps(
 ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
     """Maps of the reference and of the distorted image, (2, H, W) float64; NaN where no patch lies.
 
-    Methods, the first three and the last in multiples of an even share among patches, the others in units of q:
+    Methods, in multiples of an even share among patches, or in units of q with both maps the same:
 
-    - "attention": of one token in one block, one head or their mean (`token_attention`).
-    - "rollout": of the class token through all blocks (`rollout`).
-    - "gradient": gradient-weighted rollout; which attention raises the score (`gradient_rollout`).
-    - "occlusion": q − q without the patch in both images (`occlusion`).
-    - "quality": q − q with the patch repaired (`repair`): the places that make the score worse.
+    - "attention", "rollout", "gradient": see `token_attention`, `rollout`, `gradient_rollout`.
+    - "occlusion", "quality" (units of q): q − q without the patch (`occlusion`), or with the patch repaired (`repair`).
     - "difference": mean absolute difference within the patch (`patch_difference`), a baseline without a model.
-
-    Both maps of the last three are the same.
 
     Args:
         model: a trained VTAMIQ; None takes the one that ships with the package.
-        reference, distorted: anything `read_image` takes, of one size.
+        reference, distorted: anything `read_image` takes, of one size; ImageError if unreadable or smaller than a patch.
         token, block, head: for "attention" only; default the class token, the last block, the mean over heads.
         draws, until, max_draws, seed: as in `average_maps`.
         caps: patch sampling; None takes `CAPS()` with what the model prescribes.
@@ -380,7 +356,6 @@ def attention_maps(
 
     Raises:
         ValueError: an unknown method, an option that the method has no use for, or as `average_maps`, `capture`.
-        ImageError: an image cannot be read, is smaller than a patch, or differs in size from the reference.
     """
     chosen = check_method(method, token=token, block=block, head=head)
     weigh = lambda sample: patch_weights(model, sample, method, **chosen)  # noqa: E731
@@ -462,12 +437,8 @@ def _check_index(name: str, index: int, low: int, high: int) -> None:
 def channel_attention(model: VTAMIQ, sample: PatchSample) -> pd.DataFrame:
     """What DiffNet's channel attention does to the difference of the class tokens, a row per group, block and channel.
 
-    Columns: `group`, `block`, `channel`; `gate` in (0, 1), the attention; `before` and `after`, the channel's value in
-    the stream of differences before and after the block. A block adds its proposal times the gate; each group ends with a
-    linear that mixes channels.
-
-    Raises:
-        ValueError: the model has no DiffNet, or the sample has other than two images or does not fit the model.
+    `gate` in (0, 1) is the attention; `before` and `after` are the channel's values around the block. ValueError if the
+    model has no DiffNet or the sample is no pair that fits it.
     """
     twin = _twin(check_model(model), {})
     if not model.config.num_groups:
@@ -491,10 +462,7 @@ def channel_attention(model: VTAMIQ, sample: PatchSample) -> pd.DataFrame:
 
 
 def kept_models(run: str | Path) -> dict[str, VTAMIQ]:
-    """The models that a training run kept: its best and last checkpoint by epoch (from 1), in evaluation mode.
-
-    `run` is the folder of a finished run; CheckpointError if it is none, or a checkpoint is damaged.
-    """
+    """The best and last checkpoint of a finished run, by epoch from 1, in evaluation mode; CheckpointError if damaged."""
     run = Path(run)
     found = {}
     for path in (run / "checkpoints" / "best.ckpt", run / "checkpoints" / "last.ckpt"):

@@ -33,22 +33,14 @@ from skimage.restoration import denoise_tv_chambolle
 from vtamiq.images.reading import check_uint8_rgb
 from vtamiq.utils.configs import did_you_mean
 
-__all__ = ["DISTORTIONS", "LEVELS", "Distortion", "distort", "find_distortion"]
-
 LEVELS = (1, 2, 3, 4, 5)
 
 
 @dataclass(frozen=True)
 class Distortion:
-    """One type of distortion.
+    """One type of distortion: `type` 1..25 in KADID-10k, `tag` in the score files of KADIS-700k, the amounts of `levels`.
 
-    Attributes:
-        type, tag: number in KADID-10k, 1..25, and name in the score files of KADIS-700k.
-        group: blur, colour, compression, noise, brightness, spatial or sharpness/contrast.
-        levels: the amounts of levels 1 to 5.
-        apply: function of (image, amount), or of (image, amount, generator) if the type is random.
-        random: whether the type draws random numbers.
-        ordered: whether severity grows with the level.
+    `apply` takes (image, amount), and a generator if `random`; `ordered` says whether severity grows with the level.
     """
 
     type: int
@@ -68,20 +60,12 @@ class Distortion:
 
 
 def distort(image: np.ndarray, type: int | str, level: int, seed: int = 0) -> np.ndarray:
-    """Distort an image.
+    """Distort a uint8 RGB image `(H, W, 3)`, tested from 8 x 8 pixels up; the result is alike, C-contiguous.
 
     Args:
-        image: uint8 RGB `(H, W, 3)`; tested from 8 x 8 pixels up.
-        type: number 1..25, tag or name of a distortion.
-        level: 1..5.
+        type: number 1..25, tag or name; ValueError if unknown.
+        level: 1..5, else ValueError.
         seed: non-negative; used by random types only. Give every image its own.
-
-    Returns:
-        uint8 RGB `(H, W, 3)`, C-contiguous.
-
-    Raises:
-        ValueError: unknown type or level, or a seed below 0 for a random type.
-        ImageError: the image is not uint8 RGB.
     """
     check_uint8_rgb(image)
     distortion = find_distortion(type)

@@ -26,20 +26,6 @@ from torch import Tensor
 from vtamiq.images.reading import check_same_size, check_uint8_rgb
 from vtamiq.utils.configs import did_you_mean
 
-__all__ = [
-    "CHEAP_IQMS",
-    "IQM",
-    "IQMS",
-    "QuantileTables",
-    "agreement_weights",
-    "align",
-    "iqm_scores",
-    "label_counts",
-    "psnr",
-    "scale_regime",
-    "weak_labels",
-]
-
 
 @dataclass(frozen=True)
 class IQM:
@@ -105,18 +91,11 @@ def iqm_scores(
     *,
     device: str | torch.device = "cpu",
 ) -> dict[str, float]:
-    """Native values of conventional metrics for one image pair; always finite.
+    """Native values of conventional metrics (keys of `IQMS`, by default all) for one uint8 (H, W, 3) pair; always finite.
 
-    Identical images get the perfect value without any computation. Images smaller than a metric can work on are mirrored.
-    IW-SSIM, VIFp and VSI weight by the information or saliency of the reference. Where there is none (a reference of a
-    single colour, for IW-SSIM also stripes or a plain ramp), MS-SSIM takes the place of IW-SSIM, SSIM of the others.
-
-    Args:
-        reference, distorted: uint8 RGB (H, W, 3) of the same size.
-        names: keys of `IQMS`, by default all eleven.
-
-    Raises:
-        ValueError: no such pair, an unknown name, or a metric that gives no finite value.
+    Identical images get the perfect value. Images too small for a metric are mirrored. Where a reference without structure
+    leaves IW-SSIM undefined MS-SSIM takes its place, and SSIM that of VIFp and VSI. ValueError for images of two sizes, an
+    unknown name, or a metric that gives no finite value.
     """
     _check_pair(reference, distorted)
     iqms = [IQMS[name] for name in _known_names(names)]
@@ -129,10 +108,7 @@ def iqm_scores(
 
 
 def psnr(reference: np.ndarray, distorted: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of a uint8 (H, W, 3) pair; higher is better. It is no part of `IQMS`.
-
-    Values are cut at 100, so that identical images (infinite by definition) can be averaged and correlated.
-    """
+    """Peak signal-to-noise ratio in dB of a uint8 (H, W, 3) pair, at most 100; higher is better. Not in `IQMS`."""
     _check_pair(reference, distorted)
     error = np.square(reference.astype(np.float64) - distorted).mean()
     return min(100.0, 10 * math.log10(255**2 / error)) if error else 100.0
@@ -189,8 +165,7 @@ def _known_names(names: Iterable[str] | None) -> tuple[str, ...]:
 def align(scores: pd.DataFrame, names: Iterable[str] | None = None) -> pd.DataFrame:
     """Native values (a row per pair, a column per metric) -> distortions: 0 for a perfect copy, larger is worse.
 
-    `names` are the columns to use, by default all that are metrics. ValueError for a missing column, and for a value that
-    is not finite, with its row.
+    ValueError for a missing column or a value that is not finite. `names` default to all metrics of the table.
     """
     if names is None:
         names = [name for name in scores.columns if name in IQMS]
@@ -210,12 +185,8 @@ def align(scores: pd.DataFrame, names: Iterable[str] | None = None) -> pd.DataFr
 class QuantileTables:
     """Histogram equalisation with fixed tables: for each metric, which share of a fitted collection is no worse.
 
-    The rank of a distortion x among the n fitted ones is (number below x + (number equal to x + 1) / 2) / n, and 0 for a
-    perfect copy; linear between the knots of a table, constant beyond its ends. Apply the same tables to every set of
-    images: re-ranking each set would give one image different labels in different company.
-
-    values: for each metric the distortions at the knots (`align`), strictly increasing from 0, the perfect copy.
-    ranks: their ranks, not decreasing, from 0 to at most 1.
+    The rank of x among n fitted distortions is (number below x + (number equal to x + 1) / 2) / n, 0 for a perfect copy;
+    linear between knots, constant beyond. `values` increase strictly from 0, `ranks` do not decrease, from 0 to at most 1.
     """
 
     values: dict[str, tuple[float, ...]]
@@ -238,10 +209,7 @@ class QuantileTables:
 
     @classmethod
     def fit(cls, scores: pd.DataFrame, names: Iterable[str] | None = None) -> "QuantileTables":
-        """Tables from the native values of a large and varied collection of pairs (`iqm_scores`, one row per pair).
-
-        ValueError if the scores of a metric are those of perfect copies throughout.
-        """
+        """Tables from the native values of a large collection (`iqm_scores`); ValueError if all are perfect."""
         tables = {name: _quantile_table(name, column) for name, column in align(scores, names).items()}
         return cls({n: values for n, (values, _) in tables.items()}, {n: ranks for n, (_, ranks) in tables.items()})
 
@@ -295,9 +263,8 @@ def weak_labels(
         names: the metrics that take part, by default those of `weights`, else all of the tables.
         weights: positive, by default equal (see `agreement_weights`).
 
-    Returns:
-        With the index of `scores`: `consensus`, the weighted mean of the ranks, in [0, 1], higher = worse; `spread`, the
-        standard deviation (ddof 0, unweighted) of the ranks over the metrics; and `rank_<name>` for each metric.
+    Returns `consensus`, the weighted mean rank in [0, 1], higher = worse; `spread`, the (unweighted) standard deviation of
+    the ranks; `rank_<name>` for each metric.
     """
     names = _known_names(names if names is not None else weights if weights is not None else tables.names)
     ranks = tables.select(names).apply(scores)
@@ -318,14 +285,9 @@ def agreement_weights() -> dict[str, float]:
 
 
 def label_counts(before: pd.DataFrame, after: pd.DataFrame, *, bins: int = 25) -> pd.DataFrame:
-    """Histograms of labels before and after equalisation, over equal parts of 0..1.
+    """Histograms of distortions (`align`, over their largest value) before, and ranks or labels in [0, 1] after.
 
-    Args:
-        before: one column per metric, distortions (`align`); each is divided by its largest value.
-        after: the same columns as ranks in [0, 1], and any that exist only after, such as the consensus.
-
-    Returns:
-        A row per column of `after` and bin: `label`, `low`, `high`, and the numbers of pairs `before` (or NaN) and `after`.
+    Returns a row per column of `after` and bin: `label`, `low`, `high`, numbers of pairs `before` (or NaN) and `after`.
     """
     edges = np.linspace(0, 1, bins + 1)
     tables = []

@@ -30,11 +30,6 @@ from vtamiq.training.repeats import Runs
 from vtamiq.utils.configs import changed, did_you_mean, parse_setting
 from vtamiq.utils.processes import one_thread_per_process
 
-__all__ = [
-    "BASE", "PRESET_VARIANTS", "SAMPLINGS", "VARIANTS", "choose_variants", "component_table", "count_seconds",
-    "count_table", "run_predictions", "score_counts", "variant_costs",
-]  # fmt: skip
-
 BASE = "base"
 _STAGE, _CAPS = "steps.-1.stage.", "steps.-1.stage.caps."
 _COUNT, _PAIR = ["sampling", "num_patches"], ["ref_path", "dist_path"]
@@ -75,9 +70,6 @@ PRESET_VARIANTS: dict[str, tuple[str, ...]] = {
 }
 
 
-# ------------------------------------------------------------------------------------------------------ number of patches
-
-
 def score_counts(
     model: VTAMIQ,
     database: Database,
@@ -90,20 +82,14 @@ def score_counts(
     workers: int = 0,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Score every pair with every number of patches, drawn in several ways and several times.
-
-    On a CPU in one thread: batches are small, and the number of threads would show in the last digits.
+    """Score every pair with every number of patches, drawn in several ways and several times; in one thread on a CPU.
 
     Args:
-        samplings: name → patch sampling; its `num_patches` is replaced by each of the `counts`.
-        draws: scores of each pair, which are not averaged: draw d is that of the seed `seed` + d.
+        samplings: name → patch sampling; its `num_patches` is replaced by each of the `counts` (once each).
+        draws: at least 2, not averaged: draw d is that of the seed `seed` + d.
         workers: processes that load patches, beside this one.
 
-    Returns:
-        Columns of `predict`, `sampling` and `draw`; a row for each pair, sampling, number and draw.
-
-    Raises:
-        ValueError: a number twice, less than two draws, or as `predict`.
+    Returns columns of `predict`, `sampling` and `draw`. ValueError as above, or as `predict`.
     """
     if not counts or len(set(counts)) < len(counts):
         raise ValueError(f"name numbers of patches once each, got {list(counts)}")
@@ -123,13 +109,10 @@ def score_counts(
 def count_table(
     predictions: pd.DataFrame, model: VTAMIQ, *, bootstrap: int = 1000, resample: str = "pairs", seed: int = 0
 ) -> pd.DataFrame:
-    """Evaluate the scores of `score_counts` by sampling and number of patches.
+    """Evaluate the scores of `score_counts` by `sampling` and `num_patches`.
 
-    Returns:
-        A row per `sampling` and `num_patches`: `database`, `score_name`, `synthetic`, `n` pairs, `draws`; `srocc`,
-        `srocc_low` and `srocc_high` of a single draw, means over draws; `srocc_std` between draws; `spread`, the standard
-        deviation of one pair's scores between draws (root mean square over pairs) over that of the pairs' mean scores;
-        `gflops` per pair.
+    `srocc` and its bounds are means over single draws, `srocc_std` is between draws; `spread`: standard deviation of one
+    pair's scores between draws (root mean square over pairs) over that of the pairs' means; `gflops` per pair.
     """
     each = evaluate(predictions, [*_COUNT, "draw"], bootstrap=bootstrap, resample=resample, seed=seed)
     table = each.groupby(_COUNT, sort=False).agg(
@@ -153,22 +136,18 @@ def count_table(
 def count_seconds(
     model: VTAMIQ, images: np.ndarray, samplings: Mapping[str, CAPS], counts: Sequence[int], *, repeats: int = 5
 ) -> pd.DataFrame:
-    """Measure the seconds that one pair takes here: medians of `repeats`, after one for warming up.
+    """Seconds for one pair (2, H, W, 3) uint8 here, by `sampling` and `num_patches`: medians of `repeats` after a warm-up.
 
-    Args:
-        images: (2, H, W, 3) uint8, the reference first.
-
-    Returns:
-        A row per `sampling` and `num_patches`: `sampling_seconds`, `network_seconds`, their sum `seconds`, and `device`.
+    Columns `sampling_seconds`, `network_seconds`, their sum `seconds`, and `device`.
     """
     device = next(model.parameters()).device
-    rows = []
     with torch.inference_mode(), evaluation(model):
-        for name, caps in samplings.items():
-            for count in counts:
-                one = replace(caps, num_patches=count)
-                taken = [_seconds(model, images, one, device, seed) for seed in range(repeats + 1)]
-                rows.append((name, count, *np.median(taken[1:], axis=0)))
+        rows = [
+            (name, count, *np.median([_seconds(model, images, one, device, n) for n in range(repeats + 1)][1:], axis=0))
+            for name, caps in samplings.items()
+            for count in counts
+            for one in [replace(caps, num_patches=count)]
+        ]
     table = pd.DataFrame(rows, columns=[*_COUNT, "sampling_seconds", "network_seconds"])
     return table.assign(seconds=table["sampling_seconds"] + table["network_seconds"], device=device.type)
 
@@ -182,19 +161,11 @@ def _seconds(model: VTAMIQ, images: np.ndarray, caps: CAPS, device: torch.device
     return drawn - start, time.perf_counter() - drawn
 
 
-# --------------------------------------------------------------------------------------------------------------- variants
-
-
 def choose_variants(text: str = "", preset: str = "demo") -> dict[str, dict[str, Any]]:
-    """Variants to train, the base first, for `compare`.
+    """Variants to train, the base first, for `compare`; ValueError for an unknown name or a variant twice.
 
-    Args:
-        text: names of `VARIANTS`, or settings of a chain such as "model.num_blocks=4" and "caps.num_patches=32" (`caps.`
-            and `stage.` are those of the last step), with commas between; " and " joins several of them in one variant.
-            Empty for the list of the preset.
-
-    Raises:
-        ValueError: an unknown name (with the nearest known one), or a variant twice.
+    `text` has names of `VARIANTS` or settings of a chain ("model.num_blocks=4", "caps.num_patches=32"; `caps.` and `stage.`
+    are those of the last step), with commas between; " and " joins several in one variant. Empty: the preset's list.
     """
     given = [" ".join(name.split()) for name in text.split(",") if name.strip()] or list(PRESET_VARIANTS[preset])
     if len(set(given)) < len(given):
@@ -230,13 +201,9 @@ def variant_costs(chain: Chain, variants: Mapping[str, Mapping[str, Any]], root:
 
 
 def run_predictions(runs: Runs, database: Database) -> pd.DataFrame:
-    """What all runs of `compare` predict for their test pairs, but for pairs that a distortion left unchanged.
+    """What all runs of `compare` predict for the test pairs of `database` (the last stage's, whole) that are worth testing.
 
-    Args:
-        database: the whole that the last stage was trained and tested on.
-
-    Returns:
-        Columns of `predict`, `variant`, and `run` (0 where each variant was trained once).
+    Columns of `predict`, `variant`, and `run` (0 where each variant was trained once).
     """
     kept = worth_testing(database).pairs[_PAIR]
     tables = []
@@ -251,22 +218,13 @@ def run_predictions(runs: Runs, database: Database) -> pd.DataFrame:
 def component_table(
     predictions: pd.DataFrame, *, bootstrap: int = 1000, resample: str = "pairs", seed: int = 0
 ) -> pd.DataFrame:
-    """Compare variants with the base, on the same pairs.
+    """Compare variants with the base, on the same pairs; ValueError if a run was tested on others.
 
-    Trained once: intervals and p come from paired resamples of the tested pairs, or references. Trained several times:
-    means over runs, t-intervals and a paired t-test over runs, which must share split and seed with those of the base.
+    Trained once: intervals and p come from paired resamples (`bootstrap`, `resample` as for `evaluate`). Trained several
+    times: t-intervals and a paired t-test over runs, which must share split and seed with those of the base.
 
-    Args:
-        predictions: of `run_predictions`.
-        bootstrap, resample: for variants trained once, as for `evaluate`.
-
-    Returns:
-        A row per `variant`: `database`, `score_name`, `synthetic`, `runs`, `n` (pairs, mean over runs); `srocc` with
-        `srocc_low`, `srocc_high`; `difference`, by which its SROCC is above that of the base, with `difference_low`,
-        `difference_high` and `p`; `p_holm`, that p corrected for the number of variants (Holm 1979).
-
-    Raises:
-        ValueError: a run was not tested on the pairs of the base.
+    Returns a row per `variant`: `database`, `score_name`, `synthetic`, `runs`, `n` pairs (mean); `srocc` with `_low` and
+    `_high`; `difference` to the base's with the same and `p`; `p_holm`, corrected for the variants (Holm 1979).
     """
     several = predictions["run"].nunique() > 1
     each = _each_run(predictions, 0 if several else bootstrap, resample, seed)

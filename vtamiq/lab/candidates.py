@@ -22,11 +22,6 @@ from vtamiq.training.run import Run
 from vtamiq.utils.digests import digest, digest_weights
 from vtamiq.utils.files import write_table
 
-__all__ = [
-    "MARKS", "Candidate", "held_out", "load_candidate", "lookup_rows", "perfect_value", "predict_all",
-    "shared_content", "tell_apart", "training_marks",
-]  # fmt: skip
-
 log = logging.getLogger(__name__)
 
 UNKNOWN = "unknown data"
@@ -51,14 +46,9 @@ class Candidate:
 
 
 def load_candidate(path: str | os.PathLike[str], name: str = "", *, num_patches: int = 0) -> Candidate:
-    """Load a model from a finished run, a folder of `save_pretrained`, or a checkpoint of the authors' repository.
+    """Load a model from a finished run, a folder of `save_pretrained`, or the authors' checkpoint; else CheckpointError.
 
-    Args:
-        name: default "VTAMIQ (<what it was trained on>)" for a run, else "VTAMIQ <folder or file>".
-        num_patches: patches per image in the test; 0 for as many as the run tested with, else the default of `CAPS`.
-
-    Raises:
-        CheckpointError: no such file or folder, or no model in it.
+    `num_patches` per image in the test; 0 for as many as the run tested with, else the default of `CAPS`.
     """
     path = Path(path)
     checkpoint = "/".join(path.absolute().parts[-2:])
@@ -74,11 +64,7 @@ def load_candidate(path: str | os.PathLike[str], name: str = "", *, num_patches:
 
 
 def held_out(databases: Sequence[Database], candidates: Iterable[Candidate]) -> tuple[list[Database], pd.DataFrame]:
-    """The part of each database that no candidate was trained or validated on, and a table of how much that is.
-
-    Raises:
-        DatabaseError: no pairs are left.
-    """
+    """The part of each database that no candidate has seen in training, and a table; DatabaseError if none is left."""
     seen = [entry for candidate in candidates for entry in candidate.seen or ()]
     parts = [unseen(database, seen) for database in databases]
     if not any(parts):
@@ -140,16 +126,11 @@ def predict_all(
     Args:
         databases: already reduced to what may be tested (`held_out`).
         iqms: as for `iqm_predictions`.
-        repeats, seed, batch_size: as for `predict`.
-        workers: processes that load images, or that measure conventional metrics.
+        repeats, seed, batch_size, workers: as for `predict`.
         cache: folder that keeps what is finished: candidate by candidate, and metrics in chunks of pairs.
 
-    Returns:
-        Columns of `predict` and: `method`, a name for tables; `metric`, "VTAMIQ" or the metric's key; `trained_on` and
-        `checkpoint` (empty for conventional metrics); `perfect`, the value of a perfect copy (NaN if it varies).
-
-    Raises:
-        ValueError: two candidates of one name, or rows without a score.
+    Returns columns of `predict` and `method`; `metric`, "VTAMIQ" or its key; `trained_on`, `checkpoint`; `perfect`, the
+    value of a perfect copy (NaN if it varies). ValueError for two candidates of one name, or rows without a score.
     """
     names = [candidate.name for candidate in candidates]
     if len(set(names)) < len(names):

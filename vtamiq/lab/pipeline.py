@@ -1,9 +1,8 @@
 """Run the numbered notebooks in order, headless, and keep what is finished.
 
-Every notebook has one cell tagged `parameters` with flat literals. Its executed copy goes to `{out}/{preset}/notebooks/`;
-a stamp beside that says what it was made from and what it left, so that a second call runs only what changed or is gone.
-Its metadata name the notebooks whose results it reads, `"vtamiq": {"needs": ["03_weak_pretraining"]}`, or `"uses"`, if
-there are any; it runs after them.
+Every notebook has one cell tagged `parameters` with flat literals; its metadata name the notebooks whose results it reads,
+`"vtamiq": {"needs": ["03_weak_pretraining"]}`, or `"uses"`, if there are any. Its executed copy goes to
+`{out}/{preset}/notebooks/`, with a stamp of what it was made from and left: a second call runs only what changed.
 """
 
 import ast
@@ -91,16 +90,11 @@ class RunFolder:
         return Path(os.path.relpath(path, self.root)).as_posix()
 
 
-# ----------------------------------------------------------------------------- Reading notebooks and choosing among them
-
-
 def find_notebooks(folder: str | Path = "notebooks") -> list[Notebook]:
-    """Read the notebooks `NN_*.ipynb` of a folder, in the order in which they run: by number, but each after its needs.
+    """Read the notebooks `NN_*.ipynb` of a folder, by number, but each after its needs.
 
-    Raises:
-        FileNotFoundError: no such folder, or no numbered notebook in it.
-        ValueError: a file that is no notebook, a parameter without a literal default, a need that is no notebook here,
-            or needs in a circle.
+    FileNotFoundError if there is none; ValueError for a file that is no notebook, a bad parameter, or a need that is
+    missing or circular.
     """
     folder = Path(folder)
     waiting = {path.stem: _read_notebook(path) for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
@@ -163,9 +157,6 @@ def select(notebooks: Sequence[Notebook], only: Iterable[str | int] | None) -> l
     return [notebook for notebook in notebooks if notebook.name in chosen]
 
 
-# ------------------------------------------------------------------------------------------------------------ Parameters
-
-
 def _bind(notebooks: Sequence[Notebook], parameters: Mapping[str, object], preset: str, out: str) -> dict[str, dict]:
     """For each notebook's name, the given parameters that it declares, checked, with preset and out."""
     known = {name for notebook in notebooks for name in notebook.parameters} - {"preset", "out"}
@@ -194,9 +185,6 @@ def _as_declared(value: object, declared: object, where: str) -> object:
         return float(value)
     kind = type(declared).__name__
     raise ValueError(f"{where} expects {kind} such as {declared!r}, got {type(value).__name__} {value!r}")
-
-
-# ------------------------------------------------------ Stamps: what a finished notebook was made from, and what it left
 
 
 def _versions() -> dict[str, str]:
@@ -239,9 +227,6 @@ def _results(folder: Path) -> list[Path]:
     """Files below a notebook's own folder, also those of a training run that was loaded; none that are hidden."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     return [path for path in files if not any(part[0] == "." for part in path.relative_to(folder).parts)]
-
-
-# -------------------------------------------------------------------------------------------------- Running one notebook
 
 
 class _ThisPython(AsyncKernelManager):
@@ -300,9 +285,6 @@ def _report(name: str, error: Exception, began: Sequence[str], copy: str) -> str
     return line
 
 
-# ------------------------------------------------------------------------------------------------------ Running them all
-
-
 def plan(
     preset: str = "demo",
     only: Iterable[str | int] | None = None,
@@ -310,12 +292,7 @@ def plan(
     out: str | Path = "runs",
     notebooks: str | Path = "notebooks",
 ) -> tuple[RunFolder, list[Notebook], dict[str, dict]]:
-    """What `reproduce` would run, with nothing touched: run folder, notebooks, parameters by notebook's name.
-
-    Raises:
-        ValueError: unknown preset, notebook or parameter, or a value of another type than the declared default.
-        FileNotFoundError: no notebooks there.
-    """
+    """What `reproduce` would run: run folder, notebooks, parameters by notebook's name; ValueError if one is unknown."""
     if preset not in PRESETS:
         raise ValueError(f"no preset {preset!r}{did_you_mean(preset, PRESETS)}; there are {', '.join(PRESETS)}")
     figure_settings()  # refuses a bad style file or format before anything runs
@@ -335,26 +312,18 @@ def reproduce(
 ) -> pd.DataFrame:
     """Run the numbered notebooks in order and say how each one fared.
 
-    They run in this interpreter's environment, in the folder that holds `notebooks`. A finished one is not run again unless
-    its code, its parameters, this package, installed versions, the style or formats of figures or a notebook that it needs
-    changed, or a result is gone; changed data are not noticed: use `force`. After a failure, notebooks that do not need the
-    failed one still run; an interruption keeps those that are finished.
+    They run in this environment, in the folder that holds `notebooks`. A finished one is run again only if its code,
+    parameters, this package, installed versions, figure settings or what it needs changed, or a result is gone (changed
+    data are not noticed: use `force`). After a failure, notebooks that do not need the failed one still run.
 
     Args:
         preset: "smoke" (seconds), "demo" (minutes) or "full" (real databases).
         only: numbers or names of the notebooks to run; what they need is then taken as it is.
         parameters: further parameters, each handed to those notebooks that declare it.
-        out: folder of all runs.
-        notebooks: folder of the notebooks.
         force: run finished notebooks again; a finished training run of the same settings is loaded, not repeated.
 
-    Returns:
-        One row per selected notebook, also in `{out}/{preset}/summary.csv`: notebook, status (done, cached, failed or
-        skipped), seconds (of the run that made the copy), output (relative to the folder that holds `notebooks`), error
-        (empty, or one line).
-
-    Raises:
-        ValueError, FileNotFoundError: as `plan`.
+    Returns one row per notebook, also in `{out}/{preset}/summary.csv`: notebook, status (done, cached, failed or skipped),
+    seconds, output (relative to the folder that holds `notebooks`), error in one line. Errors as `plan`.
     """
     run, selected, bound = plan(preset, only, parameters, out, notebooks)
     run.path.mkdir(parents=True, exist_ok=True)  # where that is impossible, say so before anything runs

@@ -33,8 +33,6 @@ from vtamiq.utils.configs import did_you_mean, plain
 from vtamiq.utils.digests import digest, digest_file
 from vtamiq.utils.files import write_table, write_text
 
-__all__ = ["PRESETS", "Preset", "Workspace", "workspace"]
-
 log = logging.getLogger(__name__)
 
 _VERSIONS_OF = ("vtamiq", "torch", "timm", "lightning", "piq", "numpy", "pandas", "matplotlib")
@@ -131,11 +129,7 @@ class Workspace:
         return folder
 
     def fresh(self, folder: Path, *settings: Any) -> Path:
-        """Empty a folder for runs that holds runs of other settings, which would be refused; returns the folder.
-
-        Args:
-            settings: whatever decides what is trained: dataclasses, plain values, and paths of the run to start from.
-        """
+        """Empty a folder that holds runs of other settings (dataclasses, values, paths of the run to start from)."""
         key, note = digest([COMPUTES, *map(_decides, settings)]), folder / "settings.txt"
         if folder.is_dir() and not (note.is_file() and note.read_text() == key):
             log.info("%s held runs of other settings: emptied", folder)
@@ -156,11 +150,8 @@ class Workspace:
     ) -> tuple[Database, Database, Database]:
         """Pairs to train, validate and test on, split by content.
 
-        Args:
-            database: folder made by `python -m vtamiq synthesize`; empty for the demo photographs.
-            seed: of the split where the database has none of its own.
-            label: what the scores are, see `load_synthetic`.
-            cache: folder for the images that recipes make; empty for none.
+        `database` is a folder made by `python -m vtamiq synthesize`, empty for the demo photographs; `label` as for
+        `load_synthetic`; `cache` a folder for the images that recipes make, if any.
         """
         if not database:
             return self.demo("photos", label).distributed_split()
@@ -169,12 +160,7 @@ class Workspace:
         return pairs.split(seed=seed) if (pairs.pairs["subset"] == "none").any() else pairs.distributed_split()
 
     def data(self, database: str = "", demo: str = "photos", split: str = "", **options: Any) -> Data:
-        """Training data of a chain; `options` are further fields of `Data`.
-
-        Args:
-            database, split: as `Data` takes them; empty for the demo database `demo` with its own split, or a random
-                split of another database.
-        """
+        """`Data(database, split, **options)` for a chain, or of the demo database `demo` with its own split."""
         own = f"demo:{demo}" + (":preset=smoke" if self.preset == "smoke" else "")
         return Data(database or own, split=split or ("random" if database else "distributed"), **options)
 
@@ -196,12 +182,7 @@ class Workspace:
         return finished
 
     def candidates(self, checkpoints: str = "", *, num_patches: int = 0) -> list[Candidate]:
-        """Models to test, the last one being the one that figures show.
-
-        Args:
-            checkpoints: paths for `load_candidate`, with commas between; empty for the runs of notebooks 03 to 05.
-            num_patches: in the test; 0 for the setting that each run tested with.
-        """
+        """Models to test, the last for figures: of `checkpoints`, with commas between, or notebooks 03 to 05."""
         found = [("", self.path(path.strip())) for path in checkpoints.split(",") if path.strip()]
         found = found or [(f"VTAMIQ, {name}", folder) for name, folder in self.stages().items()]
         return tell_apart([load_candidate(folder, name, num_patches=num_patches) for name, folder in found])
@@ -209,10 +190,7 @@ class Workspace:
     def databases(self, names: str = "", database: str = "", seed: int = 0) -> list[Database]:
         """Databases to test on, reduced to pairs that are `worth_testing`.
 
-        Args:
-            names: as `load_from_text` takes them, with commas between ("tid2013,live:realigned=false"); empty for the test
-                part of `parts` and the demo textures.
-            database, seed: as for `parts`.
+        `names` as `load_from_text` takes them, with commas between; empty for the test part of `parts` and the textures.
         """
         if names.strip():
             loaded = [load_from_text(text, self.root) for text in names.split(",")]
@@ -253,13 +231,9 @@ def _decides(setting: Any) -> Any:
 
 
 def workspace(preset: str = "demo", out: str = "") -> Workspace:
-    """The workspace of a preset, seen from the repository's root or from its `notebooks` folder.
+    """The workspace of a preset in run folder `out` (empty: `runs/{preset}`), seen from the root or from `notebooks`.
 
-    Args:
-        out: run folder; empty takes `runs/{preset}`.
-
-    Raises:
-        ValueError: no such preset, or the current folder is neither the repository nor its `notebooks`.
+    ValueError for no such preset, or another current folder.
     """
     if preset not in PRESETS:
         raise ValueError(f"no preset {preset!r}{did_you_mean(preset, PRESETS)}; there are {', '.join(PRESETS)}")

@@ -17,8 +17,6 @@ from typing import Any
 from vtamiq.training.chain import Chain, run_chain
 from vtamiq.training.run import Run
 
-__all__ = ["launch", "lifeline", "run_apart"]
-
 log = logging.getLogger(__name__)
 
 _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
@@ -29,11 +27,7 @@ def launch(
 ) -> list[Run]:
     """`run_chain` in a process of its own, from where a training in a notebook can be spread over several devices.
 
-    Args:
-        report: called with each line that the process writes; `log.txt` in `out` keeps them.
-
-    Raises:
-        RuntimeError: the training failed; the message is its last line.
+    `report` gets each line that the process writes, kept in `log.txt` in `out`; RuntimeError with the last if it failed.
     """
     with lifeline() as line:
         run_apart(chain, Path(out), line, root=root, report=report)
@@ -61,16 +55,9 @@ def run_apart(
     threads: int | None = None,
     report: Callable[[str], Any] = lambda text: None,
 ) -> None:
-    """Wait for `run_chain` in a process of its own.
+    """Wait for `run_chain` in a process of its own; RuntimeError if it failed or was ended.
 
-    Args:
-        line: of `lifeline`.
-        gpu: number of the only GPU that the process sees, among those that this one sees; None for all.
-        threads: of the process; None for its own choice.
-
-    Raises:
-        RuntimeError: the process failed or was ended.
-        ValueError: there is no such GPU.
+    `line` is of `lifeline`; `gpu` the number of the only visible GPU that it sees (ValueError if there is none such).
     """
     environment = _environment(gpu, threads)
     chain.save(out / "asked.yaml")

@@ -43,11 +43,6 @@ from vtamiq.training.stage import Stage
 from vtamiq.utils.configs import build, conform, did_you_mean, plain, read_yaml, require
 from vtamiq.utils.files import write_table, write_text
 
-__all__ = [
-    "Chain", "Data", "FoldSplit", "RandomSplit", "Step",
-    "check_chain", "example", "load_data", "load_once", "run_chain", "start_model",
-]  # fmt: skip
-
 log = logging.getLogger(__name__)
 
 _PAIR = ["ref_path", "dist_path"]
@@ -89,7 +84,7 @@ class Data:
     Attributes:
         database: as `load_from_text` takes it ("live:realigned=false", "data/mine"), or "demo:photos" or "demo:textures".
         split: a `RandomSplit` or `FoldSplit`, by name or with settings (in YAML also beside the name: `split: random,
-            ratios: [0.8, 0.1, 0.1]`); "distributed" with the database; "original", of the authors; "all", for no test.
+            ratios: [0.8, 0.1, 0.1]`); "distributed" or "original", of the authors; "all", for no test.
         validation: share of the contents not tested that is for validation, where the split does not say.
         seed: of splits and simulated preferences.
         label: what the scores of a synthetic database are, see `load_synthetic`.
@@ -161,15 +156,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Chain:
-    """Stages of training in a row.
+    """Stages of training in a row; `accelerator`, `devices`, `num_nodes` and `strategy` as for `train`.
 
     Attributes:
         model: fields of `VTAMIQConfig`, a mapping or the configuration itself; changes to it, if `start` has its own.
-        start: first weights. "" for random ones (`vtamiq.model.initialise`); "timm" for the ViT that the model names; a
-            ViT as .npz in the JAX layout; the folder of a finished run or of `save_pretrained`; a checkpoint file of the
-            authors.
+        start: first weights. "" for random ones; "timm" for the ViT that the model names; a ViT as .npz in the JAX layout;
+            the folder of a finished run or of `save_pretrained`; a checkpoint file of the authors.
         seed: of the first weights. Stages and data have seeds of their own.
-        accelerator, devices, num_nodes, strategy: what to run on, as for `train`.
     """
 
     model: dict = field(default_factory=dict)
@@ -196,11 +189,7 @@ class Chain:
 
     @classmethod
     def load(cls, path: str | Path) -> "Chain":
-        """Read a chain from YAML.
-
-        Raises:
-            ValueError: naming the file, the place in it and what is wrong there.
-        """
+        """Read a chain from YAML; ValueError names the file, the place in it and what is wrong there."""
         content = Path(path).read_bytes()
         try:
             values = read_yaml(content)
@@ -230,9 +219,6 @@ class Chain:
 def example() -> str:
     """A commented YAML file of the paper's whole chain: KADIS-700k, PieAPP, TID2013."""
     return files("vtamiq.training").joinpath("paper_chain.yaml").read_text(encoding="utf-8")
-
-
-# ---------------------------------------------------------------------------------------------------- model and databases
 
 
 def start_model(chain: Chain, root: str | Path = ".") -> VTAMIQ:
@@ -290,9 +276,6 @@ def load_once(root: str | Path = ".") -> Callable[[Data], Database]:
     return lambda data: load(
         Data(data.database, label=data.label, simulate=data.simulate, seed=data.seed if data.simulate else 0)
     )
-
-
-# ------------------------------------------------------------------------------------------------------------- the plan
 
 
 @dataclass(frozen=True)
@@ -393,23 +376,15 @@ def _without(part: Database, seen: Sequence[Mapping[str, Any]], name: str, place
 def check_chain(
     chain: Chain, *, root: str | Path = ".", load: Callable[[Data], Database] | None = None
 ) -> pd.DataFrame:
-    """What would be trained: weights, databases and splits are loaded as for a run, and nothing is trained or written.
+    """What would be trained, a row per step: all is loaded as for a run, nothing is trained or written.
 
-    Returns:
-        One row per step: `step`, `name`, `folder`, `start`, `labels`, `database`, `score`, `synthetic`; pairs for
-        `train`, `val` and `test` (0 for no test); references for each (`train_references`, …); `preferences` for
-        training, `epochs`, `left_out` (test pairs that an earlier stage saw), `parameters` of the network.
-
-    Raises:
-        ValueError: whatever would stop `run_chain`, but for run folders that hold something else.
+    Pairs for `train`, `val`, `test` (0 for none), references (`train_references`, …), `preferences`, `left_out` (test
+    pairs that an earlier stage saw), `parameters` of the network. ValueError for whatever would stop `run_chain`.
     """
     with _told("start"):
         model = start_model(chain, root)
     size = sum(parameter.numel() for parameter in model.parameters())
     return pd.DataFrame([step.about | {"parameters": size} for step in _plan(chain, model, load or load_once(root))])
-
-
-# -------------------------------------------------------------------------------------------------------------- the run
 
 
 def run_chain(
@@ -420,22 +395,18 @@ def run_chain(
     progress: bool = True,
     load: Callable[[Data], Database] | None = None,
 ) -> list[Run]:
-    """Train all stages, each from the best weights of the one before.
+    """Train all stages, each from the best weights of the one before; returns the run of every step.
 
-    Finished stages in `out` are loaded and an interrupted one is resumed. Pairs of pictures that an earlier stage, or the
-    start, was trained or validated on are left out of tests, and those trained on also out of validation.
+    Finished stages in `out` are loaded and an interrupted one is resumed. Pairs that an earlier stage, or the start, was
+    trained or validated on are left out of tests, and those trained on also out of validation.
 
     Args:
         out: run folder; see above for what it holds afterwards.
         root: what paths in the chain are relative to.
         load: how databases are loaded; default `load_data`, each once.
 
-    Returns:
-        The run of every step.
-
     Raises:
-        ValueError: a database, a split or the start is wrong, an earlier stage has seen all that a later one would be
-            tested on, or `out` holds another run.
+        ValueError: a wrong database, split or start, nothing left to test, or `out` holds another run.
     """
     out, main = Path(out), chain.places.main
     with _told("start"):

@@ -9,7 +9,7 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,14 +21,13 @@ import pandas as pd
 from scipy.stats import t as student_t
 from tqdm.auto import tqdm
 
+from vtamiq.databases.schema import Database
 from vtamiq.training.apart import lifeline, run_apart
-from vtamiq.training.chain import VALUES, Chain, FoldSplit, check_chain, load_once, run_chain
+from vtamiq.training.chain import VALUES, Chain, Data, FoldSplit, check_chain, load_once, run_chain
 from vtamiq.utils.configs import changed, plain
 from vtamiq.utils.digests import digest
 from vtamiq.utils.files import write_table
 from vtamiq.utils.processes import count_workers
-
-__all__ = ["PlannedRun", "Runs", "RunsFailed", "check_many", "compare", "grid", "repeat", "run_many", "summarise"]
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +44,7 @@ class RunsFailed(ValueError):
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run: its folder below that of all runs, the whole chain, and what tells it from the others in tables.
-
-    `before` is the folder of the stages before the last.
-    """
+    """One run: its folder below that of all runs, the chain, what tells it from others, the folder of earlier stages."""
 
     folder: str
     chain: Chain
@@ -58,15 +54,11 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Runs:
-    """Results of many runs.
+    """Results of many runs in `folder`.
 
-    Attributes:
-        folder: holds a folder for every run.
-        table: a row for every run: what tells it from the others (`run`, `fold`, settings); `database`, `score` and
-            `synthetic` of the test; `seed` of the split; pairs for `train`, `val` and `test`, and `left_out`; the measures
-            of `evaluate` on the test part, `srocc_start` before the last stage, `srocc_gain` over it; `val_srocc`,
-            `best_epoch`, `seconds`, `folder`.
-        summary: `summarise` of it.
+    `table` has a row for every run: what tells it from the others (`run`, `fold`, settings); `database`, `score` and
+    `synthetic` of the test; `seed` of the split; pairs in each part; measures of `evaluate`, `srocc_start` before the last
+    stage, `srocc_gain` over it; `val_srocc`, `best_epoch`, `seconds`, `folder`. `summary` is `summarise` of it.
     """
 
     folder: Path
@@ -74,18 +66,11 @@ class Runs:
     summary: pd.DataFrame = field(repr=False)
 
 
-# -------------------------------------------------------------------------------------------------------------- the plans
-
-
 def repeat(chain: Chain, num_runs: int = 1, *, folds: int = 0) -> list[PlannedRun]:
     """Plan runs over random splits and seeds, as in the paper (`run_00`, …), or over folds (`fold_00`, …).
 
-    Run k is the chain with k added to the seeds of the last stage and of its data, so that its split is drawn anew, with
-    other patches and another order; and, if there is one stage only, to the seed of the first weights. With `folds`, every
-    content is tested exactly once: a `FoldSplit` takes the place of the last stage's split.
-
-    Raises:
-        ValueError: no runs, one fold, both, or nothing is tested.
+    Run k adds k to the seeds of the last stage and its data and, if there is one stage only, of the first weights. With
+    `folds`, every content is tested exactly once. ValueError for no runs, one fold, both, or where nothing is tested.
     """
     if num_runs < 1 or folds < 0 or folds == 1 or (num_runs > 1 and folds):
         raise ValueError(f"give either num_runs, from 1, or folds, from 2, got {num_runs} and {folds}")
@@ -104,16 +89,10 @@ def repeat(chain: Chain, num_runs: int = 1, *, folds: int = 0) -> list[PlannedRu
 
 
 def grid(chain: Chain, settings: Mapping[str, Sequence[Any]], *, num_runs: int = 1, folds: int = 0) -> list[PlannedRun]:
-    """Plan every combination of settings, each as `repeat` has it.
+    """Plan every combination of settings, each as `repeat` has it; choose between them by `val_srocc`, not by the test.
 
-    Choose between settings by `val_srocc`: what was chosen by its test result is no longer tested by it.
-
-    Args:
-        settings: values to try, by where they stand, as for `changed`: {"model.num_groups": [0, 2]}. Columns are called by
-            as much of the end of that as tells it from others, folders `num_groups=0`.
-
-    Raises:
-        ValueError: no settings, no such place, a value that is refused, or as `repeat`.
+    `settings`: values to try by where they stand, as for `changed`: {"model.num_groups": [0, 2]}. Columns are called by as
+    much of the end of that as tells it from others. ValueError for no settings, a place or value that is refused.
     """
     for name, values in settings.items():
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
@@ -133,13 +112,9 @@ def grid(chain: Chain, settings: Mapping[str, Sequence[Any]], *, num_runs: int =
 def compare(
     chain: Chain, variants: Mapping[str, Mapping[str, Any]], *, num_runs: int = 1, folds: int = 0
 ) -> list[PlannedRun]:
-    """Plan named variants of a chain, such as one for every part left out, each as `repeat` has it.
+    """Plan named variants of a chain, each as `repeat` has it; ValueError for none, or a setting that is refused.
 
-    Args:
-        variants: name (column `variant`, and the folder: `no_DiffNet` for "no DiffNet") → other values, as for `changed`.
-
-    Raises:
-        ValueError: no variant, no such place, a value that is refused, or as `repeat`.
+    `variants`: name (column `variant`, and the folder: `no_DiffNet` for "no DiffNet") → other values, as for `changed`.
     """
     if not variants:
         raise ValueError("name at least one variant to train")
@@ -186,19 +161,11 @@ def _text(value: Any) -> str:
     return re.sub(r"[^\w.+-]", "_", "-".join(map(str, parts)))
 
 
-# ------------------------------------------------------------------------------------------------------------- statistics
-
-
 def summarise(table: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """Statistics over runs: a row for each measured value (and each group of the columns `by`).
+    """Statistics over runs: a row for each `metric` (and each group of the columns `by`); ValueError without runs.
 
-    Returns:
-        `by`; `metric`; `n`, the runs with a finite value; `missing`, those without one; `mean`, `median`, `std` (ddof 1),
-        `min`, `max`; `low` and `high`, the 95 % t-interval of the mean. The interval takes runs for independent; splits
-        share most of their training contents, so it is too narrow. NaN where there are too few runs.
-
-    Raises:
-        ValueError: no runs, or a column of `by` is missing.
+    `n` runs with a finite value, `missing` those without; `mean`, `median`, `std` (ddof 1), `min`, `max`; `low`, `high`,
+    the 95 % t-interval of the mean, too narrow since splits share training contents. NaN where there are too few runs.
     """
     missing = [name for name in by if name not in table]
     if missing or table.empty:
@@ -220,15 +187,8 @@ def _statistics(values: pd.Series) -> dict[str, float]:
     return {"n": n, "missing": len(values) - n, "mean": mean, "median": finite.median(), **spread}
 
 
-# ---------------------------------------------------------------------------------------------------------------- running
-
-
 def check_many(plan: Sequence[PlannedRun], *, root: str | Path = ".") -> pd.DataFrame:
-    """What would be trained: the rows of `check_chain` for every distinct run, with its folder in the column `run`.
-
-    Raises:
-        ValueError: whatever would stop one of the runs, naming it, but for run folders that hold something else.
-    """
+    """The rows of `check_chain` for every distinct run, with its folder as `run`; ValueError names a run that fails."""
     _check_folders(plan)
     done, tables, load = [], [], load_once(root)
     for run in plan:
@@ -260,23 +220,21 @@ def run_many(
         workers: how many runs at once, each in a process of its own, with its share of the cores and `log.txt` in its
             folder. None: one for every GPU that is named; without any, one after the other, in here.
         gpus: numbers of GPUs, which the processes take in turns; empty leaves the choice to `Chain.accelerator`.
-        root, progress: as for `run_chain`.
 
-    Raises:
-        RunsFailed: after all other runs have finished.
-        ValueError: runs at once have more than one device each, or whatever is wrong with the chain.
+    RunsFailed after all other runs have finished; ValueError for a wrong chain or several devices for runs at once.
     """
     out, chain, load = Path(out), plan[0].chain, load_once(root)
     apart = _check_workers(chain, workers, gpus)
     _check_folders(plan)
     check_chain(chain, root=root, load=load)  # whatever is wrong with the last stage is found before the first
-    runner = _Runner(out, root, progress, load, apart, tuple(gpus))
+    options = (out, root, progress, load, apart, gpus)
     firsts = {run.before: first for run in plan if (first := _before(run.chain))}
-    failed = {folder: error for folder, error in runner.run(firsts) if error}
+    failed = {folder: error for folder, error in _run_all(firsts, *options) if error}
     errors = {run.folder: f"{run.before}: {failed[run.before]}" for run in plan if run.before in failed}
     finished: set[str] = set()
     table = summary = pd.DataFrame()
-    for folder, error in runner.run({run.folder: _last(run, out, root) for run in plan if run.folder not in errors}):
+    chains = {run.folder: _last(run, out, root) for run in plan if run.folder not in errors}
+    for folder, error in _run_all(chains, *options):
         if error:
             errors[folder] = error
             continue
@@ -311,8 +269,7 @@ def _check_workers(chain: Chain, workers: int | None, gpus: Sequence[int]) -> in
 
 def _check_folders(plan: Sequence[PlannedRun]) -> None:
     folders = [run.folder for run in plan]
-    if len(set(folders)) < len(folders):
-        twice = next(folder for folder in folders if folders.count(folder) > 1)
+    if twice := next((folder for folder in folders if folders.count(folder) > 1), ""):
         raise ValueError(f"two variants or combinations of settings look alike as names of folders: {twice}")
 
 
@@ -333,58 +290,58 @@ def _row(run: PlannedRun, out: Path) -> dict[str, Any]:
     return {**run.tells, **row[[*_COLUMNS]]}
 
 
-@dataclass(frozen=True)
-class _Runner:
-    """How runs are run; `workers` 0 for one after the other, in this process."""
+def _run_all(
+    chains: Mapping[str, Chain],
+    out: Path,
+    root: str | Path,
+    progress: bool,
+    load: Callable[[Data], Database] | None = None,
+    workers: int = 0,
+    gpus: Sequence[int] = (),
+) -> Iterator[tuple[str, str]]:
+    """(folder, what went wrong or "") of each run, as they end; `workers` 0: one after the other, in this process."""
+    apart = {}
+    for folder, chain in chains.items():
+        # Nothing but loading is left to do for a finished one, which this process does best: it has the database.
+        if workers and not (out / folder / chain.folders[-1] / "result.json").is_file():
+            apart[folder] = chain
+            continue
+        said = ""
+        try:
+            run_chain(chain, out / folder, root=root, progress=progress, load=load)
+        except Exception as error:
+            log.exception("%s failed", folder)
+            said = f"{type(error).__name__}: {error}"
+        yield folder, said
+    if apart:
+        with tqdm(total=len(apart), desc=out.name, unit="run", disable=not progress) as bar:
+            for result in _run_apart(apart, out, root, workers, gpus):
+                bar.update()
+                yield result
 
-    out: Path
-    root: str | Path
-    progress: bool
-    load: Any
-    workers: int
-    gpus: tuple[int, ...]
 
-    def run(self, chains: Mapping[str, Chain]) -> Iterator[tuple[str, str]]:
-        """(folder, what went wrong or "") of each run, as they end."""
-        apart = {}
-        for folder, chain in chains.items():
-            # Nothing but loading is left to do for a finished one, which this process does best: it has the database.
-            if self.workers and not (self.out / folder / chain.folders[-1] / "result.json").is_file():
-                apart[folder] = chain
-                continue
-            said = ""
-            try:
-                run_chain(chain, self.out / folder, root=self.root, progress=self.progress, load=self.load)
-            except Exception as error:
-                log.exception("%s failed", folder)
-                said = f"{type(error).__name__}: {error}"
-            yield folder, said
-        if apart:
-            with tqdm(total=len(apart), desc=self.out.name, unit="run", disable=not self.progress) as bar:
-                for result in self._run_apart(apart):
-                    bar.update()
-                    yield result
+def _run_apart(
+    chains: Mapping[str, Chain], out: Path, root: str | Path, workers: int, gpus: Sequence[int]
+) -> Iterator[tuple[str, str]]:
+    places: SimpleQueue = SimpleQueue()
+    for place in range(workers):
+        places.put(gpus[place % len(gpus)] if gpus else None)
+    threads = max(1, count_workers(None) // workers)
 
-    def _run_apart(self, chains: Mapping[str, Chain]) -> Iterator[tuple[str, str]]:
-        places: SimpleQueue = SimpleQueue()
-        for place in range(self.workers):
-            places.put(self.gpus[place % len(self.gpus)] if self.gpus else None)
-        threads = max(1, count_workers(None) // self.workers)
+    def run(folder: str, line: int) -> str:
+        gpu = places.get()
+        try:
+            run_apart(chains[folder], out / folder, line, root=root, gpu=gpu, threads=threads)
+        except RuntimeError as error:
+            return str(error)
+        finally:
+            places.put(gpu)
+        return ""
 
-        def run(folder: str, line: int) -> str:
-            gpu = places.get()
-            try:
-                run_apart(chains[folder], self.out / folder, line, root=self.root, gpu=gpu, threads=threads)
-            except RuntimeError as error:
-                return str(error)
-            finally:
-                places.put(gpu)
-            return ""
-
-        with ThreadPoolExecutor(self.workers) as pool, lifeline() as line:
-            futures = {pool.submit(run, folder, line): folder for folder in chains}
-            try:
-                for future in as_completed(futures):
-                    yield futures[future], future.result()
-            finally:  # after an interruption, nothing is begun, and what has begun ends with the line
-                pool.shutdown(wait=False, cancel_futures=True)
+    with ThreadPoolExecutor(workers) as pool, lifeline() as line:
+        futures = {pool.submit(run, folder, line): folder for folder in chains}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:  # after an interruption, nothing is begun, and what has begun ends with the line
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -13,22 +13,14 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
-__all__ = ["build", "changed", "conform", "did_you_mean", "parse_setting", "plain", "read_yaml", "require"]
-
 T = TypeVar("T")
 
 
 def build(cls: type[T], values: Mapping[str, Any], place: str | None = None) -> T:
     """Inverse of `dataclasses.asdict`, nested dataclasses, tuples of them and unions told apart by `kind` included.
 
-    A class may have a method `upgraded(values)`, which turns the values of older files into those of today.
-
-    Args:
-        place: where the values stand in a file, for errors: "" for its top, or for example "steps[1].stage". None names
-            the class instead.
-
-    Raises:
-        ValueError: no mapping, a name that `cls` has no field for (with the nearest one), or a value that `cls` refuses.
+    A class may have a method `upgraded(values)` for the values of older files. `place` is where the values stand in a
+    file, for errors: "" for its top, or "steps[1].stage"; None names the class. ValueError for what `cls` refuses.
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{f'{place}: ' if place else ''}{cls.__name__} is made from named values, got {values!r}")
@@ -138,15 +130,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean `{near[0]}`?" if near else ""
 
 
-# ------------------------------------------------------------------------------------------------------------- settings
-
-
 def parse_setting(text: str) -> tuple[str, Any]:
-    """Split NAME=VALUE and read the value as YAML: ("steps.0.stage.epochs", 3) of "steps.0.stage.epochs=3".
-
-    Raises:
-        ValueError: no name, no value, or one that cannot be read.
-    """
+    """Read NAME=VALUE, the value as YAML: ("steps.0.stage.epochs", 3) of "steps.0.stage.epochs=3"; else ValueError."""
     name, equals, value = (part.strip() for part in text.partition("="))
     if not equals or not re.fullmatch(r"[\w.\[\]-]+", name):
         raise ValueError(f"expected NAME=VALUE, got {text!r}")
@@ -160,12 +145,9 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
 
 def changed(config: T, settings: Mapping[str, Any]) -> T:
-    """The configuration with other values, by where they stand: {"steps[-1].stage.caps.num_patches": 64, "seed": 1}.
+    """The configuration with other values, by where they stand: {"steps[-1].stage.epochs": 64}, or "steps.-1.stage.epochs".
 
-    Indices may also be written as "steps.-1.stage".
-
-    Raises:
-        ValueError: naming the place, where there is no such thing or the value is refused.
+    ValueError names the place where there is no such thing or the value is refused.
     """
     values = plain(config)
     for name, value in settings.items():

@@ -14,8 +14,6 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TextIO
 
-__all__ = ["Parser", "add_command", "answer", "from_here", "numbers", "positive", "printable", "say", "size"]
-
 
 def add_command(
     commands: "argparse._SubParsersAction", name: str, run: Callable, about: str, description: str | None = None
