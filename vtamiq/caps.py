@@ -1,8 +1,7 @@
 """Context-aware patch sampling (CAPS): look more often where an observer would look and where the images differ.
 
-A weight map – the mean of three maps in [0, 1]: perceptual difference, centre bias, uniform – says how likely a patch is
-*centred* at each pixel; large images have one weight per block of pixels. Each scale of a 2x2 mean pyramid is sampled on
-its own, and all images of an item are cut at the same places.
+A weight map – the mean of perceptual difference, centre bias and a constant, each in [0, 1] – says how likely a patch is
+*centred* at each pixel, or block of pixels. Each scale of a 2x2 mean pyramid is sampled on its own.
 
 Shapes: K images, N patches, P patch side, H W image, h w image at a scale, R C = h-P+1, w-P+1 places that fit a patch, b
 side of a block in pixels.
@@ -53,8 +52,7 @@ def effective_scales(height: int, width: int, patch_size: int, num_scales: int) 
 
 
 def patches_per_scale(num_patches: int, num_scales: int, ratio: float) -> np.ndarray:
-    """Split `num_patches` over the scales, (num_scales,) int64, COARSEST first: each finer scale gets 2^ratio times as
-    many. Rounded up from the coarsest on; the finest gets the rest."""
+    """Split `num_patches` over the scales, (num_scales,), COARSEST first: each finer one gets 2^ratio times as many."""
     growth = 2.0 ** (ratio * np.arange(num_scales))
     wanted = np.ceil(num_patches * growth / growth.sum()).astype(np.int64)
     return np.diff(np.minimum(np.cumsum(wanted), num_patches), prepend=0)
@@ -63,8 +61,7 @@ def patches_per_scale(num_patches: int, num_scales: int, ratio: float) -> np.nda
 def patch_uv(top_left: np.ndarray, height: int, width: int, patch_size: int, anchor: str = "centre") -> np.ndarray:
     """Positions (..., 2) float64 in [0, 1 - 1e-6] of patches with their top-left pixel at (..., 2) rows and columns.
 
-    "centre": patch centre over the largest patch centre, (y + P/2) / (h - P/2). "corner", the convention of 2021: the
-    top-left corner as p in [-1, 1], mapped to (p + 1) / (2 + 1e-6).
+    "centre": (y + P/2) / (h - P/2); "corner" (2021): the corner as p in [-1, 1], mapped to (p + 1) / (2 + 1e-6).
     """
     size, half = np.array([height, width]), patch_size / 2
     if anchor == "centre":
@@ -242,10 +239,10 @@ def draw_multinomial(weights: np.ndarray, count: int, rng: np.random.Generator) 
 
 
 def draw_stratified(weights: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` draws of (row, column) as in `draw_multinomial`, of the same expected density, but evenly spread.
+    """`count` draws of (row, column) of the same density as `draw_multinomial`, but evenly spread; (count, 2), by cell.
 
     Systematic sampling gives every square cell the floor or the ceiling of its expected count. The n-th draw of a cell
-    comes from the n-th part of equal weight along a boustrophedon through its pixels. (count, 2) int64, cell by cell.
+    comes from the n-th part of equal weight along a boustrophedon through its pixels.
     """
     side = int(np.clip(round(np.sqrt(weights.size / count)), 1, max(weights.shape)))  # about as many cells as draws
     cells = _to_cells(weights, side)  # (cell rows, cell columns, side, side)
@@ -295,8 +292,7 @@ def _from_cells(index: np.ndarray, shape: tuple[int, int, int, int]) -> np.ndarr
 
 @dataclass(frozen=True)
 class PatchSample:
-    """N patches of K images, image 0 the reference. With `aligned=False` every image has places of its own, and `uv`,
-    `scale` and `position` have a leading K."""
+    """N patches of K images, the reference first; unless aligned, `uv`, `scale` and `position` have a leading K."""
 
     patches: torch.Tensor  # (K, N, 3, P, P) uint8
     uv: torch.Tensor  # (N, 2) float32 in [0, 1), the position for the model

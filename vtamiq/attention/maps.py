@@ -130,11 +130,8 @@ def token_shares(captured: Capture, *, token: int = 0) -> pd.DataFrame:
 
 
 def rollout(attention: Sequence[Tensor]) -> np.ndarray:
-    """Attention rollout, (K, T, T) float64: how much of each input token is in each output token; rows sum to 1.
-
-    Every block passes on half of what it got (the residual) and mixes the other half by its mean attention over heads:
-    R = Â_L ⋯ Â_1, Â = (A + I)/2 (Abnar & Zuidema 2020, arXiv:2005.00928).
-    """
+    """Attention rollout (Abnar & Zuidema 2020, arXiv:2005.00928), (K, T, T) float64: how much of each input token is in
+    each output token; rows sum to 1. R = Â_L ⋯ Â_1, Â = (A + I)/2, A the mean over heads."""
     steps = [maps.double().mean(1) for maps in attention]
     return _multiply([(step + torch.eye(step.shape[-1], dtype=torch.float64)) / 2 for step in steps])
 

@@ -1,7 +1,7 @@
 """The 25 distortions of KADID-10k and KADIS-700k (Lin, Hosu and Saupe, QoMEX 2019), each at five levels.
 
-Each type is a small pure function of a float RGB image `(H, W, 3)` in [0, 1] and an amount (and a random generator, if the
-type is random); the result may leave [0, 1], and `distort` clips it and rounds it to 8 bits.
+Each type is a pure function of a float RGB image `(H, W, 3)` in [0, 1] and an amount (and a random generator); the result
+may leave [0, 1], and `distort` clips it and rounds it to 8 bits.
 
 The published descriptions and programs disagree in places. Decisions for all types (others stand at their functions):
 

@@ -58,7 +58,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Notebook:
-    """What the pipeline needs to know about one notebook."""
+    """What the pipeline needs to know about one notebook, and the names of those whose results it reads."""
 
     path: Path
     title: str
@@ -237,7 +237,6 @@ class _ThisPython(AsyncKernelManager):
         return KernelSpecManager(kernel_dirs=[])
 
     async def start_kernel(self, **options) -> None:
-        """Figures belong into the executed copy, whatever backend the environment names."""
         inline = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
         await super().start_kernel(env=os.environ | inline, **options)
 

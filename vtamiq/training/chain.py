@@ -5,11 +5,8 @@
     steps:
       - data: {database: kadid10k, split: random, seed: 1}
         stage: {name: pretraining, epochs: 10}
-      - data: {database: tid2013, split: original}
-        stage: {name: fine_tuning, epochs: 20, optimizer: {lr: 5e-5}}
 
-Run folder: `chain.yaml`; a run folder of `vtamiq.training.run` for every stage (`00_pretraining`, `01_fine_tuning`);
-`chain.csv`, what each stage gained.
+Run folder: `chain.yaml`, `chain.csv` (what each stage gained), and a run folder for every stage (`00_pretraining`).
 """
 
 import functools

@@ -1,8 +1,7 @@
 """A chain of stages many times over: over random splits and seeds, over folds, over settings; and statistics of the runs.
 
-`repeat`, `grid` and `compare` plan runs, `check_many` says what they would train, `run_many` trains them. Only the last
-stage is repeated: those before it are trained once for all runs that agree in them (folder `before`). `runs.csv` has a
-row for every run, `summary.csv` the statistics over runs.
+Only the last stage is repeated: those before it are trained once for all runs that agree in them (folder `before`).
+`runs.csv` has a row for every run, `summary.csv` the statistics over runs.
 """
 
 import itertools

@@ -81,10 +81,9 @@ class _Terminated(KeyboardInterrupt):
 
 
 def answer(parser: argparse.ArgumentParser, argv: Sequence[str] | None, module: str) -> int:
-    """Run what the arguments ask of `python -m {module}`; the result is the exit status.
+    """Run what the arguments ask of `python -m {module}`; the exit status: 2 if refused, 130 for Ctrl-C, 143 for SIGTERM.
 
-    Refusals of this repository and of the system are one line and status 2; errors of libraries keep their traceback.
-    Ctrl-C is 130, SIGTERM 143, and the command to type again is printed.
+    Refusals are one line, errors of libraries keep their traceback; after an interruption the command is printed again.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(_Printable("%(message)s"))
