@@ -278,6 +278,22 @@ def test_tiffs_that_cannot_be_read_are_refused_by_name(tmp_path):
         read_image(image)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_a_jpeg_2000_of_16_bits_is_refused_where_pillow_turns_white_into_black(tmp_path, mode):
+    path = tmp_path / "a.jp2"
+    Image.new(mode, (20, 15), "white").save(path)
+    assert read_image(path).min() == 255
+    content = bytearray(path.read_bytes())
+    sizes = content.index(b"\xff\x4f\xff\x51") + 42
+    content[sizes : sizes + 3 * len(mode) : 3] = bytes([15] * len(mode))  # 16 bits a sample
+    path.write_bytes(content)
+    with Image.open(path) as image:
+        colours = len(image.getbands())
+    if colours > 1:
+        with pytest.raises(ImageError, match="JPEG 2000 of more than 8 bits"):
+            read_image(path)
+
+
 def test_a_large_image_is_refused_with_the_way_out(tmp_path, monkeypatch, recwarn):
     Image.new("L", (20, 15)).save(tmp_path / "a.png")
     tifffile.imwrite(tmp_path / "b.tif", np.zeros((15, 20, 3), "u2"), photometric="rgb")

@@ -13,7 +13,17 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 from PIL.TiffImagePlugin import ImageFileDirectory_v2 as Tags
 
-__all__ = ["check_layout", "decode_png", "depth_of", "describe", "narrow_map", "open_deep", "read_tags", "to_8_bits"]
+__all__ = [
+    "check_jpeg_2000",
+    "check_layout",
+    "decode_png",
+    "depth_of",
+    "describe",
+    "narrow_map",
+    "open_deep",
+    "read_tags",
+    "to_8_bits",
+]
 
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, SAMPLES = 256, 257, 258, 259, 262, 266, 277
 STRIPS, ROWS, STRIP_SIZES, PLANAR, PREDICTOR, COLOUR_MAP = 273, 278, 279, 284, 317, 320
@@ -124,6 +134,14 @@ def decode_png(image: Image.Image, file: BinaryIO) -> Image.Image:
     rounded = Image.fromarray(samples)
     rounded.info = image.info  # it may be turned
     return rounded
+
+
+def check_jpeg_2000(image: Image.Image, file: BinaryIO) -> None:
+    """Raise a ValueError for colours of more than 8 bits, in which Pillow's rounding turns white into black."""
+    file.seek(0)
+    _, start, header = file.read(65536).partition(b"\xff\x4f\xff\x51")  # the sizes, at the start of the code stream
+    if start and len(image.getbands()) > 1 and max(header[38 : 38 + 3 * header[37] : 3], default=0) & 127 > 7:
+        raise ValueError("JPEG 2000 of more than 8 bits in colour, which Pillow reads wrongly; convert it to PNG")
 
 
 def describe(tags: Tags) -> str:

@@ -8,8 +8,7 @@ Decisions, made once for the whole package:
 - Float samples must lie in [0, 1] and become `round(255 * value)`. Nothing is rescaled by its own minimum or maximum.
 - EXIF orientation is applied. ICC profiles are ignored: samples are taken as sRGB.
 - Of a file with several frames (GIF, TIFF, MPO) the first is read; of a PIL image, its current frame. What the first frame
-  of a GIF leaves free of the canvas is transparent.
-- Files that Pillow would read wrongly are read right (`deep.py`) or refused by name.
+  of a GIF leaves free is transparent. Files that Pillow would read wrongly are read by `deep.py` or refused by name.
 - A bad image is refused with an `ImageError`, never repaired, cropped or resized.
 """
 
@@ -210,6 +209,8 @@ def _open(file: BinaryIO) -> Image.Image:
         raise ImageError(f"{error} To read it, set {LIMIT} to None or to a larger number") from None
     if image.format == "EPS":
         raise ImageError("PostScript is a program, not an image; convert it to PNG")
+    if image.format == "JPEG2000":
+        deep.check_jpeg_2000(image, file)
     check_pixels(*image.size)
     return image
 
