@@ -718,7 +718,7 @@ def test_a_pickle_under_another_name_is_not_unpickled(tiny, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(CheckpointError, match="damaged or truncated"):
         VTAMIQ.from_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="cannot be read as a checkpoint of tensors"):
+    with pytest.raises(CheckpointError, match="damaged or truncated"):
         VTAMIQ.from_original(tmp_path / "model.safetensors")
     np.savez(tmp_path / "vit.npz", embedding=np.array([Bomb()], dtype=object))
     with pytest.raises(CheckpointError, match=r"vit\.npz"):

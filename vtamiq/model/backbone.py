@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +10,10 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from vtamiq.model.checkpoints import CheckpointError
+from vtamiq.model.checkpoints import CheckpointError, first_bytes, read_safetensors
 from vtamiq.model.config import VTAMIQConfig
 from vtamiq.utils.configs import require
 
@@ -65,28 +66,56 @@ def _problem(vit: nn.Module) -> str | None:
     return None
 
 
-def load_vit(config: VTAMIQConfig, path: str | Path | None = None) -> tuple[VisionTransformer, VTAMIQConfig]:
-    """A pre-trained ViT, downloaded by timm or read from a `.npz`, and the configuration with what it brings.
+def load_vit(
+    config: VTAMIQConfig, source: str | Path | Mapping[str, Tensor] | None = None
+) -> tuple[VisionTransformer, VTAMIQConfig]:
+    """A pre-trained ViT, downloaded by timm, from a file or a state dict, and the configuration with what it brings.
 
     It brings its image size and, where downloaded, its colour normalisation, unless the configuration has its own.
     Errors are those of `VTAMIQ.from_vit`.
     """
-    if path is not None:
-        vit = _read_npz(config, Path(path))
+    if isinstance(source, Mapping):
+        vit = _from_state(config, source, "the given state dict")
+    elif source is not None:
+        vit = _read_file(config, Path(source))
     else:
         for name in ("width", "num_heads", "mlp_ratio", "patch_size"):
             require(config, name, getattr(config, name) is None, "cannot be changed in a pre-trained ViT")
-        vit = create_vit(replace(config, image_size=None), pretrained=True)
+        try:
+            vit = create_vit(replace(config, image_size=None), pretrained=True)
+        except (OSError, RuntimeError) as error:
+            reason = str(error).strip().split("\n")[0][:200]
+            raise CheckpointError(
+                f"timm's weights of `{config.backbone}` are not in the local cache and cannot be downloaded ({reason}); "
+                "give a file or state dict as `pretrained`, or pretrained=False (in YAML, `start:` a file, or empty)"
+            ) from error
         if (config.mean, config.std) == (VTAMIQConfig.mean, VTAMIQConfig.std):
             known = vit.pretrained_cfg
             config = replace(config, mean=tuple(known["mean"]), std=tuple(known["std"]))
     return vit, replace(config, image_size=config.image_size or vit.patch_embed.img_size[0])
 
 
-def _read_npz(config: VTAMIQConfig, path: Path) -> VisionTransformer:
-    """The ViT of a JAX `.npz`, read by timm's own loader at the grid that the file has."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
+def _from_state(config: VTAMIQConfig, state: Mapping[str, Tensor], where: str) -> VisionTransformer:
+    """The ViT of a state dict with timm's names."""
+    vit = create_vit(replace(config, image_size=None))
+    try:
+        missing, _ = vit.load_state_dict(checkpoint_filter_fn(dict(state), vit), strict=False)
+    except Exception as error:  # timm and torch each have their own way of refusing what does not fit
+        raise CheckpointError(f"{where}: does not fit `{config.backbone}` ({error})") from error
+    if missing:
+        raise CheckpointError(f"{where}: has no `{missing[0]}`, so it is no state dict of timm's `{config.backbone}`")
+    return vit
+
+
+def _read_file(config: VTAMIQConfig, path: Path) -> VisionTransformer:
+    """The ViT of a safetensors file of timm's, or of a JAX `.npz`, by timm's own loader at the grid that the file has."""
+    first_bytes(path)
+    if path.suffix == ".safetensors":
+        return _from_state(config, read_safetensors(path), str(path))
+    if path.suffix != ".npz":
+        raise CheckpointError(
+            f"{path}: a ViT is read from .npz (JAX) or .safetensors (timm); give others as a state dict"
+        )
     try:
         with np.load(path, allow_pickle=False) as arrays:
             name = next((name for name in arrays.files if name.endswith(_JAX_POSITIONS)), None)

@@ -26,6 +26,9 @@ class CheckpointError(ValueError):
 def find_folder(folder_or_id: str | Path, download: bool, revision: str | None) -> Path:
     """The folder of a model: as given, by the name of one that ships, or of a hub id; CheckpointError if incomplete."""
     folder = Path(folder_or_id)
+    if os.path.isfile(folder):
+        readers = "from_original reads checkpoints of the authors, from_vit a ViT"
+        raise CheckpointError(f"{folder}: is a file, but models are folders written by `save_pretrained`; {readers}")
     if not os.path.isdir(folder):  # Path.is_dir raises where a name is too long
         shipped = {path.name: path for path in SHIPPED.glob("*")}
         folder = shipped.get(str(folder_or_id)) or _fetch(str(folder_or_id), download, revision)
@@ -50,16 +53,34 @@ def _fetch(hub_id: str, download: bool, revision: str | None) -> Path:
         raise CheckpointError(message) from error
 
 
+def first_bytes(path: Path) -> bytes:
+    """The first 256 bytes of a file; CheckpointError if it is missing, empty or no regular file."""
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder, not a file; folders of models are for from_pretrained")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: {'is no regular file' if path.exists() else 'no such file'}")
+    with path.open("rb") as file:
+        head = file.read(256)
+    if not head:
+        raise CheckpointError(f"{path}: is empty (0 bytes); was its download or copy cut off?")
+    return head
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; CheckpointError if it is damaged."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: damaged or truncated ({error})") from error
+
+
 def load_weights(model: nn.Module, source: Path | Mapping[str, Tensor]) -> None:
     """Copy a safetensors file, or the state dict of an original checkpoint, into a model.
 
     CheckpointError if the file is damaged, a name or shape differs, or a value is not finite.
     """
     where = source if isinstance(source, Path) else "original checkpoint"
-    try:
-        state = load_file(source) if isinstance(source, Path) else source
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{where}: damaged or truncated ({error})") from error
+    state = read_safetensors(source) if isinstance(source, Path) else source
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

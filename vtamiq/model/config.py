@@ -10,6 +10,12 @@ from vtamiq.utils.configs import build, conform, require
 __all__ = ["VTAMIQConfig"]
 
 
+MOST = {
+    "num_blocks": 200, "num_groups": 100, "blocks_per_group": 100, "num_registers": 1024, "num_scales": 64,
+    "image_size": 16_384, "patch_size": 1024, "width": 16_384, "num_heads": 1024, "mlp_ratio": 64, "reduction": 16_384,
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class VTAMIQConfig:
     """Everything that defines the network.
@@ -71,6 +77,8 @@ class VTAMIQConfig:
 
     def __post_init__(self):
         conform(self)
+        for name, most in MOST.items():  # before anything of absurd size is built
+            require(self, name, (getattr(self, name) or 0) <= most, f"must be at most {most}")
         for name in ("num_blocks", "num_scales", "blocks_per_group", "reduction"):
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
         for name in ("num_registers", "num_groups"):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vtamiq.model.checkpoints import CheckpointError
+from vtamiq.model.checkpoints import CheckpointError, first_bytes, read_safetensors
 from vtamiq.model.config import VTAMIQConfig
 
 __all__ = ["convert_original", "read_original"]
@@ -56,6 +56,9 @@ _WRAPPERS = r"^(module\.|_orig_mod\.|model\.)+"  # what data-parallel training a
 _SCALAR = np.float64(0).__reduce__()[0]
 _NUMPY_SCALARS = [(_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
 _NUMPY_SCALARS += [np.dtype, *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8"))]
+_ARRAY = np.zeros(0).__reduce__()[0]  # and so are arrays
+_NUMPY_SCALARS += [np.ndarray, *((_ARRAY, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core"))]
+_HOLDERS = ("model_state_dict", "state_dict", "model")  # entries that hold the network in a training's checkpoint
 
 
 def read_original(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
@@ -68,25 +71,32 @@ def read_original(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
     if not isinstance(source, Mapping):
         where, source = str(source), _read_file(Path(source))
     try:
-        state = source.get("model_state_dict", source)
+        state = next((source[name] for name in _HOLDERS if isinstance(source.get(name), Mapping)), source)
         sharpness = source.get("pref_module_state_dict") or {}  # w of preferences, kept beside the network
         state = {**state, **{f"pref_module.{name}": value for name, value in sharpness.items()}}
         state = {re.sub(_WRAPPERS, "", name): torch.as_tensor(value).detach() for name, value in state.items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{where}: is no state dict of named tensors ({_first_line(error)})") from error
     if "transformer.embeddings.cls_token" not in state:
-        raise CheckpointError(f"{where}: has no `transformer.embeddings.cls_token`, so it is no VTAMIQ checkpoint")
+        held = f"it holds {', '.join(f'`{name}`' for name in list(state)[:3]) or 'nothing'}"
+        ours = "; models of this package are folders, for from_pretrained" if "encoder.class_token" in state else ""
+        missing = "has no `transformer.embeddings.cls_token`, so it is no VTAMIQ checkpoint of the authors"
+        raise CheckpointError(f"{where}: {missing} ({held}{ours})")
     return state
 
 
 def _read_file(path: Path) -> Any:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
+    head = first_bytes(path)
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    if head.lstrip().startswith(b"<"):
+        raise CheckpointError(f"{path}: is a web page, not a checkpoint; download the file itself")
     try:
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can end in almost anything
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint of tensors ({_first_line(error)})") from error
+        why = "it is damaged, or holds Python objects, which are not loaded because they may run code"
+        raise CheckpointError(f"{path}: cannot be read as a checkpoint of tensors: {why}") from error
 
 
 def convert_original(state: Mapping[str, Tensor]) -> tuple[VTAMIQConfig, dict[str, Any], dict[str, Tensor]]:

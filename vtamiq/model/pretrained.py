@@ -62,20 +62,23 @@ class Pretrained(
 
     @classmethod
     @usual_torch()
-    def from_vit(cls, config: VTAMIQConfig = VTAMIQConfig(), *, pretrained: bool | str | Path = True) -> Self:
+    def from_vit(
+        cls, config: VTAMIQConfig = VTAMIQConfig(), *, pretrained: bool | str | Path | Mapping[str, Any] = True
+    ) -> Self:
         """Start a new VTAMIQ from a pre-trained ViT; all but its encoder keeps initial values.
 
         Args:
             config: its `backbone` names the ViT. The position table is resized to its `image_size`; None takes the ViT's.
             pretrained: True downloads timm's weights of that name, and takes over the colour normalisation that they were
                 trained with unless `mean` or `std` is set; a path reads a `.npz` in the original JAX layout, such as
-                `imagenet21k+imagenet2012_ViT-B_16.npz`; False keeps initial values.
+                `imagenet21k+imagenet2012_ViT-B_16.npz`, or a `.safetensors` of timm's; a mapping is a state dict with
+                timm's names; False keeps initial values.
 
         Raises:
-            CheckpointError: the file is missing, damaged or of another architecture.
+            CheckpointError: the weights are missing, damaged, of another architecture or not to be downloaded.
             ValueError: a downloaded ViT is asked to have another width, number of heads, MLP or patch size.
         """
-        if not pretrained:
+        if pretrained is False:
             return cls(config)
         vit, config = load_vit(config, None if pretrained is True else pretrained)
         return cls(config, _vit=vit)

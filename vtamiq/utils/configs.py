@@ -89,7 +89,7 @@ def conform(config: Any) -> None:
         value = getattr(config, name)
         try:
             object.__setattr__(config, name, _as_type(value, hint))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             plain = isinstance(hint, type) and get_origin(hint) is None
             kind = hint.__name__ if plain else re.sub(r"[\w.]+\.(\w+)", r"\1", str(hint))
             raise ValueError(f"{type(config).__name__}.{name} must be {kind}, got {value!r}") from None
