@@ -1,5 +1,7 @@
 """A tiny database with an obvious order of quality, made in a moment: for tests of everything that needs pairs."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -70,3 +72,16 @@ def vary(stage: Stage, **changes: Any) -> Stage:
         inner |= {name: changes.pop(name) for name in list(changes) if hasattr(new, name) and name not in OWN}
         changes[part] = replace(new, **inner)
     return replace(stage, **changes)
+
+
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """No file may grow beyond `size` bytes: as on a disk that is full."""
+    import resource  # not on Windows
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

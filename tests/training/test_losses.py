@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vtamiq.training.losses import combined_loss, mae_loss, pearson_loss, preference_loss, rank_loss
+from vtamiq.training.losses import combined_loss, mae_loss, pearson_loss, rank_loss
 
 GOLDEN = np.load(Path(__file__).parents[1] / "data/losses.npz")
 CASES = sorted({name.split("/")[0] for name in GOLDEN.files})
@@ -85,14 +85,9 @@ def test_bad_weights_are_refused(weights):
         combined_loss(torch.rand(3), torch.rand(3), **weights)
 
 
-@pytest.mark.parametrize("loss", [mae_loss, rank_loss, pearson_loss, combined_loss, preference_loss])
+@pytest.mark.parametrize("loss", [mae_loss, rank_loss, pearson_loss, combined_loss])
 def test_shapes_must_agree(loss):
     with pytest.raises(ValueError, match=r"\(3,\) and \(4,\)"):
         loss(torch.rand(3), torch.rand(4))
     with pytest.raises(ValueError, match=r"\(3,\) and \(3, 1\)"):
         loss(torch.rand(3), torch.rand(3, 1))
-
-
-def test_preference_loss():
-    p, t = torch.tensor([0.9, 0.4]), torch.tensor([1.0, 0.0])
-    assert preference_loss(p, t).item() == pytest.approx(0.25)

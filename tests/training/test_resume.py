@@ -9,7 +9,6 @@ import sys
 import time
 from dataclasses import replace
 
-import lightning.pytorch as lightning
 import pandas as pd
 import pytest
 import torch
@@ -56,7 +55,6 @@ def fresh():
 VARIANTS = {
     "plain": STAGE,
     "ema": replace(STAGE, ema=0.8),
-    "accumulate": replace(STAGE, accumulate=2, batch_size=2),
     "freeze": replace(STAGE, freeze=("encoder",), freeze_epochs=2),
     "workers": vary(STAGE, workers=1),
     "sgd": vary(STAGE, optimizer="sgd", lr=1e-2),
@@ -108,8 +106,7 @@ def test_goes_on_within_an_epoch(whole, parts, tmp_path, monkeypatch, name):
         with pytest.raises(Stop):
             train(fresh(), VARIANTS[name], *parts, out=tmp_path / "r", progress=False)
     run = train(fresh(), VARIANTS[name], *parts, out=tmp_path / "r", progress=False)
-    again = 1 if VARIANTS[name].accumulate > 1 else 0  # half a step is made again, a whole one never
-    assert len(trained) - len(set(trained)) == again
+    assert len(trained) == len(set(trained))
     monkeypatch.undo()
     assert_alike(run, whole(name))
 
@@ -204,22 +201,6 @@ def test_curves_survive_a_power_cut(whole, parts, tmp_path, monkeypatch):
     (tmp_path / "r" / "history.csv").unlink()
     run = train(fresh(), STAGE, *parts, out=tmp_path / "r", progress=False)
     pd.testing.assert_frame_equal(run.history, whole("plain").history)
-
-
-def test_stopped_early_stays_stopped(parts, tmp_path, monkeypatch):
-    stage = vary(STAGE, epochs=30, patience=2, lr=1e-7)  # nothing changes
-    with monkeypatch.context() as patch:
-        patch.setattr("vtamiq.training.run._score_parts", lambda *_: (_ for _ in ()).throw(Stop))
-        with pytest.raises(Stop):
-            train(fresh(), stage, *parts, out=tmp_path / "r", progress=False)
-    epochs = len(pd.read_csv(tmp_path / "r" / "history.csv"))
-    assert 3 <= epochs < 30
-    fitted, fit = [], lightning.Trainer.fit
-    monkeypatch.setattr(lightning.Trainer, "fit", lambda self, *a, **k: fitted.append(self) or fit(self, *a, **k))
-    run = train(fresh(), stage, *parts, out=tmp_path / "r", progress=False)
-    assert len(fitted) == 1  # where several processes find each other: the others have to wait for the result
-    assert len(run.history) == epochs == run.result["epochs"]
-    assert epochs - 1 - run.result["best_epoch"] == 2
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such locks there")

@@ -1,17 +1,22 @@
 """A stage of training: that it learns, what it leaves, and that an interrupted run ends like an uninterrupted one."""
 
+import errno
 import gc
 import json
+import os
 import signal
+import sys
+import tempfile
 import weakref
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from tests.small import TINY, small_database, vary
+from tests.small import TINY, files_up_to, small_database, vary
 from vtamiq.caps import CAPS
 from vtamiq.databases.pairs import PairImages
 from vtamiq.databases.patches import Flips, PairPatches
@@ -188,25 +193,46 @@ def test_the_same_model_goes_on_after_an_interruption(run, parts, tmp_path, monk
 
 
 def test_killed_while_a_checkpoint_is_written(run, parts, tmp_path, monkeypatch):
-    from lightning.pytorch.plugins.io import TorchCheckpointIO
+    write, calls = Path.write_bytes, []
 
-    save, calls = TorchCheckpointIO.save_checkpoint, []
-
-    def half(self, checkpoint, path, storage_options=None):
-        calls.append(path)
-        save(self, checkpoint, path, storage_options)
+    def half(self, content):
+        calls.append(self)
+        write(self, content[:1000] if len(calls) == 3 else content)
         if len(calls) == 3:
-            with open(path, "r+b") as file:
-                file.truncate(1000)
             raise Stop
 
-    monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", half)
+    monkeypatch.setattr(Path, "write_bytes", half)
     with pytest.raises(Stop):
         train(fresh(), STAGE, *parts, out=tmp_path / "r", progress=False)
     monkeypatch.undo()
+    assert {path.parent for path in calls} == {tmp_path / "r" / "checkpoints"}
+    assert not list(tmp_path.rglob("*.tmp"))
     resumed = train(fresh(), STAGE, *parts, out=tmp_path / "r", progress=False)
     pd.testing.assert_frame_equal(resumed.history, run.history)
     pd.testing.assert_frame_equal(resumed.predictions, run.predictions)
+
+
+def test_the_folder_for_temporary_files_may_be_full(run, parts, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for name in ("mkstemp", "mkdtemp", "NamedTemporaryFile"):
+        monkeypatch.setattr(tempfile, name, full)
+    again = train(fresh(), STAGE, *parts, out=tmp_path / "r", progress=False)
+    pd.testing.assert_frame_equal(again.predictions, run.predictions)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limits there")
+@pytest.mark.parametrize("allowed", [1500, 40_000, 1_000_000])
+def test_a_file_that_cannot_be_written_is_named(run, parts, tmp_path, allowed):
+    """Whatever it is: small files, checkpoints, weights, tables."""
+    biggest = max(path.stat().st_size for path in run.folder.rglob("*.ckpt"))
+    with files_up_to(min(allowed, biggest - 1)), pytest.raises(OSError, match="File too large") as error:
+        train(fresh(), STAGE, *parts, out=tmp_path / "r", progress=False)
+    assert Path(error.value.filename).is_relative_to(tmp_path / "r")
+    assert not error.value.filename.endswith(".tmp")
+    assert not list(tmp_path.rglob("*.tmp"))
+    train(fresh(), STAGE, *parts, out=tmp_path / "r", progress=False)
 
 
 def test_a_diverged_run_is_no_result(parts, tmp_path):

@@ -142,22 +142,6 @@ def test_what_muon_moves(parts):
     assert len(by_muon) + len(by_adam) == len(list(fitting.parameters()))
 
 
-def test_accumulated_batches_make_one_step(fit):
-    """Mean absolute error is a mean over rows: two batches of two are one batch of four."""
-    plain = {
-        "rank_weight": 0.0,
-        "pearson_weight": 0.0,
-        "optimizer": "sgd",
-        "momentum": 0.0,
-        "gradient_clip": 0.0,
-        "lr": 0.05,
-    }
-    still = {"freeze": ("encoder", "diffnet"), "freeze_epochs": 1}  # what is left has dropout in the head only
-    both, whole = fit(**plain, **still, batch_size=2, accumulate=2), fit(**plain, **still)
-    assert both.history["step"].iloc[-1] == whole.history["step"].iloc[-1] == 6
-    assert moved(both) == moved(whole)
-
-
 def test_freezing_by_part(fit):
     assert {name.split(".")[0] for name in moved(fit(freeze=("encoder",), freeze_epochs=1))} == {
         "diffnet", "head", "difference_scale"
@@ -357,25 +341,12 @@ def test_a_bad_image_stops_with_its_name(damaged, tmp_path):
         train(fresh(), STAGE, *bad, out=tmp_path / "r", progress=False)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_bad_images_are_skipped_and_counted(damaged, tmp_path, caplog, workers):
-    bad, path = damaged
-    stage = vary(STAGE, bad_images="skip", epochs=2, workers=workers)
-    run = train(fresh(), stage, *bad, out=tmp_path / "r", progress=False)
-    assert run.history["skipped"].tolist() == [1, 1]
-    skipped = pd.read_csv(tmp_path / "r" / "skipped.csv")
-    assert skipped.to_dict("list") == {"epoch": [0, 1], "row": [5, 5], "images": [path, path]}
-    assert any(f"1 bad rows skipped, such as {path}" in message for message in caplog.messages)
-
-
 def test_a_missing_reference_is_a_bad_image(damaged, tmp_path):
     (training, *others), cut_off = damaged
     reference = training.pairs["ref_path"].iloc[-1]
     (training.root / reference).unlink()
     with pytest.raises(ImageError, match=f"{reference}|{cut_off}"):
         train(fresh(), STAGE, training, *others, out=tmp_path / "r", progress=False)
-    run = train(fresh(), replace(STAGE, bad_images="skip"), training, *others, out=tmp_path / "s", progress=False)
-    assert run.history["skipped"].tolist() == [1 + (training.pairs["ref_path"] == reference).sum()]
 
 
 def test_where_all_is_bad_nothing_is_skipped(parts, tmp_path):
@@ -399,8 +370,8 @@ def test_a_validation_without_an_order_is_told(parts, tmp_path, caplog):
 @pytest.mark.parametrize(
     "change",
     [
-        {"optimizer": "adam"}, {"momentum": 1.0}, {"accumulate": 0}, {"lr_scale": 0.0}, {"ema": 1.0}, {"patience": -1},
-        {"zero_error": 1.5}, {"bad_images": "ignore"}, {"kind": "ranks"}, {"checkpoint_minutes": 0.0},
+        {"optimizer": "adam"}, {"momentum": 1.0}, {"lr_scale": 0.0}, {"ema": 1.0},
+        {"zero_error": 1.5}, {"kind": "ranks"}, {"checkpoint_minutes": 0.0},
         {"onednn": True, "compile": True}, {"distorted_per_reference": 0}, {"distorted_per_reference": 3},
         {"precision": "bf16-mixed", "onednn": True},
         {"loss": PreferenceLoss(), "distorted_per_reference": 2},

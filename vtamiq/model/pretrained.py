@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from huggingface_hub import PyTorchModelHubMixin
+from safetensors.torch import save
 
 from vtamiq.model.backbone import load_vit
 from vtamiq.model.checkpoints import (
@@ -22,7 +23,7 @@ from vtamiq.model.checkpoints import (
 from vtamiq.model.config import VTAMIQConfig
 from vtamiq.model.modes import usual_torch
 from vtamiq.model.original import convert_original, read_original
-from vtamiq.utils.files import write_text
+from vtamiq.utils.files import replacing, write_text
 
 __all__ = ["Pretrained"]
 
@@ -137,7 +138,9 @@ class Pretrained(
         return model.eval()
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        super()._save_pretrained(save_directory)
+        weights = {name: value.contiguous() for name, value in self.state_dict().items()}
+        with replacing(save_directory / WEIGHTS) as temporary:
+            temporary.write_bytes(save(weights, {"format": "pt"}))
         write_text(save_directory / CONFIG, json.dumps(asdict(self.config), sort_keys=True, indent=2))
         if self.seen is None:  # and not what another model left there
             (save_directory / SEEN).unlink(missing_ok=True)

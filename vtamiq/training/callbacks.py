@@ -1,11 +1,11 @@
 """Lightning callbacks: curves, a progress bar, checkpoints that survive any interruption, and faster computing."""
 
 import importlib.util
+import io
 import logging
 import os
 import signal
 import threading
-import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm.auto import tqdm
 
-from vtamiq.databases.patches import ImagePatches
 from vtamiq.model.accelerate import accelerate, accelerated, compile_blocks
 from vtamiq.training.module import Fitting
 from vtamiq.training.stage import Stage
@@ -32,6 +31,7 @@ __all__ = [
     "Progress",
     "Termination",
     "checkpoints",
+    "end_at_sigterm",
     "readable_checkpoint",
 ]
 
@@ -52,27 +52,24 @@ class History(Callback):
     interruption.
     """
 
-    def __init__(self, out: Path, dataset: ImagePatches | None = None):
-        self.out, self.dataset = out, dataset
+    def __init__(self, out: Path):
+        self.out = out
         self.rows: list[dict[str, float]] = []
         self.batches = 0  # since the beginning of the run
-        self.seconds, self._since = 0.0, time.monotonic()
         self._begin_epoch()
         self._board = None
 
     def _begin_epoch(self) -> None:
         self.sums: dict[str, torch.Tensor] = {}  # on the device: to read a value there at every step would stall it
         self.count = 0
-        self.failed: list[int] = []
 
     @rank_zero_only
     def on_fit_start(self, trainer: lightning.Trainer, module: Fitting) -> None:
-        if self.rows:  # whatever became of the file: it is read at the end, and perhaps no epoch is left to write it
+        if self.rows:  # whatever became of the file, and perhaps no epoch is left to write it
             write_table(pd.DataFrame(self.rows), self.out / "history.csv")
 
     @rank_zero_only
     def on_train_start(self, trainer: lightning.Trainer, module: Fitting) -> None:
-        self._since = time.monotonic()
         if importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
@@ -82,16 +79,12 @@ class History(Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: Fitting, outputs: dict[str, Any], batch: Any, batch_idx: int
     ) -> None:
-        values = dict(outputs["log"])
-        failed = values.pop("failed", None)
-        if failed is not None:
-            self.failed += failed[failed >= 0].tolist()
         self.batches += 1
         self.count += 1
-        for name, value in values.items():
+        for name, value in outputs["log"].items():
             self.sums[name] = self.sums.get(name, 0.0) + value.to(widest_float(value.device))
         if self.batches % EVERY == 0:
-            self._draw(values)
+            self._draw(outputs["log"])
 
     @rank_zero_only
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Fitting) -> None:
@@ -102,23 +95,10 @@ class History(Callback):
             row["train_w"] = module.sharpness.item()
         metrics = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val_")}
         row |= metrics
-        if module.stage.bad_images == "skip":
-            row["skipped"] = len(self.failed)
         self.rows.append(row)
         write_table(pd.DataFrame(self.rows), self.out / "history.csv")
         self._draw(metrics)
-        self._name_skipped(trainer.current_epoch)
         self._begin_epoch()
-
-    def _name_skipped(self, epoch: int) -> None:
-        if not self.failed:
-            return
-        rows = sorted(set(self.failed))
-        log.warning("epoch %d: %d bad rows skipped, such as %s", epoch, len(rows), self.dataset.paths(rows[0]))
-        path = self.out / "skipped.csv"
-        known = [pd.read_csv(path).query("epoch < @epoch")] if path.is_file() else []
-        named = pd.DataFrame({"epoch": epoch, "row": rows, "images": [self.dataset.paths(row) for row in rows]})
-        write_table(pd.concat([*known, named], ignore_index=True), path)
 
     def _draw(self, values: dict[str, Any]) -> None:
         if self._board is not None:
@@ -127,17 +107,13 @@ class History(Callback):
 
     @rank_zero_only
     def on_train_end(self, *_: Any) -> None:
-        self.seconds, self._since = self._elapsed(), time.monotonic()
         if self._board is not None:
             self._board.close()
 
-    def _elapsed(self) -> float:
-        return self.seconds + time.monotonic() - self._since
-
     def state_dict(self) -> dict[str, Any]:
-        state = {name: getattr(self, name) for name in ("rows", "batches", "count", "failed")}
+        state = {name: getattr(self, name) for name in ("rows", "batches", "count")}
         sums = {name: value.cpu() for name, value in self.sums.items()}
-        return state | {"sums": sums, "seconds": self._elapsed()}
+        return {**state, "sums": sums}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
@@ -166,32 +142,30 @@ class Progress(Callback):
     def on_train_end(self, *_: Any) -> None:
         self.bar.close()
 
-    @rank_zero_only
-    def on_exception(self, *_: Any) -> None:
-        if hasattr(self, "bar"):
-            self.bar.close()
-
 
 class Termination(Callback):
-    """SIGTERM ends a process of several at once, and those that it has started.
+    """SIGTERM ends the process at once; the run resumes at the last checkpoint.
 
-    Lightning would exchange a message between all processes first, which waits forever where one of them is already
-    waiting for another message. The run resumes at the last checkpoint.
+    Lightning would keep the epoch as if it were whole, and exchange a message between all processes first, which waits
+    forever where one of them is already waiting for another message.
     """
 
-    def on_fit_start(self, trainer: lightning.Trainer, module: Fitting) -> None:
-        self.before = signal.getsignal(signal.SIGTERM)  # of the user: Lightning has not set its own yet
-
     def on_train_start(self, trainer: lightning.Trainer, module: Fitting) -> None:
-        def end(number: int, frame: Any) -> None:
-            if trainer.strategy.launcher is not None:
-                trainer.strategy.launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))  # they may wait for us
-            if callable(self.before):
-                self.before(number, frame)
-            raise SystemExit(128 + number)
+        end_at_sigterm(trainer)  # in place of Lightning's handler
 
-        if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, end)  # Lightning brings back at the end what was there before
+
+def end_at_sigterm(trainer: lightning.Trainer) -> bool:
+    """Let SIGTERM end this process and those that it has started; False where a thread cannot."""
+
+    def end(number: int, frame: Any) -> None:
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))  # they may wait for us
+        raise SystemExit(128 + number)
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread:
+        signal.signal(signal.SIGTERM, end)
+    return in_main_thread
 
 
 class OneDNN(Callback):
@@ -233,9 +207,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Replace a checkpoint in one step, and keep the one before `last.ckpt`, in case a disk damages the last."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        path = Path(path)
+        path, content = (
+            Path(path),
+            io.BytesIO(),
+        )  # Lightning would write by way of the system's folder for temporary files
+        torch.save(checkpoint, content)
         with replacing(path) as temporary:
-            super().save_checkpoint(checkpoint, temporary, storage_options)
+            temporary.write_bytes(content.getbuffer())
             if path.name == "last.ckpt" and path.exists():
                 os.replace(path, path.with_name(PREVIOUS))
 
@@ -253,10 +231,10 @@ class MovableCheckpoint(ModelCheckpoint):
 
 
 class TimedCheckpoint(MovableCheckpoint):
-    """Every few minutes within an epoch: between two steps, but not after the last one, where the epoch's own follows."""
+    """Every few minutes within an epoch, but not after its last step, where the epoch's own follows."""
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *rest: Any) -> None:
-        if not trainer.is_last_batch and not trainer.fit_loop._should_accumulate():
+        if not trainer.is_last_batch:
             super().on_train_batch_end(trainer, *rest)
 
 

@@ -1,4 +1,4 @@
-"""Training losses of VTAMIQ: mean absolute error, pairwise rank, Pearson, and the loss on pairwise preferences.
+"""Training losses of VTAMIQ: mean absolute error (also of preferences), pairwise rank, Pearson.
 
 `prediction` and `target` are (n,) float tensors of one batch, both in the direction "larger is worse".
 """
@@ -66,12 +66,6 @@ def combined_loss(
     }
     total = sum(weights[name] * parts[name] for name in parts if weights[name])
     return total, {name: part.detach() for name, part in parts.items()}
-
-
-def preference_loss(probability: Tensor, target: Tensor) -> Tensor:
-    """mean |P − target| over pairs; both (n,), probabilities that A is preferred."""
-    _check(probability, target)
-    return F.l1_loss(probability, target)
 
 
 def _check(prediction: Tensor, target: Tensor) -> None:

@@ -4,7 +4,6 @@ On several devices, each one encodes its share of a batch; then all see the scor
 Pearson compare the same rows as on one device. Gradients flow back through that exchange.
 """
 
-import signal
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -17,11 +16,10 @@ from timm.optim import Muon
 from torch import Tensor, nn
 
 from vtamiq.model.network import VTAMIQ, preference
-from vtamiq.training.losses import combined_loss, preference_loss
+from vtamiq.training.losses import combined_loss, mae_loss
 from vtamiq.training.stage import Stage
 
-__all__ = ["Fitting", "PreferenceFitting", "fitting_for", "muon_groups"]
-
+__all__ = ["Fitting", "PreferenceFitting", "frozen_parameters", "muon_groups"]
 
 ADAM_BETAS = (0.9, 0.999)  # PyTorch's, for what Muon leaves to Adam
 
@@ -41,28 +39,20 @@ class Fitting(lightning.LightningModule):
         self.register_parameter("sharpness", None)  # w of preferences
         self._validated: list[tuple[Tensor, Tensor, Tensor]] = []  # rows (B,), what was predicted and its target (B, C)
 
-    # ------------------------------------------------------------------------------------------------------- training
-
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        # Dropout becomes a function of (seed, epoch, batch), as patches and order are: after a crash, whatever else drew
-        # random numbers since the start makes no difference. Devices drop out differently.
+        # Dropout is a function of (seed, epoch, batch), as patches and order are, so that a run resumes exactly. Devices
+        # drop out differently.
         entropy = [self.stage.seed, self.current_epoch, batch_idx, self.global_rank]
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
         learning = self.current_epoch >= self.stage.freeze_epochs
         for parameter in self.frozen:  # not once an epoch: a resumed epoch has no start
             parameter.requires_grad_(learning)
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        if self.trainer.received_sigterm:  # Lightning would end the epoch here, and keep it as if it were whole
-            raise SystemExit(128 + signal.SIGTERM)
-
     def training_step(self, batch: dict[str, Tensor], _: int) -> dict[str, Any]:
         predicted, targets = (self.of_all_devices(value) for value in self.predict_all(batch))
         loss, parts = self.loss(predicted, targets)
-        log = {"train_loss": loss.detach()} | {f"train_{name}": value for name, value in parts.items()}
-        if "failed" in batch:
-            log["failed"] = self.of_all_devices(batch["failed"])
-        return {"loss": loss, "log": log}
+        log = {f"train_{name}": value for name, value in parts.items()}
+        return {"loss": loss, "log": {"train_loss": loss.detach(), **log}}
 
     def predict_all(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Predictions and targets of the rows of a batch, (B, C) each: q, then the auxiliary heads."""
@@ -94,14 +84,16 @@ class Fitting(lightning.LightningModule):
         """The rows of all devices, (B, …), in the order of a single device's batch; gradients find their way back."""
         return values if self.trainer.world_size == 1 else self.all_gather(values, sync_grads=True).flatten(0, 1)
 
-    # ----------------------------------------------------------------------------------------------------- validation
-
     def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
         self._validated.append(tuple(value.cpu() for value in (batch["row"], *self.predict_all(batch))))
 
     def on_validation_epoch_end(self) -> None:
-        parts = _all_objects(self._validated, self.trainer.world_size)
-        self._validated.clear()
+        parts = self._validated
+        if self.trainer.world_size > 1:  # processes may have different numbers of batches
+            lists: list[list] = [[] for _ in range(self.trainer.world_size)]
+            torch.distributed.all_gather_object(lists, parts)
+            parts = [part for of_one in lists for part in of_one]
+        self._validated = []
         rows, predicted, targets = (torch.cat(values) for values in zip(*parts, strict=True))
         order = rows.argsort()  # as on a single device, to the last bit
         for name, value in self.judge(predicted[order], targets[order]).items():
@@ -112,8 +104,6 @@ class Fitting(lightning.LightningModule):
         sroccs = _sroccs(predicted, targets)
         found = {"srocc": sroccs[0], "mae": float((predicted[:, 0] - targets[:, 0]).abs().mean())}
         return found | ({"auxiliary_srocc": float(np.mean(sroccs[1:]))} if self.heads is not None else {})
-
-    # ------------------------------------------------------------------------------------------------------ optimiser
 
     def configure_optimizers(self) -> dict[str, Any]:
         settings, rate_at = self.stage.optimizer, self.stage.schedule.rate_at
@@ -159,7 +149,7 @@ class PreferenceFitting(Fitting):
         return preference(q_a, q_b, self.sharpness)[:, None], batch["target"][:, None]
 
     def loss(self, predicted: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = preference_loss(predicted[:, 0], targets[:, 0])
+        loss = mae_loss(predicted[:, 0], targets[:, 0])
         agree = (predicted > 0.5) == (targets > 0.5)
         return loss, {"accuracy": agree[targets != 0.5].float().mean().nan_to_num(0.5), "w": self.sharpness.detach()}
 
@@ -170,18 +160,12 @@ class PreferenceFitting(Fitting):
         return {"srocc": _sroccs(predicted, targets)[0], "mae": error, "accuracy": float(agree.float().mean())}
 
 
-def fitting_for(model: VTAMIQ, stage: Stage) -> Fitting:
-    """The Lightning module of the stage's loss."""
-    return (PreferenceFitting if stage.learns_preferences else Fitting)(model, stage)
-
-
 def muon_groups(model: VTAMIQ, groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Split each of the optimiser's groups into what Muon moves and what stays with AdamW (with Nesterov momentum).
 
-    Muon (K. Jordan 2024; here timm's) makes every step of a matrix orthogonal, so that all directions of its input learn at
-    one pace. That suits the linear layers of encoder and DiffNet. Tables, tokens, gains, biases and heads stay with AdamW,
-    as does a matrix with fewer than four rows or columns. Steps are scaled to the size of AdamW's (Liu et al. 2025, arXiv
-    2502.16982), so that one rate serves both.
+    Muon (K. Jordan 2024; here timm's) makes every step of a matrix orthogonal. It moves the linear layers of encoder and
+    DiffNet; tables, tokens, gains, biases and heads stay with AdamW. Steps are scaled to the size of AdamW's (Liu et al.
+    2025, arXiv 2502.16982), so that one rate serves both.
     """
     parts = [part for part in (model.encoder, model.diffnet, model.difference_gate) if part is not None]
     linears = [layer for part in parts for layer in part.modules() if isinstance(layer, nn.Linear)]
@@ -228,12 +212,3 @@ def _sroccs(predicted: Tensor, targets: Tensor) -> list[float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # constant predictions: NaN says it
         return [float(spearmanr(q, y).statistic) for q, y in zip(predicted.T, targets.T, strict=True)]
-
-
-def _all_objects(values: list, world_size: int) -> list:
-    """Join the lists of all processes, which may differ in length."""
-    if world_size == 1:
-        return list(values)
-    lists: list[list] = [[] for _ in range(world_size)]
-    torch.distributed.all_gather_object(lists, values)
-    return [value for part in lists for value in part]

@@ -1,13 +1,9 @@
 """One stage of training: a model, labelled pairs and a `Stage` in; a run folder out.
 
 Run folder: `run.json` (stage, model, data, versions), `stage.yaml`, `history.csv` (a row per epoch), `tensorboard/` where
-that is installed, `checkpoints/` (`best` by SROCC on the validation rows, `last`, `previous`), `model/` (best weights, for
-`VTAMIQ.from_pretrained`), `predictions.parquet` (validation and test rows, scored once at the end),
-`start_predictions.parquet` (test rows, by the weights that the run started from; if asked for), `result.json`.
-`run.lock` keeps a second process out; while rows are scored, `scoring/` has the draws that are finished.
-
-An interrupted run resumes at its last checkpoint, after an epoch or within one: patches, order and dropout are functions of
-the seed, the epoch and the batch, so it ends with the weights of an uninterrupted run.
+that is installed, `checkpoints/` (`best` by validation SROCC, `last`, `previous`), `model/` (best weights),
+`predictions.parquet` (validation and test rows), `start_predictions.parquet` (test rows, by the first weights; if asked
+for), `result.json`, `run.lock` (keeps a second process out), and `scoring/` (finished draws, while rows are scored).
 """
 
 import copy
@@ -31,7 +27,7 @@ from typing import Any
 import lightning.pytorch as lightning
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, Timer
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.utils.data import DataLoader, Subset
 
@@ -50,9 +46,10 @@ from vtamiq.training.callbacks import (
     Progress,
     Termination,
     checkpoints,
+    end_at_sigterm,
     readable_checkpoint,
 )
-from vtamiq.training.module import fitting_for, frozen_parameters
+from vtamiq.training.module import Fitting, PreferenceFitting, frozen_parameters
 from vtamiq.training.stage import Stage
 from vtamiq.utils.configs import build
 from vtamiq.utils.digests import digest_table, digest_weights
@@ -71,7 +68,7 @@ TIMEOUT = timedelta(days=1)  # for the other processes, while the main one score
 
 @dataclass(frozen=True)
 class Devices:
-    """Where a training runs: arguments of Lightning's Trainer by the same names."""
+    """Where a training runs; arguments of Lightning's Trainer."""
 
     accelerator: str = "auto"
     devices: int = 1
@@ -79,18 +76,13 @@ class Devices:
     strategy: str = "auto"
 
     @property
-    def single(self) -> bool:
-        return self.devices == 1 and self.num_nodes == 1
-
-    @property
     def processes(self) -> int:
-        """How many train together."""
         return (max(1, torch.cuda.device_count()) if self.devices == -1 else self.devices) * self.num_nodes
 
     @property
     def main(self) -> bool:
         """Whether this process is the only one, or the one that writes."""
-        return self.single or is_first_process()
+        return self.processes == 1 or is_first_process()
 
 
 @dataclass(frozen=True)
@@ -113,12 +105,12 @@ class Run:
 
     @property
     def started_from(self) -> str:
-        """Digest of the weights that the run started from: the `digest` of the run before, in a chain of stages."""
+        """Digest of the weights that the run started from."""
         return self.record["start"]
 
     @property
     def digest(self) -> str:
-        """Digest of the weights that the run has come to."""
+        """Digest of the best weights."""
         return digest_weights(self.model)
 
     def was_trained_on(self, database: Database) -> bool:
@@ -150,7 +142,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A checked stage with all that it is trained and tested on."""
+    """A checked stage, its data and devices."""
 
     stage: Stage
     parts: dict[str, Database]  # train, val and, if it is tested, test
@@ -177,31 +169,28 @@ def train(
 ) -> Run:
     """Train `model`, or resume the run that `out` holds, or return it if it is finished.
 
-    Labels are normalised on the training rows only. Test rows are scored once, at the end, with the best weights.
+    Labels are normalised on the training rows only. Test rows are scored once, at the end, with the best weights. An
+    interrupted run resumes at its last checkpoint and ends with the weights of an uninterrupted one.
 
-    With several devices, each takes its share of every batch, and the result is that of one device but for dropout and
-    rounding. Every process runs this function: under `torchrun`, or in a script, which Lightning then starts once more
-    for each further device (in a notebook, `launch`).
+    With several devices, each takes its share of every batch; the result is that of one device but for dropout and
+    rounding. Every process runs this function: under `torchrun`, or in a script, which Lightning starts once more for
+    each further device (in a notebook, `launch`).
 
     Args:
-        model: trained in place; afterwards it is on the CPU, in evaluation mode, with the best weights, or after an
-            interruption with those that it came with. They are part of what makes a run the same, so call again with a
-            model built the same way.
-        training, validation, test: parts without a common reference; `Database.split` makes such. With
-            a `PreferenceLoss`, the preferences of the first two are learnt and validated on.
+        model: trained in place; afterwards on the CPU, in evaluation mode, with the best weights (after an interruption,
+            with its own). Its weights are part of what makes a run the same.
+        training, validation, test: parts without a common reference, as of `Database.split`.
         out: run folder.
         accelerator, devices, num_nodes, strategy: of Lightning's Trainer: "auto", "cpu" or "gpu"; devices on each node,
-            -1 for all; "auto" (one device, or DDP), "ddp", or another one of its strategies, of which none was tried
-            here. FSDP cannot clip by the norm: it needs `optimizer.gradient_clip=0`.
-        score_start: have the weights that the run starts from predict the test rows as well, once
-            (`start_predictions.parquet`): what the training has gained.
+            -1 for all; "auto" (one device, or DDP), "ddp", or another one, of which none was tried here.
+        score_start: also score the test rows with the first weights: what the training has gained.
 
     Raises:
-        ValueError: `out` holds a run of another stage, model, start, data or code, or another process is training there,
-            parts share contents, training diverged (try a lower learning rate), the batch cannot be shared evenly by the
-            devices, or another process than this one failed, which has its own error.
-        ImageError: an image cannot be read, unless it is one of the training rows and `stage.bad_images` is "skip".
-        KeyboardInterrupt: after Ctrl-C; what is in the last checkpoint is kept.
+        ValueError: `out` holds a run of another stage, model, start, data or code, or a damaged one, or another process is
+            training there; parts share contents; training diverged (try a lower learning rate); the batch cannot be
+            shared evenly by the devices; another process failed.
+        ImageError: an image cannot be read.
+        KeyboardInterrupt: after Ctrl-C; SystemExit with status 143 after SIGTERM.
     """
     out, places = Path(out), Devices(accelerator, devices, num_nodes, strategy)
     job = check_stage(model, stage, training, validation, test, places)
@@ -231,11 +220,7 @@ def check_stage(
     test: Database | None = None,
     places: Devices = Devices(),
 ) -> Prepared:
-    """Refuse what `train` would only find out about as it goes, and prepare the rest; no image is read.
-
-    Raises:
-        ValueError: as `train`, but for what is in the run folder or goes wrong while it trains.
-    """
+    """Prepare a training, refusing with ValueError what would stop it on the way; no image is read."""
     parts = {"train": training, "val": validation} | ({"test": test} if test is not None else {})
     _check_parts(parts, stage)
     if stage.caps.centre_map is not None and stage.caps.centre > 0:
@@ -270,7 +255,7 @@ def _check_parts(parts: dict[str, Database], stage: Stage) -> None:
 def _dataset(database: Database, caps: CAPS, stage: Stage, labels: LabelScale | None, augmented: bool) -> ImagePatches:
     options: dict[str, Any] = {"seed": stage.seed, "in_memory": stage.runtime.in_memory}
     if augmented:
-        options |= {"flips": stage.flips, "skip_bad": stage.bad_images == "skip"}
+        options["flips"] = stage.flips
     if stage.learns_preferences:
         return PreferencePatches(database, caps, **options)
     if augmented:
@@ -293,7 +278,7 @@ def _check_batches(rows: ImagePatches, held_out: ImagePatches, stage: Stage, wor
 
 
 def _train(model: VTAMIQ, job: Prepared, out: Path, progress: bool, score_start: bool) -> None:
-    """Fit, keep the best weights, score. If something stops it, the model is as it came, for the same call again."""
+    """Fit, keep the best weights, score. Where it fails, the model gets its own weights back."""
     start, main = copy.deepcopy(model), job.places.main
     with _alone(out) if main else nullcontext():
         if main:
@@ -333,13 +318,14 @@ def _fit(model: VTAMIQ, job: Prepared, out: Path, progress: bool) -> tuple[light
     """Run the training loop from where `out` left off; returns the trainer and the seconds that all of it took."""
     gc.collect()  # Lightning's cycles keep the images of a training before this one, if they are in memory
     stage, folder = job.stage, out / "checkpoints"
-    fitting, history = fitting_for(model, stage), History(out, job.rows)
+    fitting = (PreferenceFitting if stage.learns_preferences else Fitting)(model, stage)
     with _quiet():
-        trainer = _trainer(job, out, [history, *_callbacks(stage, folder, progress)])
+        trainer = _trainer(job, out, timer := Timer(), progress)
         loaders = _loaders(job, trainer)
         resumed = readable_checkpoint(folder)
         if resumed is not None:
-            _resume(resumed[1], stage, trainer, loaders[0])
+            # Lightning makes its iterator before it would load this
+            loaders[0].load_state_dict(resumed[1]["loops"]["fit_loop"]["state_dict"]["combined_loader"][0])
         elif folder.is_dir() and any(folder.glob("*.ckpt")):
             log.warning("%s: no checkpoint can be read; the training begins anew", out.name)
         model.encoder.recompute = stage.runtime.gradient_checkpointing
@@ -350,27 +336,20 @@ def _fit(model: VTAMIQ, job: Prepared, out: Path, progress: bool) -> tuple[light
         finally:
             for parameter in fitting.frozen:
                 parameter.requires_grad_(True)
-    return trainer, history.seconds
+    return trainer, timer.time_elapsed("train")
 
 
-def _callbacks(stage: Stage, folder: Path, progress: bool) -> list[Callback]:
-    callbacks = [Termination(), *checkpoints(folder, stage)]
+def _trainer(job: Prepared, out: Path, timer: Timer, progress: bool) -> lightning.Trainer:
+    stage, places = job.stage, job.places
+    callbacks = [timer, History(out), Termination(), *checkpoints(out / "checkpoints", stage)]
     if stage.onednn:
         callbacks.append(OneDNN())
     if stage.compile:
         callbacks.append(Compiled())
     if stage.ema:
         callbacks.append(EMAWeightAveraging(decay=stage.ema))
-    if stage.patience:  # NaN is a validation without an order, no reason to stop
-        options = {"mode": "max", "check_on_train_epoch_end": True, "check_finite": False}
-        callbacks.append(EarlyStopping("val_srocc", patience=stage.patience, **options))
     if progress:
         callbacks.append(Progress())
-    return callbacks
-
-
-def _trainer(job: Prepared, out: Path, callbacks: list[Callback]) -> lightning.Trainer:
-    stage, places = job.stage, job.places
     return lightning.Trainer(
         default_root_dir=out,
         accelerator=places.accelerator,
@@ -379,7 +358,6 @@ def _trainer(job: Prepared, out: Path, callbacks: list[Callback]) -> lightning.T
         strategy=_strategy(places, stage),
         precision=stage.precision,
         max_epochs=stage.epochs,
-        accumulate_grad_batches=stage.accumulate,
         gradient_clip_val=stage.optimizer.gradient_clip or None,
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
@@ -392,7 +370,7 @@ def _trainer(job: Prepared, out: Path, callbacks: list[Callback]) -> lightning.T
 
 
 def _strategy(places: Devices, stage: Stage) -> str | Strategy:
-    if places.strategy not in ("auto", "ddp") or places.single:
+    if places.strategy not in ("auto", "ddp") or places.processes == 1:
         return places.strategy
     # Validation rows may not share out evenly, which an exchange of buffers, constants here, would not survive.
     unused = bool(stage.freeze)  # parameters that do not learn at first
@@ -404,14 +382,9 @@ def _loaders(job: Prepared, trainer: lightning.Trainer) -> tuple[DataLoader, Dat
     stage, rank, world_size = job.stage, trainer.global_rank, trainer.world_size
     items, workers = stage.batch_size // stage.distorted_per_reference, stage.runtime.workers
     batches = PatchLoader(
-        job.rows,
-        batch_size=items,
-        workers=workers,
-        shuffle=True,
-        drop_last=len(job.rows) >= items,
-        rank=rank,
+        job.rows, batch_size=items, workers=workers, shuffle=True, drop_last=len(job.rows) >= items, rank=rank,
         world_size=world_size,
-    )
+    )  # fmt: skip
     # A plain loader: without an epoch in its indices, every epoch is validated on the same patches.
     val_batches = DataLoader(
         Subset(job.held_out, range(rank, len(job.held_out), world_size)),
@@ -422,36 +395,27 @@ def _loaders(job: Prepared, trainer: lightning.Trainer) -> tuple[DataLoader, Dat
     return batches, val_batches
 
 
-def _resume(checkpoint: dict[str, Any], stage: Stage, trainer: lightning.Trainer, batches: DataLoader) -> None:
-    """Prepare what Lightning would not resume as it was."""
-    states = [state for name, state in checkpoint["callbacks"].items() if name.startswith("EarlyStopping")]
-    if any(state["wait_count"] >= stage.patience for state in states):
-        # Lightning would go on for one more. Not to fit at all would leave several processes without a connection.
-        trainer.fit_loop.max_epochs = len(checkpoint["callbacks"]["History"]["rows"])
-    # Lightning has made its iterator before it would load this.
-    batches.load_state_dict(checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"][0])
-
-
 @contextmanager
 def _signals(trainer: lightning.Trainer) -> Iterator[None]:
     """Ctrl-C raises KeyboardInterrupt, and SIGTERM ends the process with its usual status."""
-    on_interrupt = signal.getsignal(signal.SIGINT)
+    on_interrupt, on_termination = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    handles_sigterm = end_at_sigterm(trainer)
     try:
         yield
     except SystemExit as end:
-        if trainer.received_sigterm or end.code == 128 + signal.SIGTERM:
-            raise SystemExit(128 + signal.SIGTERM) from None  # as of a process that had no handler for it
-        if not trainer.interrupted:
+        if end.code == 128 + signal.SIGTERM:
             raise
         # Lightning answers Ctrl-C by leaving the process, with further ones ignored.
         signal.signal(signal.SIGINT, on_interrupt)
         raise KeyboardInterrupt("training interrupted; the same call resumes at the last checkpoint") from None
+    finally:
+        if handles_sigterm:
+            signal.signal(signal.SIGTERM, on_termination)
 
 
 @contextmanager
 def _together(trainer: lightning.Trainer) -> Iterator[bool]:
-    """Whether this is the main process; the others wait at the end of the block, and fail there if the main one
-    failed."""
+    """Whether this is the main process; the others wait at the end of the block, and fail where it failed."""
     main = trainer.is_global_zero
     try:
         yield main
@@ -466,7 +430,7 @@ def _together(trainer: lightning.Trainer) -> Iterator[bool]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence Lightning's notices about devices, unused workers and tips, which do not concern this loop."""
+    """Silence Lightning's notices about devices, workers and folders."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     noise = ("does not have many workers", "Checkpoint directory", "number of training batches", "LeafSpec",
@@ -486,7 +450,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _keep_best(model: VTAMIQ, job: Prepared, out: Path) -> dict[str, Any]:
-    """Give the model the weights of the best epoch and save it; returns what `result.json` says of the run."""
+    """Give the model the weights of the best epoch and save it; returns the result of the run."""
     stage, training, validation = job.stage, job.parts["train"], job.parts["val"]
     weights, result = _best(out, stage)
     model.load_state_dict(weights)
@@ -534,7 +498,7 @@ def _score_parts(model: VTAMIQ, job: Prepared, out: Path, progress: bool) -> Non
 
 
 def _score_start(start: VTAMIQ, job: Prepared, out: Path, progress: bool) -> None:
-    """Write the prediction table of the test rows by the weights that the run started from."""
+    """Write the prediction table of the test rows by the first weights."""
     write_table(_score(start, job, out, progress, split="test"), out / START)
 
 
@@ -572,7 +536,7 @@ def _in_words(stage: Stage, training: Database) -> str:
 
 
 def _record(model: VTAMIQ, job: Prepared) -> dict[str, Any]:
-    """What `run.json` holds; all of it but versions and runtime settings makes a run the same."""
+    """The content of `run.json`; all of it but versions and runtime settings makes a run the same."""
     record = {
         "stage": asdict(job.stage),
         "model": asdict(model.config),
@@ -620,7 +584,7 @@ def _claim(out: Path, record: dict[str, Any]) -> None:
 
 
 def _wait_for_claim(out: Path, record: dict[str, Any]) -> None:
-    """Wait until the main process has made the folder ready for this very run."""
+    """Wait until the main process has claimed the folder for this run."""
     path, until = out / "run.json", time.monotonic() + PATIENCE
     while time.monotonic() < until:
         if path.is_file() and not _differences(record, json.loads(path.read_text())):

@@ -10,7 +10,7 @@ import yaml
 
 from vtamiq.caps import CAPS
 from vtamiq.databases.patches import Flips
-from vtamiq.utils.configs import build, conform, require
+from vtamiq.utils.configs import build, conform, read_yaml, require
 from vtamiq.utils.files import write_text
 
 __all__ = ["Optimizer", "PreferenceLoss", "Runtime", "Schedule", "ScoreLoss", "Stage"]
@@ -18,7 +18,6 @@ __all__ = ["Optimizer", "PreferenceLoss", "Runtime", "Schedule", "ScoreLoss", "S
 OPTIMIZERS = ("adamw", "sgd", "muon")
 SCHEDULES = ("exponential", "cosine", "constant")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # positions and labels must not be rounded to half precision
-BAD_IMAGES = ("stop", "skip")
 
 
 @dataclass(frozen=True)
@@ -28,9 +27,9 @@ class ScoreLoss:
     Attributes:
         kind: "scores", which tells this loss from `PreferenceLoss` in YAML.
         mae_weight, rank_weight, pearson_weight: weights of the three losses (`combined_loss`).
-        auxiliary: further columns of the pairs to learn, distortions in 0..1 such as `rank_vsi`. Each gets a linear head on
-            the modulated difference vector, in training only: the model and its score q stay as they are.
-        auxiliary_weight: weight of the mean loss of these heads, beside the loss of q.
+        auxiliary: further columns of the pairs to learn, distortions in 0..1 such as `rank_vsi`, by linear heads on the
+            modulated difference vector that exist in training only.
+        auxiliary_weight: weight of the mean loss of these heads.
         zero_error: probability that a training pair is replaced by the reference twice, with label 0.
     """
 
@@ -77,7 +76,7 @@ class Optimizer:
         lr_scale: learning rate of the encoder, relative to `lr`.
         momentum: of "sgd" and "muon" (0.95 is usual there); "adamw" has its own.
         weight_decay: of all weights but the sharpness w of preferences.
-        gradient_clip: largest global norm of the network's gradient; 0 switches clipping off. w is not clipped.
+        gradient_clip: largest global norm of the network's gradient, w apart; 0 switches clipping off.
     """
 
     name: str = "adamw"
@@ -135,10 +134,10 @@ class Runtime:
 
     Attributes:
         workers: processes that load patches, for each device.
-        in_memory: decode every pair once and keep it, in each worker of training and validation; for small databases.
-        checkpoint_minutes: an interrupted run loses at most about this much, however long its epochs are.
-        gradient_checkpointing: compute the encoder's blocks again in the backward pass instead of keeping their results:
-            less memory, about a third more time, the same weights.
+        in_memory: decode every pair once and keep it, in each worker; for small databases.
+        checkpoint_minutes: an interrupted run loses at most about this much.
+        gradient_checkpointing: compute the encoder's blocks again in the backward pass: less memory, about a third more
+            time, the same weights.
     """
 
     workers: int = 0
@@ -159,26 +158,21 @@ class Stage:
     Attributes:
         loss: what is learnt, scores or preferences. In YAML, `loss: {kind: preferences}`; without a kind, scores.
         caps: patch sampling in training; patch size, position convention and scales are taken from the model.
-        test_patches, num_draws: patches per image, and draws averaged, when validation and test rows are scored at the
-            end; validation after each epoch uses `test_patches` and one draw, the same for every epoch.
-        epochs: the most there can be; see `patience`.
+        test_patches, num_draws: patches per image, and draws averaged, when rows are scored at the end; validation after
+            each epoch uses one draw, always the same.
+        epochs: passes over the training rows.
         batch_size: of all devices together. Rank and Pearson losses compare all of its rows.
-        distorted_per_reference: distorted images that share a reference and the positions of their patches; it is
-            encoded once, so that V of them cost 1 + V images instead of 2 V, and a batch has fewer references. Not for
-            preferences. Validation and tests score every pair by itself.
-        accumulate: batches whose gradients are added up before a step. Rows are compared within each batch only.
-        freeze: parts of the model that do not learn in the first `freeze_epochs` epochs: names of modules or parameters,
-            such as "encoder", "encoder.patch_projection", "encoder.blocks.0".
-        ema: decay of a moving average of the weights over the steps, which is then validated and kept; 0 for none.
-        patience: stop after this many epochs without a better validation SROCC; 0 never does.
+        distorted_per_reference: distorted images of a batch that share a reference, which is encoded once, and the
+            positions of their patches. In training only, not for preferences.
+        freeze: modules or parameters that do not learn in the first `freeze_epochs` epochs, such as "encoder" or
+            "encoder.blocks.0".
+        ema: decay of a moving average of the weights, which is then validated and kept; 0 for none.
         flips: augmentation.
         precision: "32-true", "bf16-mixed" or "16-mixed".
-        bad_images: "stop" ends the training with the name of an image that cannot be read; "skip" trains on the next pair
-            instead and counts (`history.csv`, and `skipped.csv` with names). Validation and test rows are never skipped.
         onednn: on a CPU, compute linear layers with oneDNN where a timing at the start says that it pays. Results differ
-            by rounding, also from machine to machine; an interrupted run keeps what was chosen.
-        compile: compile the encoder's blocks with torch.compile, for GPUs: minutes at the start. Results differ by
-            rounding, but `mlp_dropout` and `encoder_drop_path` of the model draw other numbers.
+            by rounding.
+        compile: compile the encoder's blocks with torch.compile, for GPUs. Results differ by rounding, and the model's
+            `mlp_dropout` and `encoder_drop_path` draw other numbers.
         seed: random seed of patches, order, dropout and heads.
     """
 
@@ -192,14 +186,11 @@ class Stage:
     epochs: int = 20
     batch_size: int = 16
     distorted_per_reference: int = 1
-    accumulate: int = 1
     freeze: tuple[str, ...] = ()
     freeze_epochs: int = 0
     ema: float = 0.0
-    patience: int = 0
     flips: Flips = Flips(horizontal=0.5, vertical=0.5)  # noqa: RUF009
     precision: str = "32-true"
-    bad_images: str = "stop"
     onednn: bool = False
     compile: bool = False
     runtime: Runtime = Runtime()
@@ -207,20 +198,19 @@ class Stage:
 
     def __post_init__(self):
         conform(self)
-        for name in ("test_patches", "num_draws", "epochs", "accumulate", "distorted_per_reference"):
+        for name in ("test_patches", "num_draws", "epochs", "distorted_per_reference"):
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
         require(self, "batch_size", self.batch_size >= 2, "must be at least 2: losses compare rows of a batch")
         shared = self.batch_size % self.distorted_per_reference == 0
         require(self, "distorted_per_reference", shared, f"must divide batch_size={self.batch_size}")
         alone = self.distorted_per_reference == 1 or not self.learns_preferences
         require(self, "distorted_per_reference", alone, "must be 1 for preferences")
-        for name in ("seed", "patience", "freeze_epochs"):
+        for name in ("seed", "freeze_epochs"):
             require(self, name, getattr(self, name) >= 0, "must not be negative")
         together = (self.freeze_epochs >= 1) == bool(self.freeze)
         require(self, "freeze_epochs", together, "must be from 1 where `freeze` names parts, else 0")
         require(self, "ema", 0 <= self.ema < 1, "must lie in [0, 1)")
         require(self, "precision", self.precision in PRECISIONS, f"must be one of {PRECISIONS}")
-        require(self, "bad_images", self.bad_images in BAD_IMAGES, f"must be one of {BAD_IMAGES}")
         full = not self.onednn or self.precision == "32-true"
         require(self, "onednn", full, "needs precision='32-true'")
         require(self, "compile", not (self.compile and self.onednn), "takes the place of onednn: choose one of them")
@@ -237,7 +227,7 @@ class Stage:
     @classmethod
     def load(cls, path: str | Path) -> "Stage":
         """Read a stage from YAML; unknown names raise `ValueError` with the nearest known one."""
-        return build(cls, yaml.safe_load(Path(path).read_text()) or {})
+        return build(cls, read_yaml(Path(path).read_text(encoding="utf-8")) or {})
 
     @classmethod
     def upgraded(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -272,7 +262,7 @@ FLAT_NAMES = {  # today's → in run folders whose stage had all settings side b
     "runtime": {name: name for name in Runtime.__dataclass_fields__},
 }  # fmt: skip
 FLAT_RENAMED = {"labels": "loss.kind", "test_repeats": "num_draws", "versions": "distorted_per_reference"}
-FLAT_GONE = ("linearise", "squared", "mae_decay", "milestones", "step_factor")
+FLAT_GONE = ("linearise", "squared", "mae_decay", "milestones", "step_factor", "accumulate", "patience", "bad_images")
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:

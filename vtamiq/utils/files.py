@@ -41,7 +41,8 @@ _CLUTTER = ("thumbs.db", "desktop.ini")
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place once the block has ended well and its bytes are on the disk.
 
-    Missing folders are made. What stood at `path` stays until then; the temporary file goes if the block fails.
+    Missing folders are made. What stood at `path` stays until then; the temporary file goes if the block fails. An OSError
+    names `path`, also of a disk that is full.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,6 +52,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno and error.filename in (None, str(temporary)):
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
