@@ -94,7 +94,7 @@ def read_seen(folder: Path) -> tuple[dict[str, Any], ...] | None:
     """What a model has seen, as `save_pretrained` wrote it; None if there is no such file, or a damaged one."""
     try:
         seen = json.loads((folder / SEEN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     fields = {"database", "contents", "pictures"}
     whole = isinstance(seen, list) and all(isinstance(entry, dict) and fields <= entry.keys() for entry in seen)

@@ -23,7 +23,7 @@ from vtamiq.model.checkpoints import (
 from vtamiq.model.config import VTAMIQConfig
 from vtamiq.model.modes import usual_torch
 from vtamiq.model.original import convert_original, read_original
-from vtamiq.utils.files import replacing, write_text
+from vtamiq.utils.files import read_json, replacing, write_text
 
 __all__ = ["Pretrained"]
 
@@ -125,7 +125,7 @@ class Pretrained(
         """
         folder = find_folder(folder_or_id, download, revision)
         try:
-            model = cls(VTAMIQConfig.from_dict(json.loads((folder / CONFIG).read_text(encoding="utf-8"))))
+            model = cls(VTAMIQConfig.from_dict(read_json(folder / CONFIG, "get it anew")))
         except (ValueError, OSError, RuntimeError, MemoryError) as error:  # the latter two: sizes beyond all memory
             raise CheckpointError(f"{folder / CONFIG}: not a VTAMIQ configuration ({error})") from error
         load_weights(model, folder / WEIGHTS)

@@ -52,14 +52,16 @@ from vtamiq.training.callbacks import (
 from vtamiq.training.module import Fitting, PreferenceFitting, frozen_parameters
 from vtamiq.training.stage import Stage
 from vtamiq.utils.configs import build
-from vtamiq.utils.digests import digest_table, digest_weights
-from vtamiq.utils.files import clear_unfinished, holding, write_table, write_text
+from vtamiq.utils.digests import digest_file, digest_table, digest_weights
+from vtamiq.utils.files import clear_unfinished, holding, read_json, read_table, write_table, write_text
 from vtamiq.utils.processes import is_first_process
 
 __all__ = ["Run", "Stage", "train"]
 
 log = logging.getLogger(__name__)
 START = "start_predictions.parquet"  # in a run folder, if it was asked for
+ANEW = "remove the run folder and train again"
+RESCORE = "remove the result.json of the run and run again, which writes it anew"
 SCORING = "scoring"  # draws of tables to come, in a run folder
 PATIENCE = 600  # seconds that a process waits for the main one to claim the run folder
 COMPUTES = 2  # raise when the same settings give other results: runs begun before are then not resumed
@@ -123,21 +125,53 @@ class Run:
 
         Raises:
             FileNotFoundError: the folder holds no finished run.
+            ValueError: a file is damaged.
         """
         folder = Path(folder)
-        if not (folder / "result.json").is_file():
+        result = read_result(folder)
+        if result is None:
             raise FileNotFoundError(f"{folder}: holds no finished run (no result.json)")
-        record = json.loads((folder / "run.json").read_text())
+        record = _read_record(folder)
+        try:
+            stage = build(Stage, record["stage"])
+            labels = LabelScale(**record["labels"]) if "best" in (record["labels"] or {}) else None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{folder / 'run.json'} is damaged ({error}); {ANEW}") from error
         return cls(
             folder=folder,
-            stage=build(Stage, record["stage"]),
+            stage=stage,
             model=VTAMIQ.from_pretrained(folder / "model"),
-            labels=LabelScale(**record["labels"]) if "best" in (record["labels"] or {}) else None,
-            history=pd.read_csv(folder / "history.csv"),
-            predictions=pd.read_parquet(folder / "predictions.parquet"),
+            labels=labels,
+            history=read_table(folder / "history.csv", ["epoch", "val_srocc"], RESCORE),
+            predictions=read_table(folder / "predictions.parquet", ["q", "split"], RESCORE),
             record=record,
-            result=json.loads((folder / "result.json").read_text()),
+            result=result,
         )
+
+    def start_predictions(self) -> pd.DataFrame:
+        """What the first weights predicted for the test rows, if that was asked for; FileNotFoundError if not."""
+        return read_table(self.folder / START, ["q"])
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The result of a finished run, None of an unfinished one; ValueError if one of its files is damaged."""
+    path = folder / "result.json"
+    if not path.is_file():
+        return None
+    result = read_json(path, best_epoch=int, val_srocc=int | float | None, epochs=int, seconds=int | float)
+    for name, held in result.get("files", {}).items():  # folders of older versions have none
+        if not (folder / name).is_file() or digest_file(folder / name) != held:
+            mend = ANEW if name == "run.json" else RESCORE
+            raise ValueError(f"{folder / name} is damaged: it is not what the run left; {mend}")
+    return result
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    kinds = {"stage": dict, "model": dict, "start": str, "data": dict, "labels": dict | None}
+    record = read_json(folder / "run.json", ANEW, **kinds)
+    if not isinstance(record["data"].get("train"), dict) or "database" not in record["data"]["train"]:
+        raise ValueError(f"{folder / 'run.json'} is damaged (no training rows); {ANEW}")
+    return record
 
 
 @dataclass(frozen=True)
@@ -200,7 +234,7 @@ def train(
     else:
         _wait_for_claim(out, record)
     score_start = score_start and test is not None
-    if not (out / "result.json").is_file():
+    if read_result(out) is None:
         _train(model, job, out, progress, score_start)
     else:
         log.info("%s holds this run, finished; loaded, not trained again", out.name)
@@ -292,7 +326,8 @@ def _train(model: VTAMIQ, job: Prepared, out: Path, progress: bool, score_start:
                     _score_parts(model, job, out, progress)
                     if score_start:
                         _score_start(start, job, out, progress)
-                    write_text(out / "result.json", json.dumps(result | {"seconds": round(seconds, 1)}))
+                    result |= {"seconds": round(seconds, 1), "files": _digests(out)}
+                    write_text(out / "result.json", json.dumps(result))
                     shutil.rmtree(out / SCORING, ignore_errors=True)
         except BaseException:
             _become(model, start)
@@ -476,7 +511,7 @@ def _best(out: Path, stage: Stage) -> tuple[dict[str, torch.Tensor], dict[str, A
     weights = {name.removeprefix("model."): state[name] for name in state if name.startswith("model.")}
     if not all(value.isfinite().all() for value in state.values()):
         raise ValueError(f"{out.name}: training diverged, its weights are not finite; try a lower learning rate")
-    history = pd.read_csv(out / "history.csv").set_index("epoch")
+    history = read_table(out / "history.csv", ["epoch"]).set_index("epoch")
     val_srocc = float(history["val_srocc"].loc[checkpoint["epoch"]])
     if not math.isfinite(val_srocc):
         log.warning(
@@ -515,6 +550,13 @@ def _score(model: VTAMIQ, job: Prepared, out: Path, progress: bool, /, **labels:
     )  # fmt: skip
     model.cpu()
     return table
+
+
+def _digests(out: Path) -> dict[str, str]:
+    """Digests of the files of a finished run, by which damage is told."""
+    names = [f"model/{name}" for name in ("config.json", "model.safetensors", "seen.json")]
+    names = ["run.json", "history.csv", "predictions.parquet", *names]
+    return {name: digest_file(out / name) for name in names if (out / name).is_file()}
 
 
 def _in_words(stage: Stage, training: Database) -> str:
@@ -573,7 +615,7 @@ def _claim(out: Path, record: dict[str, Any]) -> None:
     if not path.is_file():
         write_text(path, json.dumps(record, indent=1))
         return
-    held = json.loads(path.read_text())
+    held = _read_record(out)
     different = _differences(record, held)
     if different:
         raise ValueError(
@@ -587,7 +629,7 @@ def _wait_for_claim(out: Path, record: dict[str, Any]) -> None:
     """Wait until the main process has claimed the folder for this run."""
     path, until = out / "run.json", time.monotonic() + PATIENCE
     while time.monotonic() < until:
-        if path.is_file() and not _differences(record, json.loads(path.read_text())):
+        if path.is_file() and not _differences(record, _read_record(out)):
             return
         time.sleep(0.2)
     raise ValueError(f"{out}: the main process has not made this run's folder ready; does every node see the folder?")

@@ -227,7 +227,10 @@ class Stage:
     @classmethod
     def load(cls, path: str | Path) -> "Stage":
         """Read a stage from YAML; unknown names raise `ValueError` with the nearest known one."""
-        return build(cls, read_yaml(Path(path).read_text(encoding="utf-8")) or {})
+        try:
+            return build(cls, read_yaml(Path(path).read_bytes()) or {})
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     @classmethod
     def upgraded(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -237,6 +240,7 @@ class Stage:
         """
         if "milestones" in values and "labels" in values:
             return _nested(values)
+        values = {name: value for name, value in values.items() if (name, value) not in GONE.items()}
         moved = {old: f"{part}.{new}" for part, names in FLAT_NAMES.items() for new, old in names.items()}
         moved |= FLAT_RENAMED
         for name, value in values.items():
@@ -262,7 +266,8 @@ FLAT_NAMES = {  # today's → in run folders whose stage had all settings side b
     "runtime": {name: name for name in Runtime.__dataclass_fields__},
 }  # fmt: skip
 FLAT_RENAMED = {"labels": "loss.kind", "test_repeats": "num_draws", "versions": "distorted_per_reference"}
-FLAT_GONE = ("linearise", "squared", "mae_decay", "milestones", "step_factor", "accumulate", "patience", "bad_images")
+GONE = {"accumulate": 1, "patience": 0, "bad_images": "stop"}  # settings that have left, and how they are left out
+FLAT_GONE = ("linearise", "squared", "mae_decay", "milestones", "step_factor", *GONE)
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -179,7 +179,10 @@ def plain(config: Any) -> dict[str, Any]:
 
 def read_yaml(text: str | bytes) -> Any:
     """Read YAML in which 1e-3 is a number and no name may stand twice in one place; yaml.YAMLError for anything else."""
-    return yaml.load(text, Loader=_Loader)
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError as error:
+        raise yaml.YAMLError("nested too deeply") from error
 
 
 class _Loader(yaml.SafeLoader):

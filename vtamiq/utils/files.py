@@ -1,15 +1,17 @@
-"""Files that appear complete or not at all, whenever the process or the power goes."""
+"""Files that appear complete or not at all, whenever the process or the power goes, and how they are read again."""
 
 import contextlib
 import errno
+import json
 import logging
+import math
 import os
 import re
 import stat
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,6 +29,8 @@ __all__ = [
     "is_utf8",
     "list_folder",
     "list_images",
+    "read_json",
+    "read_table",
     "replacing",
     "write_table",
     "write_text",
@@ -34,6 +38,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+AGAIN = "remove it and run again"
 _CLUTTER = ("thumbs.db", "desktop.ini")
 
 
@@ -169,3 +174,48 @@ def write_table(table: "pd.DataFrame", path: str | Path) -> Path:
         else:
             table.to_latex(temporary, index=False, float_format="%.3f", escape=True)
     return path
+
+
+def read_table(path: str | Path, columns: Sequence[str] = (), mend: str = AGAIN) -> "pd.DataFrame":
+    """Read a parquet or CSV table of ours, with at least these columns; ValueError that says how to mend a damaged one."""
+    import pandas as pd
+
+    try:
+        table = (pd.read_parquet if Path(path).suffix == ".parquet" else pd.read_csv)(path)
+        table[list(columns)]  # KeyError if it lacks one
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # pandas and Arrow have many
+        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}); {mend}") from error
+    return table
+
+
+def read_json(path: str | Path, mend: str = AGAIN, **kinds: Any) -> dict[str, Any]:
+    """Read an object with finite numbers from a JSON file of ours.
+
+    Args:
+        mend: what to do if it is damaged, for the message.
+        kinds: keys that it must have, and the types of their values, such as `epochs=int`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        values = json.loads(text, parse_float=_finite, parse_constant=_finite)
+        if not isinstance(values, dict):
+            raise ValueError("it holds no object")
+        for name, kind in kinds.items():
+            if not isinstance(values.get(name, ...), kind) or isinstance(values[name], bool):
+                raise ValueError(f"its `{name}` is missing or of another kind")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}); {mend}") from error
+    return values
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no finite number")
+    return value
