@@ -257,7 +257,7 @@ def _check_workers(chain: Chain, workers: int | None, gpus: Sequence[int]) -> in
     workers = len(gpus) or 1 if workers is None else max(1, count_workers(workers))
     if workers == 1 and not gpus:
         return 0
-    if not chain.places.single:
+    if chain.places.processes > 1:
         raise ValueError(
             "runs at once have one device each: set devices and num_nodes to 1, or run one after the other"
         )

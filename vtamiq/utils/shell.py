@@ -108,9 +108,12 @@ def answer(parser: argparse.ArgumentParser, argv: Sequence[str] | None, module: 
             raise
         say(f"vtamiq: {refusal}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt as interruption:
+    except (KeyboardInterrupt, SystemExit) as end:
+        by_sigterm = isinstance(end, _Terminated) or getattr(end, "code", None) == 143  # the latter from a training
+        if isinstance(end, SystemExit) and not by_sigterm:
+            raise
         _say_how_to_go_on(argv, module)
-        return 143 if isinstance(interruption, _Terminated) else 130
+        return 143 if by_sigterm else 130
     finally:
         signal.signal(signal.SIGTERM, before)
 
