@@ -180,8 +180,6 @@ def test_an_item_of_several_versions(tmp_path):
         assert (item["target"][copied] == 0).all()
     with pytest.raises(ValueError, match=r"distorted_per_reference=6, but images/r0.png has 5 distorted images only"):
         PairPatches(data, CAPS_8, distorted_per_reference=6)
-    with pytest.raises(ValueError, match="distorted_per_reference and skip_bad"):
-        PairPatches(data, CAPS_8, distorted_per_reference=2, skip_bad=True)
 
 
 def test_auxiliary_columns_come_with_the_item(tmp_path):

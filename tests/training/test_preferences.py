@@ -102,10 +102,10 @@ def test_triplets_that_cannot_be_had(database, parts, tmp_path):
     (tmp_path / "images" / "r0_1.png").write_bytes((tmp_path / "images" / "r0.png").read_bytes()[:-40])
     cut = with_preferences(other)
     rows = cut.preferences["a_path"].eq("images/r0_1.png") | cut.preferences["b_path"].eq("images/r0_1.png")
-    bad, good = (int(np.flatnonzero(rows == wanted)[0]) for wanted in (True, False))
-    patches = PreferencePatches(cut, CAPS(num_patches=4), skip_bad=True)
-    assert patches[bad]["failed"] == bad
-    assert patches[good]["failed"] == -1
+    patches = PreferencePatches(cut, CAPS(num_patches=4))
+    with pytest.raises(ImageError, match=r"r0_1\.png"):
+        patches[int(np.flatnonzero(rows)[0])]
+    assert len(patches[int(np.flatnonzero(~rows)[0])]["patches"]) == 3
 
 
 def test_recipes_of_triplets(database):

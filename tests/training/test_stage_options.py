@@ -349,13 +349,6 @@ def test_a_missing_reference_is_a_bad_image(damaged, tmp_path):
         train(fresh(), STAGE, training, *others, out=tmp_path / "r", progress=False)
 
 
-def test_where_all_is_bad_nothing_is_skipped(parts, tmp_path):
-    pairs = parts[0].pairs.assign(dist_path=[f"images/none_{k}.png" for k in range(len(parts[0]))])
-    patches = PairPatches(replace(parts[0], pairs=pairs), CAPS(num_patches=4), skip_bad=True)
-    with pytest.raises(ImageError, match=r"24 rows from row 3 on are bad, the last one: .*none_2"):
-        patches[3]
-
-
 def test_a_validation_without_an_order_is_told(parts, tmp_path, caplog):
     one = parts[1].subset(np.arange(len(parts[1])) == 2)
     run = train(fresh(), replace(STAGE, epochs=2), parts[0], one, parts[2], out=tmp_path / "r", progress=False)

@@ -17,8 +17,6 @@ from vtamiq.databases.pairs import PairImages, TripletImages
 from vtamiq.databases.schema import Database, LabelScale
 from vtamiq.images.reading import ImageError
 
-MOST_SKIPPED = 100  # bad rows in a row: then the database is bad, not a few images
-
 
 @dataclass(frozen=True)
 class Flips:
@@ -34,30 +32,16 @@ class Flips:
 
 
 class ImagePatches(Dataset, ABC):
-    """Patches of the images of a row, for any epoch: an index is epoch · len + row, so that workers need no state.
+    """Patches of the images of a row, for any epoch: an index is epoch · len + row, so that workers need no state."""
 
-    With `skip_bad`, the next good row takes the place of one with a bad image (`failed`).
-    """
-
-    def __init__(self, images: PairImages | TripletImages, caps: CAPS, flips: Flips, skip_bad: bool, seed: int):
-        self.images, self.caps, self.flips, self.skip_bad, self.seed = images, caps, flips, skip_bad, seed
+    def __init__(self, images: PairImages | TripletImages, caps: CAPS, flips: Flips, seed: int):
+        self.images, self.caps, self.flips, self.seed = images, caps, flips, seed
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        epoch, row = divmod(int(index), len(self))
-        if not self.skip_bad:
-            return self._item(epoch, row)
-        tries = min(len(self), MOST_SKIPPED)
-        for tried in range(tries):
-            try:
-                item = self._item(epoch, (row + tried) % len(self))
-            except ImageError as error:
-                problem = error
-            else:
-                return item | {"failed": torch.tensor(row if tried else -1)}
-        raise ImageError(f"{tries} rows from row {row} on are bad, the last one: {problem}")
+        return self._item(*divmod(int(index), len(self)))
 
     @abstractmethod
     def load(self, row: Any, rng: np.random.Generator) -> tuple[list[str], np.ndarray, dict[str, torch.Tensor]]:
@@ -87,14 +71,14 @@ class PairPatches(ImagePatches):
 
     Items are dicts: `patches` (2, N, 3, P, P) uint8 with the reference first, `uv` (N, 2) float32, `scale` (N,) int64
     (with a leading 2 if `caps.aligned` is off), `row` int64; given `labels`, `target` float32, the score as a distortion in
-    0..1; `auxiliary` (A,) float32, those columns; with `skip_bad`, `failed` int64, the row that this one replaces, or -1.
+    0..1; `auxiliary` (A,) float32, those columns.
 
     With V = `distorted_per_reference` above 1, an item is V rows of one reference, which is in it once: `patches`
     (1 + V, N, 3, P, P), `row` and `target` (V,), `auxiliary` (V, A), all at the places found by their mean difference.
     Each epoch groups the rows anew; those that fill no group are left out of it. `len` is the number of items.
 
     Args:
-        distorted_per_reference: rows of an item; needs as many of each reference, and no `skip_bad`.
+        distorted_per_reference: rows of an item; needs as many of each reference.
         zero_error: probability that a distorted image is replaced by the reference, and its labels by 0.
         in_memory: decode every image once per worker and keep it: 3 bytes a pixel and image.
 
@@ -112,21 +96,16 @@ class PairPatches(ImagePatches):
         flips: Flips = Flips(),
         zero_error: float = 0.0,
         in_memory: bool = False,
-        skip_bad: bool = False,
         seed: int = 0,
         distorted_per_reference: int = 1,
     ):
-        super().__init__(PairImages(database, keep=in_memory), caps, flips, skip_bad, seed)
+        super().__init__(PairImages(database, keep=in_memory), caps, flips, seed)
         self.targets = None if labels is None else labels.to_distortion(_numbers(database, ["score"])[:, 0])
         self.auxiliary = _numbers(database, auxiliary) if auxiliary else None
         self.zero_error = zero_error
         self.groups = None
         if distorted_per_reference > 1:
             self.groups = _Groups(self.images.reference_paths, distorted_per_reference, seed)
-            if skip_bad:
-                raise ValueError(
-                    "distorted_per_reference and skip_bad cannot be combined: one bad image spoils its item"
-                )
 
     def __len__(self) -> int:
         return len(self.images) if self.groups is None else self.groups.count
@@ -188,10 +167,9 @@ class PreferencePatches(ImagePatches):
         *,
         flips: Flips = Flips(),
         in_memory: bool = False,
-        skip_bad: bool = False,
         seed: int = 0,
     ):
-        super().__init__(TripletImages(database, keep=in_memory), caps, flips, skip_bad, seed)
+        super().__init__(TripletImages(database, keep=in_memory), caps, flips, seed)
         self.shares = database.preferences["p_a"].to_numpy(dtype=np.float32)
 
     def load(self, row: int, rng: np.random.Generator) -> tuple[list[str], np.ndarray, dict[str, torch.Tensor]]:
