@@ -25,6 +25,7 @@ from vtamiq.databases.loading import load_database
 from vtamiq.databases.pairs import PairImages
 from vtamiq.databases.schema import DatabaseError
 from vtamiq.databases.synthesis import Recipe, synthesize
+from vtamiq.databases.synthetic import load_synthetic
 from vtamiq.images.distortions import distort
 from vtamiq.images.iqms import IQMS, QuantileTables, iqm_scores, scale_regime, weak_labels
 from vtamiq.images.reading import read_image, write_png
@@ -330,6 +331,34 @@ def test_an_interrupted_folder_is_finished_without_doing_anything_twice(tmp_path
     assert contents(data.root) == contents(whole.root)
 
 
+@pytest.mark.parametrize("name", ["images/I01_10_01.png", "images/I01.png", "parts/I01_10.json"])
+@pytest.mark.parametrize("damage", ["cut off", "flipped", "gone", "other"])
+def test_what_was_damaged_meanwhile_is_made_again(tmp_path, monkeypatch, name, damage):
+    whole = synthesize(PICTURES, tmp_path / "1" / "out", **QUICK)
+    out = tmp_path / "2" / "out"
+    with monkeypatch.context() as patch:
+        interrupted_after(2, patch)
+        with pytest.raises(KeyboardInterrupt):
+            synthesize(PICTURES, out, **QUICK)
+    content = (out / name).read_bytes()
+    place = len(content) * 2 // 3
+    flipped = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+    (out / name).write_bytes({"cut off": content[:place], "flipped": flipped, "gone": b"", "other": b"[{}]"}[damage])
+    if damage == "gone":
+        (out / name).unlink()
+    data = synthesize(PICTURES, out, **QUICK)
+    assert contents(data.root) == contents(whole.root)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"format": NaN}', "[" * 100_000, "\udcff"], ids=range(7))
+def test_a_damaged_manifest_is_named(tmp_path, text):
+    synthesize(PICTURES, tmp_path / "out", **QUICK)
+    (tmp_path / "out" / synthesis.MANIFEST).write_bytes(text.encode(errors="surrogateescape"))
+    for use in (lambda: synthesize(PICTURES, tmp_path / "out", **QUICK), lambda: load_synthetic(tmp_path / "out")):
+        with pytest.raises(DatabaseError, match=f"{synthesis.MANIFEST} .*remove the folder and make it again"):
+            use()
+
+
 def test_interrupted_before_the_labels(tmp_path, monkeypatch):
     whole = synthesize(PICTURES, tmp_path / "1" / "out", **QUICK)
     out = tmp_path / "2" / "out"
@@ -392,7 +421,7 @@ def test_every_photograph_is_read_once_for_its_digest(photos, tmp_path, monkeypa
     read = counting("file_digest", monkeypatch)
     for _ in range(2):  # to make, and to load
         synthesize(photos, tmp_path / "out", **QUICK)
-        assert sorted(path.name for (path,) in read) == ["a.png", "b.png"]
+        assert sorted(path.name for (path,) in read if path.parent == photos) == ["a.png", "b.png"]
         read.clear()
 
 

@@ -4,15 +4,21 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from tests.small import files_up_to
 from vtamiq.utils.files import (
     clear_unfinished,
     holding,
     list_folder,
     list_images,
+    read_json,
+    read_table,
     replacing,
+    write_table,
     write_text,
 )
 
@@ -119,3 +125,40 @@ def test_images_of_a_folder_are_regular_files_that_are_not_hidden(tmp_path):
     names = [entry.name for entry in list_folder(tmp_path)]
     assert names == sorted({"a.JPG", "b.png", "e.png", "in", "notes.txt"} | ({"loop", "pipe.png"} & {*names}))
     assert list_images(tmp_path) == [tmp_path / "a.JPG", tmp_path / "b.png"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limits there")
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet", "t.tex", "t.txt"])
+def test_a_full_disk_names_the_file(tmp_path, name):
+    write = write_text if name == "t.txt" else lambda path, text: write_table(pd.DataFrame({"a": list(text)}), path)
+    text = "".join(map(chr, range(10_000, 20_000)))
+    with files_up_to(4000), pytest.raises(OSError, match="File too large") as error:
+        write(tmp_path / name, text)
+    assert error.value.filename == str(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1]", "null", '{"n": NaN}', '{"n": 1e400}', '{"n": -Infinity}', '{"n": "1"}', '{"n": true}',
+             '{"m": 1}', '{"n": ' + 5000 * "9" + "}", '{"n": 1, "x": ' + 100_000 * "[", "\udcff"], ids=range(13),
+)  # fmt: skip
+def test_a_damaged_json_file_is_named(tmp_path, text):
+    path = tmp_path / "f.json"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=r"f.json is damaged \(.*\); throw it away"):
+        read_json(path, "throw it away", n=int | None)
+    path.write_text('{"n": null, "x": [1.5]}')
+    assert read_json(path, n=int | None) == {"n": None, "x": [1.5]}
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_a_damaged_table_is_named(tmp_path, name):
+    path = write_table(pd.DataFrame({"a": [1, 2]}), tmp_path / name)
+    assert read_table(path, ["a"])["a"].tolist() == [1, 2]
+    for content in (b"", b"\xff\xfe", b"b,c\n1,2\n"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{name} is damaged \(.*\); remove it and run again") as error:
+            read_table(path, ["a"])
+        assert "\n" not in str(error.value)
+    with pytest.raises(FileNotFoundError):
+        read_table(Path("none.csv"))

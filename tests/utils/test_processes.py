@@ -1,6 +1,10 @@
 """Work over processes: every job once, few at a time, errors and deaths are told."""
 
 import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,6 +38,44 @@ def test_many_jobs_are_handed_over_a_few_at_a_time_and_errors_come_back():
 def test_a_worker_that_dies_is_told():
     with pytest.raises(RuntimeError, match="a worker process died"), executor(2) as pool:
         list(run_jobs(pool, os._exit, [1]))
+
+
+def tell(path):
+    with open(path, "a") as file:
+        file.write(f"{os.getpid()}\n")
+    time.sleep(60)
+
+
+def is_running(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{process}/stat")  # one that ended, but that nobody has asked for its status, is a zombie
+    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are killed otherwise there")
+def test_workers_of_a_process_that_was_killed_end(tmp_path):
+    path = tmp_path / "workers"
+    (tmp_path / "parent.py").write_text(f"""
+from tests.utils.test_processes import tell
+from vtamiq.utils.processes import executor, run_jobs
+if __name__ == "__main__":
+    with executor(2) as pool:
+        list(run_jobs(pool, tell, [{str(path)!r}] * 2))
+""")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [os.getcwd(), *sys.path]))}
+    with subprocess.Popen([sys.executable, tmp_path / "parent.py"], env=environment) as parent:
+        until = time.monotonic() + 60
+        while (not path.exists() or len(path.read_text().split()) < 2) and time.monotonic() < until:
+            time.sleep(0.05)
+        parent.kill()
+    workers = [int(number) for number in path.read_text().split()]
+    assert len(workers) == 2
+    while any(is_running(worker) for worker in workers) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(is_running(worker) for worker in workers)
 
 
 def test_number_of_workers():

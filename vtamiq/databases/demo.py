@@ -1,6 +1,8 @@
 """Two small databases with SYNTHETIC labels, made on first use from photographs inside installed packages."""
 
+import contextlib
 import os
+import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from PIL import Image
 from vtamiq.databases.schema import Database, DatabaseError
 from vtamiq.databases.simulated import simulate_preferences
 from vtamiq.databases.synthesis import Recipe, request_digest, synthesize
-from vtamiq.databases.synthetic import load_synthetic
+from vtamiq.databases.synthetic import load_synthetic, read_manifest
 from vtamiq.images.iqms import CHEAP_IQMS
 from vtamiq.images.reading import centre_crop, read_image
 
@@ -115,6 +117,7 @@ def demo_database(
     label: str = "consensus",
     workers: int | None = None,
     progress: bool = True,
+    keep: bool = True,
 ) -> Database:
     """A small database with SYNTHETIC labels, made from photographs inside installed packages on first use.
 
@@ -123,6 +126,7 @@ def demo_database(
         cache: folder to keep it in, see `cache_folder`; every recipe has a folder of its own there.
         preset: "demo" (25 distortions at 5 levels, eleven metrics) or "smoke" (four photographs, four metrics: seconds).
         label: what the scores are, see `load_synthetic`.
+        keep: False leaves nothing in the cache that is not there yet: its images are gone afterwards, its table is not.
         workers, progress: see `synthesize`; by default "smoke" works in this process.
 
     Returns:
@@ -142,18 +146,15 @@ def demo_database(
         subsets |= dict.fromkeys(views, photo.subset)
         contents |= dict.fromkeys(views, photo.name)
     digest = request_digest(images, recipe, subsets, contents)
-    database = synthesize(
-        images,
-        cache_folder(cache) / "demo" / f"{preset}-{digest}" / name,
-        **asdict(recipe),
-        subsets=subsets,
-        contents=contents,
-        workers=workers,
-        progress=progress,
-    )
-    if label != "consensus":
-        database = load_synthetic(database.root, label=label, check_images=False)
-    return replace(database, preferences=simulate_preferences(database))
+    folder = cache_folder(cache) / "demo" / f"{preset}-{digest}" / name
+    options = {**asdict(recipe), "subsets": subsets, "contents": contents, "workers": workers, "progress": progress}
+    with contextlib.ExitStack() as stack:
+        if not keep and not (read_manifest(folder) or {}).get("complete"):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / name
+        database = synthesize(images, folder, **options)
+        if label != "consensus":
+            database = load_synthetic(database.root, label=label, check_images=False)
+        return replace(database, preferences=simulate_preferences(database))
 
 
 def cache_folder(cache: str | os.PathLike[str] | None = None) -> Path:

@@ -7,7 +7,6 @@ A unit of work is one distortion type of one photograph at all levels. It is don
 interrupted call resumes. The files do not depend on the number of workers.
 """
 
-import contextlib
 import json
 import logging
 import os
@@ -30,9 +29,9 @@ from vtamiq.databases.schema import SUBSETS, Database, DatabaseError
 from vtamiq.databases.synthetic import MANIFEST, MANIFEST_FORMAT, file_digest, load_synthetic, read_manifest
 from vtamiq.images.distortions import LEVELS, distort, find_distortion
 from vtamiq.images.iqms import IQMS, QuantileTables, iqm_scores, scale_regime, weak_labels
-from vtamiq.images.reading import ImageError, ImageSource, centre_crop, image_size, read_image, write_png
+from vtamiq.images.reading import ImageError, ImageSource, centre_crop, read_image, write_png
 from vtamiq.utils.digests import digest, digest_number
-from vtamiq.utils.files import clear_unfinished, holding, list_images, write_text
+from vtamiq.utils.files import clear_unfinished, holding, list_images, read_json, write_text
 from vtamiq.utils.processes import count_workers, executor, one_thread_per_process, run_jobs
 
 log = logging.getLogger(__name__)
@@ -147,6 +146,11 @@ class Unit:
 
     def image(self, level: int) -> Path:
         return self.folder / "images" / f"{self.source.ref_id}_{self.type:02d}_{level:02d}.png"
+
+    def digest_images(self) -> dict[str, str | None]:
+        """Name → digest of the distorted images that are kept."""
+        paths = [] if self.recipe.recipes_only else [self.image(level) for level in self.recipe.levels]
+        return {path.name: file_digest(path) for path in paths}
 
 
 def synthesize(
@@ -362,14 +366,11 @@ def _prepare_reference(
     """Where the reference is, its (height, width), and None; or the reason in its place why it cannot be used."""
     source, folder, size, in_place = job
     path = source.image if in_place else folder / "images" / f"{source.ref_id}.png"
-    if not in_place:
-        with contextlib.suppress(ImageError):  # none yet, or cut off
-            return path, image_size(path)[::-1], None
     try:
         image = source.crop(size)
     except ImageError as error:
         return path, (0, 0), str(error)
-    if not in_place:
+    if not in_place:  # also where there is one, of an earlier call: it may be damaged
         write_png(path, image)
     return path, image.shape[:2], None
 
@@ -380,8 +381,9 @@ def _measure(pool: Pool, folder: Path, sources: list[Source], recipe: Recipe, pr
     done = {}
     if recipe.metrics:
         for unit in units:
-            with contextlib.suppress(FileNotFoundError, ValueError):  # not done yet, or damaged by a power cut
-                done[unit] = json.loads(unit.part.read_text())
+            scores = _finished_scores(unit)
+            if scores is not None:
+                done[unit] = scores
         options = {"desc": f"synthesize {folder.name}", "unit": "unit", "disable": not progress, "leave": False}
         with tqdm(total=len(units), initial=len(done), **options) as bar:
             for unit, scores in run_jobs(pool, _render, [unit for unit in units if unit not in done]):
@@ -393,6 +395,16 @@ def _measure(pool: Pool, folder: Path, sources: list[Source], recipe: Recipe, pr
         for level, scores in zip(recipe.levels, done.get(unit, [{}] * len(recipe.levels)), strict=True)
     ]
     return pd.DataFrame(rows).astype({"recipe_seed": np.uint64})
+
+
+def _finished_scores(unit: Unit) -> list[dict[str, float]] | None:
+    """Scores of a unit; None of one that is not done, or whose files a power cut or anything else has damaged."""
+    try:
+        part = read_json(unit.part, scores=list, check=str, images=dict)
+    except (FileNotFoundError, ValueError):
+        return None
+    whole = part["check"] == digest([part["scores"], part["images"]])
+    return part["scores"] if whole and part["images"] == unit.digest_images() else None
 
 
 def _render(unit: Unit) -> list[dict[str, float]]:
@@ -409,7 +421,8 @@ def _render(unit: Unit) -> list[dict[str, float]]:
         except ValueError as error:
             what = f"{unit.source.key} with {find_distortion(unit.type).name} at level {level}"
             raise DatabaseError(f"{what}: {error}; leave it out, in a new folder") from error
-    write_text(unit.part, json.dumps(scores))
+    images = unit.digest_images()
+    write_text(unit.part, json.dumps({"scores": scores, "images": images, "check": digest([scores, images])}))
     return scores
 
 

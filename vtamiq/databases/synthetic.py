@@ -12,7 +12,6 @@ image from its reference, type, level and seed. Recipes from a folder of photogr
 says where the photographs are, relative to itself. Recipes may have no labels.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -27,6 +26,7 @@ from vtamiq.databases.reading import Facts, FolderIndex, LabelRows
 from vtamiq.databases.schema import Database, DatabaseError
 from vtamiq.utils.configs import did_you_mean
 from vtamiq.utils.digests import digest, digest_file
+from vtamiq.utils.files import read_json
 
 if TYPE_CHECKING:
     from vtamiq.images.iqms import QuantileTables  # which needs torch: at run time only where it is needed
@@ -95,10 +95,10 @@ def read_manifest(root: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        missing = _ENTRIES - set(manifest)
-    except (OSError, ValueError, TypeError) as error:
-        raise DatabaseError(f"cannot read {path}: {error}; remove the folder and make it again") from error
+        manifest = read_json(path, "remove the folder and make it again")
+    except (OSError, ValueError) as error:
+        raise DatabaseError(f"cannot read {error}") from error
+    missing = _ENTRIES - set(manifest)
     format = manifest["format"] if "format" not in missing else MANIFEST_FORMAT
     if format != MANIFEST_FORMAT:
         raise DatabaseError(f"{path} has format {format!r}, this version of vtamiq reads {MANIFEST_FORMAT}")

@@ -16,7 +16,7 @@ from vtamiq.databases.schema import Database, LabelScale
 from vtamiq.images.iqms import IQMS, iqm_scores, psnr
 from vtamiq.scoring.predictions import PAIR_COLUMNS
 from vtamiq.utils.digests import digest
-from vtamiq.utils.files import write_table
+from vtamiq.utils.files import read_table, write_table
 from vtamiq.utils.processes import count_workers, executor, one_thread_per_process, run_jobs
 
 COMPUTES = 1  # raise when the same pairs give other values: what was kept before is then measured again
@@ -59,7 +59,7 @@ def iqm_predictions(
     if unknown or not names:
         raise ValueError(f"name metrics of psnr, {', '.join(IQMS)}; got {', '.join(unknown) or 'none'}")
     chunks = _chunks(database, names, cache)
-    done = {chunk.start: pd.read_parquet(chunk.path) for chunk in chunks if chunk.path and chunk.path.exists()}
+    done = {chunk.start: read_table(chunk.path, names) for chunk in chunks if chunk.path and chunk.path.exists()}
     todo = [chunk for chunk in chunks if chunk.start not in done]
     bar = tqdm(
         total=len(database), initial=sum(map(len, done.values())), desc=f"IQMs {database.name}", unit="pair",

@@ -28,6 +28,7 @@ from vtamiq.scoring.predictions import predict
 from vtamiq.training.chain import Chain, start_model
 from vtamiq.training.repeats import Runs
 from vtamiq.utils.configs import changed, did_you_mean, parse_setting
+from vtamiq.utils.files import read_table
 from vtamiq.utils.processes import one_thread_per_process
 
 BASE = "base"
@@ -210,7 +211,7 @@ def run_predictions(runs: Runs, database: Database) -> pd.DataFrame:
     for row in runs.table.to_dict("records"):
         folder = runs.folder / row["folder"]
         path = folder / Chain.load(folder / "chain.yaml").folders[-1] / "predictions.parquet"
-        rows = pd.read_parquet(path).query("split == 'test'").merge(kept, on=_PAIR, validate="one_to_one")
+        rows = read_table(path, ["q", "split"]).query("split == 'test'").merge(kept, on=_PAIR, validate="one_to_one")
         tables.append(rows.assign(variant=row["variant"], run=row.get("run", row.get("fold", 0))))
     return pd.concat(tables, ignore_index=True)
 

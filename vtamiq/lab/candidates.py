@@ -20,7 +20,7 @@ from vtamiq.scoring.predictions import PAIR_COLUMNS, predict
 from vtamiq.scoring.scores import COMPUTES
 from vtamiq.training.run import Run
 from vtamiq.utils.digests import digest, digest_weights
-from vtamiq.utils.files import write_table
+from vtamiq.utils.files import read_table, write_table
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ def _predict(
         path = Path(cache) / f"{database.name}-vtamiq-{key}-{fingerprint(database, PAIR_COLUMNS)}.parquet"
     if path is not None and path.exists():
         log.info("%s on %s: read from an earlier call", candidate.name, database.name)
-        table = pd.read_parquet(path)
+        table = read_table(path, ["q"])
     else:
         table = predict(candidate.model, database, candidate.caps, **options)
         if path is not None:

@@ -34,7 +34,7 @@ from vtamiq import __version__
 from vtamiq.plots.style import figure_settings
 from vtamiq.utils.configs import did_you_mean
 from vtamiq.utils.digests import digest
-from vtamiq.utils.files import write_table, write_text
+from vtamiq.utils.files import read_json, write_table, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -210,10 +210,10 @@ def _made_from(notebook: Notebook, parameters: Mapping, run: RunFolder) -> str:
 def _read_stamp(run: RunFolder, name: str) -> dict | None:
     """The stamp of a finished notebook, or None where there is none or its executed copy or a result is gone."""
     try:
-        stamp = json.loads(run.stamp(name).read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        stamp = read_json(run.stamp(name), wrote=list)
+    except (FileNotFoundError, ValueError):  # a damaged one is as good as none: the notebook runs again
         return None
-    left = [run.copy(name), *(run.root / path for path in stamp["wrote"])]
+    left = [run.copy(name), *(run.root / str(path) for path in stamp["wrote"])]
     return stamp if all(path.exists() for path in left) else None
 
 

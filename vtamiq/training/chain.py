@@ -35,7 +35,7 @@ from vtamiq.model.checkpoints import CheckpointError
 from vtamiq.model.config import VTAMIQConfig
 from vtamiq.model.initialise import start_from_scratch
 from vtamiq.model.network import VTAMIQ
-from vtamiq.training.run import START, Devices, Run, check_stage, train
+from vtamiq.training.run import Devices, Run, check_stage, read_result, train
 from vtamiq.training.stage import Stage
 from vtamiq.utils.configs import build, conform, did_you_mean, plain, read_yaml, require
 from vtamiq.utils.files import write_table, write_text
@@ -233,7 +233,7 @@ def start_model(chain: Chain, root: str | Path = ".") -> VTAMIQ:
     if (path / "chain.yaml").is_file():
         raise CheckpointError(f"{chain.start} is the folder of a chain: start from one of its stages, such as 00_…")
     if (path / "run.json").is_file():
-        if not (path / "result.json").is_file():
+        if read_result(path) is None:
             raise CheckpointError(f"{chain.start} holds a run that is not finished")
         path /= "model"
     model = VTAMIQ.from_pretrained(path if path.is_dir() else chain.start)
@@ -249,14 +249,18 @@ def start_model(chain: Chain, root: str | Path = ".") -> VTAMIQ:
     return other
 
 
-def load_data(data: Data, root: str | Path = ".") -> Database:
-    """The whole database, with simulated preferences if they are wanted; raises `DatabaseError` as `load_from_text`."""
+def load_data(data: Data, root: str | Path = ".", *, keep: bool = True) -> Database:
+    """The whole database, with simulated preferences if they are wanted; raises `DatabaseError` as `load_from_text`.
+
+    Args:
+        keep: a demo database that is not there yet is made for later as well; else its images are gone afterwards.
+    """
     options = {} if data.label == "consensus" else {"label": data.label}
     place, *given = (part.strip() for part in data.database.split(":"))
     if place == "demo":
         name, *given = given or [""]
         try:
-            database = demo_database(name, **options | parse_options(given))
+            database = demo_database(name, keep=keep, **options | parse_options(given))
         except TypeError as error:
             raise DatabaseError(f"{data.database}: {error}") from error
     else:
@@ -267,9 +271,9 @@ def load_data(data: Data, root: str | Path = ".") -> Database:
     return replace(database, preferences=preferences)
 
 
-def load_once(root: str | Path = ".") -> Callable[[Data], Database]:
+def load_once(root: str | Path = ".", *, keep: bool = True) -> Callable[[Data], Database]:
     """`load_data` that loads each database once, however many stages or runs split it."""
-    load = functools.cache(functools.partial(load_data, root=root))
+    load = functools.cache(functools.partial(load_data, root=root, keep=keep))
     return lambda data: load(
         Data(data.database, label=data.label, simulate=data.simulate, seed=data.seed if data.simulate else 0)
     )
@@ -381,7 +385,9 @@ def check_chain(
     with _told("start"):
         model = start_model(chain, root)
     size = sum(parameter.numel() for parameter in model.parameters())
-    return pd.DataFrame([step.about | {"parameters": size} for step in _plan(chain, model, load or load_once(root))])
+    return pd.DataFrame(
+        [step.about | {"parameters": size} for step in _plan(chain, model, load or load_once(root, keep=False))]
+    )
 
 
 def run_chain(
@@ -439,7 +445,7 @@ def _result(run: Run, test: Database | None) -> dict[str, Any]:
         return row
     after, before = (
         evaluate(table.merge(tested, on=_PAIR, validate="one_to_one"), ["split"], bootstrap=0).iloc[0]
-        for table in (run.predictions.query("split == 'test'"), pd.read_parquet(run.folder / START))
+        for table in (run.predictions.query("split == 'test'"), run.start_predictions())
     )
     gain = {"srocc_start": before["srocc"], "srocc_gain": after["srocc"] - before["srocc"]}
     return row | {name: after[name] for name in VALUES} | gain

@@ -25,7 +25,7 @@ from vtamiq.training.apart import lifeline, run_apart
 from vtamiq.training.chain import VALUES, Chain, Data, FoldSplit, check_chain, load_once, run_chain
 from vtamiq.utils.configs import changed, plain
 from vtamiq.utils.digests import digest
-from vtamiq.utils.files import write_table
+from vtamiq.utils.files import read_table, write_table
 from vtamiq.utils.processes import count_workers
 
 log = logging.getLogger(__name__)
@@ -189,7 +189,7 @@ def _statistics(values: pd.Series) -> dict[str, float]:
 def check_many(plan: Sequence[PlannedRun], *, root: str | Path = ".") -> pd.DataFrame:
     """The rows of `check_chain` for every distinct run, with its folder as `run`; ValueError names a run that fails."""
     _check_folders(plan)
-    done, tables, load = [], [], load_once(root)
+    done, tables, load = [], [], load_once(root, keep=False)
     for run in plan:
         if run.chain in done:
             continue
@@ -284,7 +284,7 @@ def _last(run: PlannedRun, out: Path, root: str | Path) -> Chain:
 
 
 def _row(run: PlannedRun, out: Path) -> dict[str, Any]:
-    row = pd.read_csv(out / run.folder / "chain.csv").iloc[-1]
+    row = read_table(out / run.folder / "chain.csv", _COLUMNS).iloc[-1]
     row["seed"], row["folder"] = run.chain.steps[-1].data.seed, run.folder
     return {**run.tells, **row[[*_COLUMNS]]}
 

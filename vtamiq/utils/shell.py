@@ -3,6 +3,7 @@
 import argparse
 import io
 import logging
+import os
 import re
 import shlex
 import signal
@@ -92,6 +93,8 @@ def answer(parser: argparse.ArgumentParser, argv: Sequence[str] | None, module: 
         logging.getLogger(name).setLevel(logging.INFO)
     for name in ("papermill", "asyncio"):  # what they say of a kernel that died or was interrupted, we say ourselves
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    if argv is None:
+        _use_utf8()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # where the terminal is said to know ASCII only
     argv = sys.argv[1:] if argv is None else list(argv)
@@ -116,6 +119,12 @@ def answer(parser: argparse.ArgumentParser, argv: Sequence[str] | None, module: 
         return 143 if by_sigterm else 130
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _use_utf8() -> None:
+    """Start again in UTF-8 where the locale has fewer letters (LC_ALL=C): names of files would not be found."""
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "PYTHONUTF8": "1"})
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

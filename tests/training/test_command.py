@@ -1,4 +1,4 @@
-"""SIGTERM ends `train` with status 143 and the command to go on with, wherever it comes."""
+"""The command `train` where the system makes it hard: signals, locales, and a check that writes nothing."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ import pytest
 from tests.small import small_table
 from vtamiq.__main__ import main
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no such signals there")
+no_windows = pytest.mark.skipif(sys.platform == "win32", reason="no such signals and locales there")
 
 CHAIN = """
 model: {{backbone: vit_tiny_patch16_384, image_size: 64, width: 32, num_heads: 2, num_blocks: 1, num_registers: 1,
@@ -44,8 +44,9 @@ def file(tmp_path, monkeypatch):
     return path
 
 
+@no_windows
 @pytest.mark.parametrize("place", PLACES)
-def test_at_any_moment(file, monkeypatch, capsys, place):
+def test_sigterm_at_any_moment(file, monkeypatch, capsys, place):
     def ended(*_, **__):
         signal.raise_signal(signal.SIGTERM)
         pytest.fail("went on")
@@ -61,8 +62,9 @@ def test_at_any_moment(file, monkeypatch, capsys, place):
     assert main(["train", str(file), "--out", "r"]) == 0
 
 
+@no_windows
 @pytest.mark.parametrize("options", [["--devices", "2"], ["--runs", "2"], ["--runs", "2", "--workers", "2"]], ids=str)
-def test_with_several_processes(file, options):
+def test_sigterm_with_several_processes(file, options):
     command = [sys.executable, "-m", "vtamiq", "train", str(file), "--out", "r", "--set", "steps.0.stage.epochs=9999"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True, env=environment) as process:
@@ -78,3 +80,29 @@ def test_with_several_processes(file, options):
     state = {path: path.stat().st_mtime_ns for path in Path("r").rglob("last.ckpt")}
     time.sleep(2)
     assert state == {path: path.stat().st_mtime_ns for path in Path("r").rglob("last.ckpt")}  # nobody trains any more
+
+
+@no_windows
+@pytest.mark.parametrize("command", [["train", "müde.yaml", "--check"], ["databases", "--data", "Bücher", "--fast"]])
+def test_names_are_not_ascii_in_any_locale(tmp_path, command):
+    (tmp_path / "Bücher").mkdir()
+    table = small_table(tmp_path / "Bücher", references=10)
+    (tmp_path / "müde.yaml").write_text(CHAIN.format(table=table), encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "vtamiq", *command], cwd=tmp_path, env=environment, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_check_writes_nothing(tmp_path, monkeypatch, capsys):
+    """Also where a demo database is not in the cache yet."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VTAMIQ_CACHE", str(tmp_path / "cache"))
+    Path("run.yaml").write_text(CHAIN.format(table="demo:photos:preset=smoke").replace("seed: 3", "split: distributed"))
+    assert main(["train", "run.yaml", "--check"]) == 0
+    assert "photos" in capsys.readouterr().out
+    assert main(["train", "run.yaml", "--check", "--runs", "2"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
