@@ -284,7 +284,7 @@ def _last(run: PlannedRun, out: Path, root: str | Path) -> Chain:
 
 
 def _row(run: PlannedRun, out: Path) -> dict[str, Any]:
-    row = read_table(out / run.folder / "chain.csv", _COLUMNS).iloc[-1]
+    row = read_table(out / run.folder / "chain.csv", VALUES).iloc[-1]
     row["seed"], row["folder"] = run.chain.steps[-1].data.seed, run.folder
     return {**run.tells, **row[[*_COLUMNS]]}
 
