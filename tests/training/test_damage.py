@@ -82,6 +82,7 @@ def test_what_is_damaged_is_named(folder, parts, name, damage):
     "result", ["{}", "[]", "NaN", "finished", '{"best_epoch": 0, "val_srocc": NaN, "epochs": 1, "seconds": 1}',
                '{"best_epoch": 0, "val_srocc": 1e400, "epochs": 1, "seconds": 1}',
                '{"best_epoch": true, "val_srocc": 0.5, "epochs": 1, "seconds": 1}',
+               '{"best_epoch": 0, "val_srocc": 0.5, "epochs": 1, "seconds": 1, "files": ["run.json"]}',
                '{"best_epoch": 0, "val_srocc": "high", "epochs": 1, "seconds": 1}']
 )  # fmt: skip
 def test_a_result_must_be_one(folder, parts, result):

@@ -53,7 +53,7 @@ from vtamiq.training.module import Fitting, PreferenceFitting, frozen_parameters
 from vtamiq.training.stage import Stage
 from vtamiq.utils.configs import build
 from vtamiq.utils.digests import digest_file, digest_table, digest_weights
-from vtamiq.utils.files import clear_unfinished, holding, read_json, read_table, write_table, write_text
+from vtamiq.utils.files import AGAIN, clear_unfinished, holding, read_json, read_table, write_table, write_text
 from vtamiq.utils.processes import is_first_process
 
 __all__ = ["Run", "Stage", "train"]
@@ -159,7 +159,10 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     result = read_json(path, best_epoch=int, val_srocc=int | float | None, epochs=int, seconds=int | float)
-    for name, held in result.get("files", {}).items():  # folders of older versions have none
+    files = result.get("files", {})  # folders of older versions have none
+    if not isinstance(files, dict):
+        raise ValueError(f"{path} is damaged (its `files` are of another kind); {AGAIN}")
+    for name, held in files.items():
         if not (folder / name).is_file() or digest_file(folder / name) != held:
             mend = ANEW if name == "run.json" else RESCORE
             raise ValueError(f"{folder / name} is damaged: it is not what the run left; {mend}")

@@ -22,6 +22,7 @@ except ImportError:  # Windows
     fcntl = None
 
 __all__ = [
+    "AGAIN",
     "check_regular",
     "clear_unfinished",
     "holding",
