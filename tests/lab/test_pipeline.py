@@ -393,8 +393,9 @@ class TestStamps:
 
     def test_damaged_stamp_counts_as_none(self, run):
         run.copy("00_a").touch()
-        run.stamp("00_a").write_text('{"digest": "x"')
-        assert pipeline._read_stamp(run, "00_a") is None
+        for damaged in ('{"digest": "x"', "{}", "[]", '{"wrote": 3}', '{"wrote": [' + 100_000 * "[", "\x00\x00"):
+            run.stamp("00_a").write_text(damaged)
+            assert pipeline._read_stamp(run, "00_a") is None
         run.stamp("00_a").write_text('{"digest": "x", "wrote": []}')
         assert pipeline._read_stamp(run, "00_a") == {"digest": "x", "wrote": []}
 
