@@ -16,14 +16,7 @@ from hypothesis import strategies as st
 
 from vtamiq.databases.loading import LOADERS, data_folder, load_database
 from vtamiq.databases.reading import FolderIndex, LabelRows
-from vtamiq.databases.schema import (
-    PAIR_COLUMNS,
-    PREFERENCE_COLUMNS,
-    Database,
-    DatabaseError,
-    LabelScale,
-    pair_table,
-)
+from vtamiq.databases.schema import PAIR_COLUMNS, PREFERENCE_COLUMNS, Database, DatabaseError, LabelScale, pair_table
 from vtamiq.images.reading import write_png
 
 

@@ -259,11 +259,7 @@ def test_scale_regime_is_where_piq_changes_scale():
         (flat(0), flat(0)[..., 0], r"the distorted image must be a uint8 RGB array .* got uint8 of shape \(176, 176\)"),
         (flat(0).astype(float), flat(0), "the reference image must be a uint8 RGB array .* got float64"),
         (flat(0), [[0]], "the distorted image must be a uint8 RGB array .* got list"),
-        (
-            flat(0),
-            flat(0, side=175),
-            "differ in size: the reference image is 176 x 176 and the distorted",
-        ),
+        (flat(0), flat(0, side=175), "differ in size: the reference image is 176 x 176 and the distorted"),
         (np.zeros((0, 4, 3), np.uint8), np.zeros((0, 4, 3), np.uint8), "the reference image must be a uint8 RGB array"),
     ],
 )

@@ -137,12 +137,7 @@ class TestCounts:
         pd.testing.assert_frame_equal(*tables, check_exact=True)
 
     @pytest.mark.parametrize(
-        ("counts", "draws", "message"),
-        [
-            ([], 2, "once each"),
-            ([4, 4], 2, "once each"),
-            ([4], 1, "at least 2"),
-        ],
+        ("counts", "draws", "message"), [([], 2, "once each"), ([4, 4], 2, "once each"), ([4], 1, "at least 2")]
     )
     def test_refused(self, small, counts, draws, message):
         with pytest.raises(ValueError, match=message):

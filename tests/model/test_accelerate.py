@@ -19,14 +19,7 @@ from tests.small import TINY
 from vtamiq.attention.maps import capture
 from vtamiq.caps import CAPS
 from vtamiq.model import accelerate as fast
-from vtamiq.model.accelerate import (
-    OneDNNLinear,
-    _linear_rows,
-    accelerate,
-    accelerated,
-    compile_blocks,
-    restore,
-)
+from vtamiq.model.accelerate import OneDNNLinear, _linear_rows, accelerate, accelerated, compile_blocks, restore
 from vtamiq.model.inference import fingerprint
 from vtamiq.model.network import VTAMIQ
 from vtamiq.scoring.loss import VTAMIQLoss

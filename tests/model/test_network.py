@@ -588,8 +588,7 @@ def test_default_constructed_config_survives_saving(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["[]", '""', "{", '{"num_heads": 5}', '{"num_blocks": 2.5}', '{"mean": ["a"]}', '{"num_blocks": 99}'],
+    "text", ["[]", '""', "{", '{"num_heads": 5}', '{"num_blocks": 2.5}', '{"mean": ["a"]}', '{"num_blocks": 99}']
 )
 def test_bad_configuration_files_are_refused(tiny, tmp_path, text):
     tiny.save_pretrained(tmp_path)

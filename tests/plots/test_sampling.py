@@ -149,11 +149,7 @@ class TestPatches:
         with pytest.raises(ValueError, match="2 images"):
             plots.sampling_components(images[:1], components, np.ones((96, 128)))
 
-    @pytest.mark.parametrize(
-        "change",
-        [{}, {"num_scales": 3, "image_size": 160}],
-        ids=["tiny", "larger"],
-    )
+    @pytest.mark.parametrize("change", [{}, {"num_scales": 3, "image_size": 160}], ids=["tiny", "larger"])
     def test_uv_indexing_agrees_with_the_model(self, images, change):
         encoder = VTAMIQ(replace(TINY, **change)).encoder
         sample = CAPS(num_patches=9)(images, 0)

@@ -19,15 +19,7 @@ from vtamiq.training import apart
 from vtamiq.training import chain as chain_module
 from vtamiq.training import repeats as repeat_module
 from vtamiq.training.chain import Chain, Data, FoldSplit, Step, load_data
-from vtamiq.training.repeats import (
-    RunsFailed,
-    check_many,
-    compare,
-    grid,
-    repeat,
-    run_many,
-    summarise,
-)
+from vtamiq.training.repeats import RunsFailed, check_many, compare, grid, repeat, run_many, summarise
 from vtamiq.training.stage import Optimizer, Stage
 from vtamiq.utils.configs import changed
 from vtamiq.utils.digests import digest_weights
@@ -316,12 +308,7 @@ class TestGrid:
         ]  # fmt: skip
         assert len([folder for folder in trained if "00_before" in folder]) == 2  # one for each number of epochs
         assert len(trained) == 6
-        assert result.table[["lr", "epochs"]].to_numpy().tolist() == [
-            [1e-3, 1],
-            [1e-3, 2],
-            [2e-3, 1],
-            [2e-3, 2],
-        ]
+        assert result.table[["lr", "epochs"]].to_numpy().tolist() == [[1e-3, 1], [1e-3, 2], [2e-3, 1], [2e-3, 2]]
         srocc = result.summary.query("metric == 'srocc'")
         assert srocc["mean"].tolist() == result.table["srocc"].tolist()
         runs = [

@@ -374,12 +374,7 @@ def _given_database(found: Mapping[str, Sequence[Path]], recipe: TinyRecipe, fol
     made = load_database("synthetic", folder, check_images=False)
     manifest = read_manifest(made.root)
     wanted = Recipe(
-        recipe.types or None,
-        recipe.levels,
-        recipe.metrics or None,
-        recipe.size,
-        recipe.seed,
-        device=recipe.labels_on,
+        recipe.types or None, recipe.levels, recipe.metrics or None, recipe.size, recipe.seed, device=recipe.labels_on
     ).to_dict()
     wrong = [name for name, value in wanted.items() if manifest.get(name) != value]
     entries = manifest["references"]

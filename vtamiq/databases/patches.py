@@ -161,13 +161,7 @@ class PreferencePatches(ImagePatches):
     """
 
     def __init__(
-        self,
-        database: Database,
-        caps: CAPS,
-        *,
-        flips: Flips = Flips(),
-        in_memory: bool = False,
-        seed: int = 0,
+        self, database: Database, caps: CAPS, *, flips: Flips = Flips(), in_memory: bool = False, seed: int = 0
     ):
         super().__init__(TripletImages(database, keep=in_memory), caps, flips, seed)
         self.shares = database.preferences["p_a"].to_numpy(dtype=np.float32)

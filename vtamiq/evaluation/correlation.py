@@ -86,12 +86,7 @@ def correlations(
 
 
 def bootstrap_intervals(
-    prediction: ArrayLike,
-    score: ArrayLike,
-    groups: ArrayLike | None = None,
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
+    prediction: ArrayLike, score: ArrayLike, groups: ArrayLike | None = None, *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
     """95 % percentile intervals of SROCC and PLCC (no fit) of (n,) pairs drawn with replacement: {"srocc": (low, high), …}.
 

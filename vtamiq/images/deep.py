@@ -13,18 +13,6 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 from PIL.TiffImagePlugin import ImageFileDirectory_v2 as Tags
 
-__all__ = [
-    "check_jpeg_2000",
-    "check_layout",
-    "decode_png",
-    "depth_of",
-    "describe",
-    "narrow_map",
-    "open_deep",
-    "read_tags",
-    "to_8_bits",
-]
-
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, SAMPLES = 256, 257, 258, 259, 262, 266, 277
 STRIPS, ROWS, STRIP_SIZES, PLANAR, PREDICTOR, COLOUR_MAP = 273, 278, 279, 284, 317, 320
 TILE_WIDTH, TILE_HEIGHT, TILES, TILE_SIZES, INK_SET, EXTRA, FORMAT, SUBSAMPLING = 322, 323, 324, 325, 332, 338, 339, 530

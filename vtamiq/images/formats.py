@@ -10,8 +10,6 @@ from typing import BinaryIO
 
 from PIL import ExifTags, Image
 
-__all__ = ["LIMIT", "check_pixels", "kind_of", "orientation_of", "quiet", "upright"]
-
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # without any handler Python prints a library's errors
 LIMIT = "PIL.Image.MAX_IMAGE_PIXELS"
 TURNS = {

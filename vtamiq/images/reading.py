@@ -30,10 +30,6 @@ from vtamiq.utils.files import check_regular, replacing
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Background", "ImageError", "ImageSource", "centre_crop", "check_background", "check_same_size",
-           "check_uint8_rgb", "composite", "describe", "image_size", "is_sequence", "read_image", "read_images",
-           "read_samples", "write_png"]  # fmt: skip
-
 ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor"
 Background: TypeAlias = "tuple[int, int, int] | str"  # an 8-bit RGB colour, or "checker"
 WHITE = (255, 255, 255)

@@ -25,14 +25,10 @@ from vtamiq.caps import CAPS, MAX_SCALES, caps_for
 from vtamiq.databases.demo import PHOTOGRAPHS, Photograph
 from vtamiq.images.distortions import DISTORTIONS, LEVELS, distort, find_distortion
 from vtamiq.images.reading import ImageError, ImageSource, check_same_size, read_image
-from vtamiq.lab.views import SHOWN_SIDE, Bar, Study, View, attention_view, encode, sampling_view, score_view, shrunk
+from vtamiq.lab.views import SHOWN_SIDE, Bar, Study, View, encode, sampling_view, shrunk
 from vtamiq.model.inference import check_model
 from vtamiq.model.network import VTAMIQ
 from vtamiq.utils.configs import did_you_mean
-
-__all__ = [
-    "Explorer", "attention_view", "explore_attention", "explore_sampling", "explore_score", "sampling_view", "score_view",
-]  # fmt: skip
 
 log = logging.getLogger(__name__)
 

@@ -37,8 +37,6 @@ from vtamiq.plots.sampling import MAX_OUTLINES, patch_coverage, patches_of_image
 from vtamiq.plots.style import check_images, common_style, cycle_colours, tile
 from vtamiq.scoring.scores import score
 
-__all__ = ["Bar", "Panel", "Study", "View", "attention_view", "sampling_view", "score_view"]
-
 SHOWN_SIDE = 720  # pixels, the longest side of a picture on the screen
 MAP_STRENGTH = 0.65  # of the colours of a map over an image; the rest is the image in grey
 GAP = 12  # pixels between the panels of a picture

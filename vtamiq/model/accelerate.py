@@ -17,8 +17,6 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-__all__ = ["OneDNNLinear", "accelerate", "accelerated", "compile_blocks", "decompile_blocks", "first_token", "restore"]
-
 log = logging.getLogger(__name__)
 
 Shape = tuple[int, int]  # outputs and inputs of a linear layer

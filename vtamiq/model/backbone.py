@@ -17,8 +17,6 @@ from vtamiq.model.checkpoints import CheckpointError, first_bytes, read_safetens
 from vtamiq.model.config import VTAMIQConfig
 from vtamiq.utils.configs import require
 
-__all__ = ["check_backbone", "create_vit", "load_vit", "resize_position_table", "take_over"]
-
 _JAX_POSITIONS = "Transformer/posembed_input/pos_embedding"
 
 

@@ -12,8 +12,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-__all__ = ["SHIPPED", "CheckpointError"]
-
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SEEN = "seen.json"  # beside the weights of a trained model
 SHIPPED = Path(__file__).parents[1] / "weights"  # models that come with the package, each in a folder of its name

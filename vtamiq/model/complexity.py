@@ -8,8 +8,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vtamiq.model.network import VTAMIQ
 
-__all__ = ["cost_table"]
-
 PARTS = {
     "encoder.patch_projection": "patch projection",
     "encoder.tables": "position, scale and class token tables",

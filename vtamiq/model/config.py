@@ -7,9 +7,6 @@ from typing import Any
 
 from vtamiq.utils.configs import build, conform, require
 
-__all__ = ["VTAMIQConfig"]
-
-
 MOST = {
     "num_blocks": 200, "num_groups": 100, "blocks_per_group": 100, "num_registers": 1024, "num_scales": 64,
     "image_size": 16_384, "patch_size": 1024, "width": 16_384, "num_heads": 1024, "mlp_ratio": 64, "reduction": 16_384,

@@ -13,8 +13,6 @@ import torch
 from vtamiq.model.checkpoints import SHIPPED, CheckpointError
 from vtamiq.model.network import VTAMIQ
 
-__all__ = ["DEFAULT", "DEFAULT_LABELS", "check_model", "choose_device", "fingerprint", "half_precision", "load_default"]
-
 log = logging.getLogger(__name__)
 
 DEFAULT = "vtamiq-tiny"

@@ -10,8 +10,6 @@ from torch import nn
 
 from vtamiq.model.network import VTAMIQ
 
-__all__ = ["cosine_filters", "start_from_scratch"]
-
 LUMA_SHARE = 0.75  # of the features; the two opponent colours share the rest
 _OPPONENT = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]], dtype=torch.float64)
 

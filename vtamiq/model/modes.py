@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
-__all__ = ["evaluation", "uncompiled", "usual_torch"]
-
 _lock = threading.Lock()
 _building = threading.RLock()
 _users: "weakref.WeakKeyDictionary[nn.Module, tuple[int, list[nn.Module]]]" = weakref.WeakKeyDictionary()

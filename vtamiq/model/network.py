@@ -20,8 +20,6 @@ from vtamiq.model.config import VTAMIQConfig
 from vtamiq.model.modes import evaluation
 from vtamiq.model.pretrained import Pretrained
 
-__all__ = ["VTAMIQ", "preference"]
-
 # ---------------------------------------------------------------------------------------------------------- patch encoder
 
 

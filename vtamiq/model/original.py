@@ -13,8 +13,6 @@ from torch import Tensor
 from vtamiq.model.checkpoints import CheckpointError, first_bytes, read_safetensors
 from vtamiq.model.config import VTAMIQConfig
 
-__all__ = ["convert_original", "read_original"]
-
 # Original name (regular expression) -> our name. Linears that the original keeps as kernel-1 convolutions are reshaped.
 _RENAMES = [
     (r"transformer\.embeddings\.cls_token", "encoder.class_token"),

@@ -25,8 +25,6 @@ from vtamiq.model.modes import usual_torch
 from vtamiq.model.original import convert_original, read_original
 from vtamiq.utils.files import read_json, replacing, write_text
 
-__all__ = ["Pretrained"]
-
 _CARD = """---
 {{ card_data }}
 ---

@@ -412,11 +412,7 @@ def _check_single(table: pd.DataFrame, columns: list[str]) -> None:
 
 @styled
 def repeated_runs(
-    table: pd.DataFrame,
-    *,
-    series: str = "method",
-    joined: str | None = None,
-    title: str | None = None,
+    table: pd.DataFrame, *, series: str = "method", joined: str | None = None, title: str | None = None
 ) -> Figure:
     """Draw the SROCC of runs with other seeds or splits: every run as a point, over a box from quartile to quartile.
 

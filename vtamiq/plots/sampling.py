@@ -293,11 +293,7 @@ def pair_scores(
 
 @styled
 def seen_patches(
-    images: Sequence[np.ndarray],
-    sample: PatchSample,
-    scores: Sequence[float],
-    *,
-    titles: Sequence[str] | None = None,
+    images: Sequence[np.ndarray], sample: PatchSample, scores: Sequence[float], *, titles: Sequence[str] | None = None
 ) -> Figure:
     """Show what the network sees of every image: its own patches alone, at the same places in all or not.
 

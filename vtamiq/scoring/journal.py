@@ -23,8 +23,6 @@ from vtamiq.scoring.pairs import PATHS
 from vtamiq.utils.digests import digest
 from vtamiq.utils.files import check_regular, write_table, write_text
 
-__all__ = ["Result", "Store", "read_scores", "to_json"]
-
 log = logging.getLogger(__name__)
 
 FORMATS = (".csv", ".parquet", ".json")

@@ -18,8 +18,6 @@ from vtamiq.model.modes import uncompiled
 from vtamiq.model.network import VTAMIQ
 from vtamiq.scoring.scores import check_integer
 
-__all__ = ["VTAMIQLoss", "gather_patches"]
-
 REDUCTIONS = ("mean", "sum", "none")
 
 

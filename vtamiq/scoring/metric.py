@@ -12,8 +12,6 @@ from vtamiq.model.network import VTAMIQ
 from vtamiq.scoring.loss import VTAMIQLoss
 from vtamiq.utils.digests import digest
 
-__all__ = ["VTAMIQMetric"]
-
 
 class VTAMIQMetric(Metric):
     """Mean (or sum of) perceived distortion over all image pairs that were fed in: lower is better.

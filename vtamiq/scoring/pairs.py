@@ -13,8 +13,6 @@ import pandas as pd
 from vtamiq.utils.files import check_regular, is_image_name, is_utf8, list_folder
 from vtamiq.utils.tables import numbers_where_exact, read_table
 
-__all__ = ["pair_folders", "read_pairs"]
-
 PATHS = ("reference", "distorted")
 ADDED = ("q", "standard_error", "error", "repeats", "num_patches", "seed", "weights", "settings", "file_state")
 

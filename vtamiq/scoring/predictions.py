@@ -17,8 +17,6 @@ from vtamiq.model.network import VTAMIQ
 from vtamiq.scoring.scores import check_integer, collate_draws, forward, load, pair_samples, stack
 from vtamiq.utils.files import replacing
 
-__all__ = ["predict"]
-
 # What a prediction row says of its pair, beside the prediction itself.
 PAIR_COLUMNS = [
     "database", "subset", "ref_id", "content", "ref_path", "dist_path", "dist_type", "dist_name", "level",

@@ -28,8 +28,6 @@ from vtamiq.model.inference import NOT_FINITE, check_model, half_precision
 from vtamiq.model.modes import evaluation, uncompiled
 from vtamiq.model.network import VTAMIQ
 
-__all__ = ["ReferenceEmbedding", "score"]
-
 COMPUTES = 2  # raise when the same settings give other scores: what was scored before is then not resumed or read again
 Sources: TypeAlias = "ImageSource | Sequence[ImageSource]"
 

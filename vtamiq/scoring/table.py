@@ -32,8 +32,6 @@ from vtamiq.scoring.scores import (
 )  # fmt: skip
 from vtamiq.utils.digests import digest, digest_file
 
-__all__ = ["score_table"]
-
 SHARD = 64  # neighbouring rows that one process takes, since they often share their reference
 
 

@@ -23,18 +23,6 @@ from vtamiq.training.module import Fitting
 from vtamiq.training.stage import Stage
 from vtamiq.utils.files import replacing, write_table
 
-__all__ = [
-    "AtomicCheckpointIO",
-    "Compiled",
-    "History",
-    "OneDNN",
-    "Progress",
-    "Termination",
-    "checkpoints",
-    "end_at_sigterm",
-    "readable_checkpoint",
-]
-
 log = logging.getLogger(__name__)
 PREVIOUS = "previous.ckpt"
 EVERY = 50  # batches between two points of a curve in TensorBoard

@@ -19,8 +19,6 @@ from vtamiq.model.network import VTAMIQ, preference
 from vtamiq.training.losses import combined_loss, mae_loss
 from vtamiq.training.stage import Stage
 
-__all__ = ["Fitting", "PreferenceFitting", "frozen_parameters", "muon_groups"]
-
 ADAM_BETAS = (0.9, 0.999)  # PyTorch's, for what Muon leaves to Adam
 
 

@@ -56,8 +56,6 @@ from vtamiq.utils.digests import digest_file, digest_table, digest_weights
 from vtamiq.utils.files import AGAIN, clear_unfinished, holding, read_json, read_table, write_table, write_text
 from vtamiq.utils.processes import is_first_process
 
-__all__ = ["Run", "Stage", "train"]
-
 log = logging.getLogger(__name__)
 START = "start_predictions.parquet"  # in a run folder, if it was asked for
 ANEW = "remove the run folder and train again"

@@ -13,8 +13,6 @@ from vtamiq.databases.patches import Flips
 from vtamiq.utils.configs import build, conform, read_yaml, require
 from vtamiq.utils.files import write_text
 
-__all__ = ["Optimizer", "PreferenceLoss", "Runtime", "Schedule", "ScoreLoss", "Stage"]
-
 OPTIMIZERS = ("adamw", "sgd", "muon")
 SCHEDULES = ("exponential", "cosine", "constant")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # positions and labels must not be rounded to half precision

@@ -9,8 +9,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-__all__ = ["digest", "digest_file", "digest_number", "digest_table", "digest_weights"]
-
 LENGTH = 16  # hexadecimal digits: 64 bits
 
 

@@ -21,22 +21,6 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = [
-    "AGAIN",
-    "check_regular",
-    "clear_unfinished",
-    "holding",
-    "is_image_name",
-    "is_utf8",
-    "list_folder",
-    "list_images",
-    "read_json",
-    "read_table",
-    "replacing",
-    "write_table",
-    "write_text",
-]
-
 log = logging.getLogger(__name__)
 
 AGAIN = "remove it and run again"

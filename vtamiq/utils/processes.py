@@ -11,8 +11,6 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import TypeVar
 
-__all__ = ["count_workers", "executor", "is_first_process", "one_thread_per_process", "run_jobs"]
-
 J, T = TypeVar("J"), TypeVar("T")
 AHEAD = 256  # jobs that are handed over and wait: a hundred thousand of them would fill the memory
 

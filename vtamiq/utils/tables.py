@@ -14,8 +14,6 @@ import pandas as pd
 from vtamiq.utils.configs import did_you_mean
 from vtamiq.utils.files import check_regular, is_utf8
 
-__all__ = ["ALIASES", "numbers_where_exact", "read_lines", "read_table"]
-
 ALIASES = {
     "reference": ("ref", "reference_path", "ref_path", "reference_image", "ref_image", "reference_img", "ref_img"),
     "distorted": ("dist", "distorted_path", "dist_path", "distorted_image", "dist_image", "distorted_img", "dist_img"),

@@ -301,16 +301,7 @@ class TestShell:
     def test_goes_on_and_ships(self, made, photographs, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr("tools.weights.card.ship", lambda folder: tmp_path / folder.name)
         settings = [word for name, value in QUICK.items() for word in ("--set", f"{name}={json.dumps(value)}")]
-        command = [
-            "--images",
-            str(photographs),
-            "--out",
-            str(made[0]),
-            "--workers",
-            "0",
-            *settings,
-            "--ship",
-        ]
+        command = ["--images", str(photographs), "--out", str(made[0]), "--workers", "0", *settings, "--ship"]
         assert main(command) == 0
         said = capsys.readouterr().out
         assert "left-out types" in said
