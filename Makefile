@@ -17,7 +17,7 @@ help:
 	@echo "make setup                   create $(VENV) from requirements.lock (the others do so by themselves)"
 	@echo "make reproduce               run the notebooks; PRESET=smoke|demo|full (now: $(PRESET)), ARGS='--only 03 --force'"
 	@echo "make test                    lint and all tests, in a process per core"
-	@echo "make lint                    ruff check and format check"
+	@echo "make lint                    ruff check, format check, and what a wing may import"
 	@echo "make lab                     open the notebooks in JupyterLab"
 	@echo "make lock                    recompile requirements.lock from pyproject.toml; ARGS=--upgrade for newer releases"
 	@echo "make benchmark               how fast this machine is; ARGS='--all --out costs.csv' for all parts"
@@ -55,6 +55,7 @@ test: lint
 lint: $(READY)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-logo
 
 lab: $(READY)
 	@$(BIN)/jupyter lab notebooks
