@@ -235,3 +235,11 @@ def test_a_database_of_real_layout_runs_through_notebook_06(tmp_path, monkeypatc
     assert len(pd.read_csv(folder / "significance.csv")) == 1
     assert (tmp_path / "runs" / "smoke" / "figures" / "scatter_tid2013.png").is_file()
     assert list(reproduce("smoke", parameters=parameters, **options)["status"]) == ["cached"]
+
+
+def test_plain_papermill_runs_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    papermill.execute_notebook(
+        NOTEBOOKS[1], "out.ipynb", {"preset": "smoke"}, kernel_name="python3", progress_bar=False
+    )
+    assert {path.name for path in (tmp_path / "runs" / "smoke").iterdir()} == {"01_patch_sampling", "figures"}

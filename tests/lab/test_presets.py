@@ -142,10 +142,11 @@ def test_tables_are_published_whole_and_as_columns(space):
     assert r"a\_b & 0.512 \\" in (folder / "results.tex").read_text()
 
 
-def test_any_other_folder_is_refused(tmp_path, monkeypatch):
+def test_any_folder_will_do(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="run from the repository"):
-        workspace("demo")
+    space = workspace("demo")
+    assert (space.root, space.out) == (tmp_path, tmp_path / "runs/demo")
+    assert space.figures == tmp_path / "runs/demo/figures"  # there is no gallery here
 
 
 def test_versions_name_what_results_depend_on():

@@ -106,7 +106,7 @@ PRESETS = {"smoke": _smoke(), "demo": _demo(), "full": _full()}
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where the notebooks of one preset read and write; all paths are relative to the repository unless `out` is not."""
+    """Where the notebooks of one preset read and write; paths are relative to `root`, the repository or current folder."""
 
     preset: str
     root: Path
@@ -119,7 +119,7 @@ class Workspace:
     @property
     def figures(self) -> Path:
         """The gallery of the repository for the demo in its usual place, a folder of the run for all else."""
-        usual = self.out == self.root / "runs" / "demo"
+        usual = self.out == self.root / "runs" / "demo" and (self.root / "notebooks").is_dir()
         return self.root / "figures" if usual else self.out / "figures"
 
     def folder(self, notebook: str) -> Path:
@@ -231,14 +231,12 @@ def _decides(setting: Any) -> Any:
 
 
 def workspace(preset: str = "demo", out: str = "") -> Workspace:
-    """The workspace of a preset in run folder `out` (empty: `runs/{preset}`), seen from the root or from `notebooks`.
+    """The workspace of a preset in run folder `out` (empty: `runs/{preset}`), relative to the repository's root.
 
-    ValueError for no such preset, or another current folder.
+    Outside the repository, the current folder takes its place. ValueError for no such preset.
     """
     if preset not in PRESETS:
         raise ValueError(f"no preset {preset!r}{did_you_mean(preset, PRESETS)}; there are {', '.join(PRESETS)}")
     here = Path.cwd()
-    root = here if (here / "notebooks").is_dir() else here.parent
-    if not (root / "notebooks").is_dir():
-        raise ValueError(f"no notebooks in {here} or beside it: run from the repository's root or its notebooks folder")
+    root = here.parent if here.name == "notebooks" else here
     return Workspace(preset, root, root / (out or f"runs/{preset}"))

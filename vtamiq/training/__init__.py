@@ -4,6 +4,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
+    submodules=["losses"],
     submod_attrs={
         "chain": ["Chain", "Data", "FoldSplit", "RandomSplit", "Step", "check_chain", "load_data", "run_chain"],
         "apart": ["launch"],
