@@ -191,8 +191,8 @@ class TestScore:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            (b"not an image", "bad.png is no image that can be read here: try PNG"),
-            (b"", "bad.png is no image"),
+            (b"not an image", "cannot read bad.png: it is a text file, not an image"),
+            (b"", "cannot read bad.png: the file is empty"),
             (png(np.zeros((20, 20, 3), "u1"))[:50], "cannot read bad.png"),
             (png(np.zeros((20, 20, 3), "u1")), "images differ in size: good.png is 64 x 48 and bad.png is 20 x 20"),
         ],
@@ -228,7 +228,7 @@ class TestUpload:
         np.testing.assert_array_equal(read_upload("x", memoryview(buffer.getvalue())), images["a"])
 
     def test_names_are_names_only(self, tmp_path):
-        with pytest.raises(ImageError, match=r"^\.\./\.\./<b>x is no image"):
+        with pytest.raises(ImageError, match=r"^cannot read \.\./\.\./<b>x: it is a text file"):
             read_upload("../../<b>x", b"?")
 
     def test_errors_name_no_folder_of_this_machine(self, images):

@@ -18,7 +18,6 @@ from typing import Any, TypeAlias
 import ipywidgets as widgets
 import numpy as np
 from matplotlib.colors import to_hex
-from PIL import UnidentifiedImageError
 
 from vtamiq.attention.maps import METHODS, check_method
 from vtamiq.caps import CAPS, MAX_SCALES, caps_for
@@ -364,8 +363,6 @@ def read_upload(name: str, content: bytes | memoryview) -> np.ndarray:
         try:
             return read_image(path)
         except ImageError as error:
-            if isinstance(error.__cause__, UnidentifiedImageError):
-                raise ImageError(f"{name} is no image that can be read here: try PNG, JPEG, TIFF or WebP") from error
             raise ImageError(str(error).replace(str(path), name)) from error
 
 
