@@ -125,3 +125,9 @@ def test_absurd_sizes_are_refused_before_anything_is_built(values):
     (name,) = values
     with pytest.raises(ValueError, match=rf"VTAMIQConfig\.{name} must be "):
         VTAMIQConfig.from_dict(values)
+
+
+def test_sizes_that_are_absurd_together_are_refused():
+    with pytest.raises(ValueError, match=r"VTAMIQConfig\.width and numbers of blocks ask for over 4 billion weights"):
+        VTAMIQConfig(width=16_384, num_heads=1, num_blocks=200)
+    assert VTAMIQConfig(width=1408, num_blocks=40).width == 1408  # ViT-g

@@ -76,6 +76,13 @@ class VTAMIQConfig:
         conform(self)
         for name, most in MOST.items():  # before anything of absurd size is built
             require(self, name, (getattr(self, name) or 0) <= most, f"must be at most {most}")
+        layers = 12 * self.num_blocks + 2 * self.num_groups * self.blocks_per_group
+        require(
+            self,
+            "width",
+            (self.width or 0) ** 2 * layers <= 4e9,
+            "and numbers of blocks ask for over 4 billion weights",
+        )
         for name in ("num_blocks", "num_scales", "blocks_per_group", "reduction"):
             require(self, name, getattr(self, name) >= 1, "must be at least 1")
         for name in ("num_registers", "num_groups"):
